@@ -1,0 +1,350 @@
+"""Procedural scenes with an oracle: captions that are exact, pictures that can be read back.
+
+What: a scene is one to four coloured shapes on a plain background.  `scene` draws one from a
+seed, `caption` says it in words, `render` paints it, `detect` reads any picture back by rules, and
+`alignment` counts how often pictures show what their captions say.
+Why: Muse measures alignment with CLIP, a network's opinion (paper, section 3); here alignment is
+exact.  Six of the 60 (shape, colour, size) triples never occur in training, so one can also ask
+whether a model composes what it has learnt.
+Left out: overlap, rotation, texture, and every paraphrase: a scene has one caption.
+Run: python -m minimuse.shapes   (the detector on real scenes: the best score that one can get)
+"""
+import functools
+import itertools
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# --- The vocabulary ---------------------------------------------------------------------------
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+# Cyan and not orange: as seen from black, orange lies close to the direction of yellow.
+COLOURS = {
+    "red": (220, 40, 40), "green": (30, 170, 50), "blue": (40, 70, 230),
+    "yellow": (240, 215, 40), "purple": (170, 40, 210), "cyan": (40, 205, 225),
+}
+BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
+SIZES = {"small": 6 / 64, "large": 10.5 / 64}  # radius of the enclosing disc / side of the picture
+# name -> (axis, sign) of things[0] minus things[1]; axis 0 is x, axis 1 is y, and y points down
+RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+NUMBERS = ("", "a", "two", "three", "four")
+SPLITS = ("train", "heldout")
+
+GAP = 3 / 64  # least distance between the enclosing discs of two things
+MARGIN = 1.3 / 64  # least distance between an enclosing disc and the border
+ASLANT = 0.6  # in a relation, |across| is at most this times |along|
+
+TRIPLES = tuple(itertools.product(SHAPES, COLOURS, SIZES))
+# One triple per colour, 6 of 60: each single value and each pair of values stays in training.
+HELD_OUT = frozenset((SHAPES[2 * i % 5], c, tuple(SIZES)[i % 2]) for i, c in enumerate(COLOURS))
+TRAIN_TRIPLES = tuple(t for t in TRIPLES if t not in HELD_OUT)
+
+
+@dataclass(frozen=True)
+class Thing:
+    shape: str
+    colour: str
+    size: str
+    x: float  # centre, in [0, 1]
+    y: float  # centre, in [0, 1], downwards
+
+    def __post_init__(self):
+        if (self.shape, self.colour, self.size) not in TRIPLES:
+            raise ValueError(f"unknown shape, colour or size: {self}")
+
+
+@dataclass(frozen=True)
+class Scene:
+    background: str
+    things: tuple[Thing, ...]
+    relation: str | None  # of things[0] relative to things[1]
+
+
+# --- Drawing a scene from a seed --------------------------------------------------------------
+
+def _positions(rng, radii, relation):
+    """Uniform positions given that nothing touches: the first of many draws that fits."""
+    n = len(radii)
+    low, high = radii[:, None] + MARGIN, 1 - radii[:, None] - MARGIN
+    for _ in range(64):  # the worst case, four large things, fits once in 600 draws
+        xy = rng.uniform(low, high, size=(256, n, 2))
+        fits = np.ones(256, bool)
+        for i, j in itertools.combinations(range(n), 2):
+            fits &= np.hypot(*(xy[:, i] - xy[:, j]).T) >= radii[i] + radii[j] + GAP
+        if relation is not None:
+            axis, sign = RELATIONS[relation]
+            d = xy[:, 0] - xy[:, 1]
+            along, across = sign * d[:, axis], np.abs(d[:, 1 - axis])
+            fits &= (along >= radii.sum() + GAP) & (across <= ASLANT * along)
+        if fits.any():
+            return xy[fits.argmax()]
+    raise RuntimeError(f"no room for {n} things of radii {radii.tolist()}")
+
+
+def scene(seed: int, split: str = "train") -> Scene:
+    """The scene of this seed: one thing, two to four alike, or two different ones in a relation.
+
+    "train" never shows a held-out triple; in "heldout" every scene shows exactly one.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
+    rng = np.random.default_rng([SPLITS.index(split), seed])
+    pool = TRAIN_TRIPLES if split == "train" else sorted(HELD_OUT)
+    background = str(rng.choice(list(BACKGROUNDS)))
+    triple = pool[rng.integers(len(pool))]
+    kind, relation = rng.integers(3), None
+    if kind == 0:
+        triples = [triple]
+    elif kind == 1:
+        triples = [triple] * int(rng.integers(2, 5))
+    else:
+        others = [t for t in TRAIN_TRIPLES if t != triple]
+        triples = [triple, others[rng.integers(len(others))]]
+        if rng.integers(2):  # the held-out one comes first or second
+            triples.reverse()
+        relation = list(RELATIONS)[rng.integers(4)]
+    xy = _positions(rng, np.array([SIZES[size] for _, _, size in triples]), relation)
+    things = tuple(Thing(*t, float(x), float(y)) for t, (x, y) in zip(triples, xy))
+    return Scene(background, things, relation)
+
+
+# --- Words ------------------------------------------------------------------------------------
+
+_THING = rf"({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_GRAMMAR = re.compile(
+    rf"({'|'.join(NUMBERS[1:])}) {_THING}(?:e?s)?(?: ({'|'.join(RELATIONS)}) a {_THING})?"
+    rf" on a ({'|'.join(BACKGROUNDS)}) background"
+)
+
+
+def caption(s: Scene) -> str:
+    """The scene in words; it says everything but the positions."""
+    names, n = [f"{t.size} {t.colour} {t.shape}" for t in s.things], len(s.things)
+    if s.relation is not None and n == 2:
+        subject = f"a {names[0]} {s.relation} a {names[1]}"
+    elif s.relation is None and 0 < n < len(NUMBERS) and len(set(names)) == 1:
+        plural = "" if n == 1 else "es" if names[0].endswith("s") else "s"
+        subject = f"{NUMBERS[n]} {names[0]}{plural}"
+    else:
+        raise ValueError(f"no caption says {names} with relation {s.relation!r}")
+    return f"{subject} on a {s.background} background"
+
+
+def parse(text: str) -> Scene:
+    """The scene that a caption describes, everything placed at the centre; undoes `caption`."""
+    words = _GRAMMAR.fullmatch(text)
+    if words is None:
+        raise ValueError(f"not a caption of shapes: {text!r}")
+    number, size, colour, shape, relation, size2, colour2, shape2, background = words.groups()
+    things = (Thing(shape, colour, size, 0.5, 0.5),) * NUMBERS.index(number)
+    if relation is not None:
+        things += (Thing(shape2, colour2, size2, 0.5, 0.5),)
+    found = Scene(background, things, relation)
+    if caption(found) != text:  # the pattern lets "two small red circle" through
+        raise ValueError(f"not a caption of shapes: {text!r}; did you mean {caption(found)!r}?")
+    return found
+
+
+# --- Painting ---------------------------------------------------------------------------------
+
+def coverage(shape: str, x, y, r: float, edge: float):
+    """How much of the pixel at (x, y) from the centre is covered, in [0, 1]; all in pixels."""
+    # d is the signed distance to the outline, below 0 inside; each shape fits a disc of radius r.
+    if shape == "circle":
+        d = np.hypot(x, y) - r
+    elif shape == "ring":
+        d = np.abs(np.hypot(x, y) - 0.775 * r) - 0.225 * r
+    elif shape == "square":
+        d = np.maximum(np.abs(x), np.abs(y)) - 0.7 * r
+    elif shape == "triangle":  # equilateral, one corner up: the largest of three half-planes
+        d = np.maximum(y, 0.75**0.5 * np.abs(x) - 0.5 * y) - 0.5 * r
+    elif shape == "cross":  # the union of a flat bar and an upright one
+        flat = np.maximum(np.abs(x) - 0.95 * r, np.abs(y) - 0.3 * r)
+        d = np.minimum(flat, np.maximum(np.abs(x) - 0.3 * r, np.abs(y) - 0.95 * r))
+    return np.clip(0.5 - d / edge, 0, 1)
+
+
+def render(scenes, side: int) -> torch.Tensor:
+    """Paint scenes -> (B, 3, side, side) uint8."""
+    if len(scenes) > 256:  # by chunks, for less memory
+        return torch.cat([render(scenes[i : i + 256], side) for i in range(0, len(scenes), 256)])
+    # Things are painted in boxes of P x P, on a canvas P wider all round: none needs clipping.
+    P = 2 * int(np.ceil(max(SIZES.values()) * side)) + 3
+    paints = np.array([BACKGROUNDS[s.background] for s in scenes], np.float32)
+    canvas = np.tile(paints[:, None, None], (1, side + 2 * P, side + 2 * P, 1))
+    # All first things, then all second ones...: no pixel is written twice in one assignment.
+    for slot, shape in itertools.product(range(max(len(s.things) for s in scenes)), SHAPES):
+        chosen = [(b, s.things[slot]) for b, s in enumerate(scenes)
+                  if len(s.things) > slot and s.things[slot].shape == shape]
+        if not chosen:
+            continue
+        b = np.array([b for b, _ in chosen])[:, None, None]
+        centre = np.array([(t.x, t.y) for _, t in chosen], np.float32) * side - 0.5
+        radius = np.array([SIZES[t.size] for _, t in chosen], np.float32)[:, None, None] * side
+        colour = np.array([COLOURS[t.colour] for _, t in chosen], np.float32)[:, None, None]
+        box = np.round(centre).astype(int)[:, :, None] + np.arange(P) - P // 2  # (M, 2, P)
+        offset = (box - centre[:, :, None]).astype(np.float32)
+        a = coverage(shape, offset[:, 0, None], offset[:, 1, :, None], radius, 1)[..., None]
+        columns, rows = box[:, 0, None] + P, box[:, 1, :, None] + P
+        canvas[b, rows, columns] += a * (colour - canvas[b, rows, columns])
+    picture = (canvas[:, P:-P, P:-P] + 0.5).astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(0, 3, 1, 2)))
+
+
+# --- Reading a picture back -------------------------------------------------------------------
+
+SOLID = 0.4  # a pixel covered more than this belongs to a thing
+SPECK = 0.003  # a blob smaller than this part of the picture is dropped (smallest thing: 0.011)
+
+
+def detect(images: torch.Tensor) -> list[Scene]:
+    """Read pictures (B, 3, S, S) in [-1, 1] back into scenes, by rules only; relation is None.
+
+    Every blob counts as one thing, and a broken one gets the shape that it resembles most.
+    """
+    shape = tuple(images.shape)
+    if shape != (len(images), 3, shape[-1], shape[-1]) or not images.is_floating_point():
+        raise ValueError(f"images are {shape} {images.dtype}; detect needs floats (B, 3, S, S)")
+    if len(images) > 64:  # by chunks, for less memory
+        return [s for chunk in images.split(64) for s in detect(chunk)]
+    pixels = ((images.detach().float().cpu() + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], 1)
+    paints = np.array(list(BACKGROUNDS.values()), np.float32)
+    nearest = np.linalg.norm(np.median(border, 1)[:, None] - paints, axis=-1).argmin(1)  # (B,)
+
+    # A soft edge mixes background and colour, so a pixel lies on the line between the two.  For
+    # each colour: how far along (the coverage), and how far off that line (the misfit).
+    v = pixels - paints[nearest][:, None, None]  # (B, S, S, 3)
+    lines = np.array(list(COLOURS.values()), np.float32) - paints[nearest][:, None]  # (B, 6, 3)
+    dot = np.einsum("bhwc,bkc->bhwk", v, lines)
+    square = (lines**2).sum(-1)[:, None, None]
+    cover = np.clip(dot / square, 0, 1)  # (B, S, S, 6)
+    misfit = (v**2).sum(-1, keepdims=True) - 2 * cover * dot + cover**2 * square
+    likeliest = np.take_along_axis(cover, misfit.argmin(-1)[..., None], -1)[..., 0]
+
+    labels = components(torch.from_numpy(likeliest > SOLID))
+    grown = _largest_near(labels).numpy()  # takes in the soft edge around
+    readings = []
+    for b, label_map in enumerate(labels.numpy()):
+        things = []
+        for label, count in zip(*np.unique(label_map, return_counts=True)):
+            if label > 0 and count >= SPECK * label_map.size:
+                colour = misfit[b][label_map == label].sum(0).argmin()
+                shape, size, x, y = match(np.where(grown[b] == label, cover[b, :, :, colour], 0))
+                things.append(Thing(shape, list(COLOURS)[colour], size, x, y))
+        readings.append(Scene(list(BACKGROUNDS)[nearest[b]], tuple(things), None))
+    return readings
+
+
+def _largest_near(labels):
+    return torch.nn.functional.max_pool2d(labels[:, None], 3, stride=1, padding=1)[:, 0]
+
+
+def components(mask: torch.Tensor) -> torch.Tensor:
+    """Number the 8-connected blobs of (B, S, S) booleans: each blob's largest index spreads."""
+    labels = torch.arange(1.0, mask.shape[1:].numel() + 1).reshape(mask.shape[1:]) * mask
+    while True:
+        spread = _largest_near(labels) * mask
+        if torch.equal(spread, labels):
+            return labels
+        labels = spread
+
+
+@functools.lru_cache(maxsize=4)
+def _templates(side):
+    """Each shape and size at sub-pixel shifts: names, and coverages (T, P, P)."""
+    half = int(np.ceil(max(SIZES.values()) * side)) + 2
+    grid = np.arange(-half, half + 1, dtype=np.float32)
+    shifts = np.arange(-0.5, 0.51, 0.25, dtype=np.float32)
+    # The wider edge is for blurred pictures: without it a blurred small ring passes for a cross.
+    names = list(itertools.product(SHAPES, SIZES, shifts, shifts, (1, 2)))
+    return names, np.stack([coverage(shape, grid - dx, grid[:, None] - dy, SIZES[size] * side, edge)
+                            for shape, size, dx, dy, edge in names])
+
+
+def match(soft):
+    """Shape, size, x, y whose template has the largest soft overlap with a coverage map (S, S)."""
+    names, templates = _templates(len(soft))
+    P = templates.shape[-1]
+    # Every shape balances about its centre, so the centre of mass finds it within a pixel.
+    centre = [soft.sum(axis) @ np.arange(len(soft)) / soft.sum() for axis in (1, 0)]
+    row, column = (round(float(c)) for c in centre)
+    patch = np.pad(soft, P // 2)[row : row + P, column : column + P]
+    # Soft intersection over union, sum(min) / sum(max).
+    both = np.minimum(patch, templates).sum((1, 2))
+    overlap = both / (soft.sum() + templates.sum((1, 2)) - both)
+    shape, size, dx, dy, _ = names[overlap.argmax()]
+    return shape, size, float(column + dx + 0.5) / len(soft), float(row + dy + 0.5) / len(soft)
+
+
+# --- Judging ----------------------------------------------------------------------------------
+
+PARTS = ("shape", "colour", "size")
+ATTRIBUTES = (*PARTS, "count", "relation", "background", "all")
+
+
+def agree(wanted: Scene, reading: Scene) -> dict[str, bool | None]:
+    """Which attributes a reading has right, for *every* thing of the caption; None: not asked.
+
+    Things are paired so that most parts agree.  A missing thing makes all parts wrong, an
+    additional one only the count.
+    """
+    def same(want, got):
+        return [got is not None and getattr(want, part) == getattr(got, part) for part in PARTS]
+
+    # With n wanted, n candidates for each suffice: the others use at most n - 1 of them.
+    n = len(wanted.things)
+    found = [*enumerate(reading.things), *((-1 - k, None) for k in range(n))]  # None: missing
+    best = [sorted(found, key=lambda f: -sum(same(w, f[1])))[:n] for w in wanted.things]
+    pairings = [p for p in itertools.product(*best) if len({i for i, _ in p}) == n]
+    got = max(([thing for _, thing in p] for p in pairings),
+              key=lambda things: sum(map(sum, map(same, wanted.things, things))))
+    answer = dict(zip(PARTS, map(all, zip(*map(same, wanted.things, got)))))
+    answer["count"] = len(reading.things) == n
+    answer["relation"] = None if wanted.relation is None else holds(wanted.relation, *got)
+    answer["background"] = wanted.background == reading.background
+    answer["all"] = all(right is not False for right in answer.values())
+    return answer
+
+
+def holds(relation: str, first: Thing | None, second: Thing | None) -> bool:
+    """Whether first is left of (...) second: to that side, and more along than across."""
+    if first is None or second is None:
+        return False
+    axis, sign = RELATIONS[relation]
+    d = (first.x - second.x, first.y - second.y)
+    return sign * d[axis] > abs(d[1 - axis])
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson, 1927): it holds near 0 and 1 too."""
+    if n == 0:
+        return 0.0, 1.0
+    z, p = 1.959964, right / n  # 97.5 % of a normal distribution lies below z
+    middle, spread = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    low, high = ((middle + s) / (1 + z * z / n) for s in (-spread, spread))
+    return max(0.0, low), min(1.0, high)
+
+
+def alignment(scenes, images: torch.Tensor) -> dict[str, dict[str, float]]:
+    """How often pictures (B, 3, S, S) in [-1, 1] show what the scenes' captions say."""
+    if len(scenes) != len(images):
+        raise ValueError(f"{len(scenes)} scenes for {len(images)} images")
+    answers = [agree(s, reading) for s, reading in zip(scenes, detect(images))]
+    table = {}
+    for k in ATTRIBUTES:
+        asked = [a[k] for a in answers if a[k] is not None]
+        value = sum(asked) / len(asked) if asked else float("nan")
+        low, high = wilson(sum(asked), len(asked))
+        table[k] = {"value": value, "low": low, "high": high, "n": len(asked)}
+    return table
+
+
+if __name__ == "__main__":
+    for split, side in itertools.product(SPLITS, (64, 32)):
+        scenes = [scene(seed, split) for seed in range(10**6, 10**6 + 1000)]
+        images = torch.nn.functional.avg_pool2d(render(scenes, 64) / 127.5 - 1, 64 // side)
+        values = [f"{k} {row['value']:.3f}" for k, row in alignment(scenes, images).items()]
+        print(f"{split} at {side} px:", ", ".join(values))
