@@ -1,0 +1,300 @@
+"""Pictures with captions: procedural shapes, the emoji that ship with the project, or your own folder.
+
+Muse learns from (picture, caption) pairs and from nothing else, so one small class holds them all:
+
+    emoji = load("emoji", "train", side=64)
+    images = emoji.batch([0, 1, 2])         # (3, 3, 64, 64) in [-1, 1]
+    emoji.captions[0]                       # a few ways to say it; training draws one
+
+- "shapes": `count` scenes from `shapes.py`; endless, and their captions are exact.
+- "emoji": some 1,600 concepts in five styles ("red apple, noto style"), made by `data/build_emoji.py`.
+- anything else is a folder: `cat.png` beside `cat.txt` (one caption a line), or a table for all
+  pictures, `captions.csv` (columns file,caption) or `captions.jsonl` ({"file": ..., "caption": ...}).
+
+What is held out follows from names by a hash, not from a shuffle: no order of files, seed or library
+version moves a picture into training. All M pictures are in memory as uint8, which is simple and right
+up to some 100,000 pictures of 64 pixels. Left out: streaming, augmentation, cleaning of captions.
+"""
+import csv
+import hashlib
+import io
+import json
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from minimuse import shapes
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+EMOJI_SIDE = 128
+STYLES = ("openmoji", "twemoji", "noto", "fluent-flat", "fluent-3d")
+SPLITS = {"shapes": ("train", "validation", "heldout"), "emoji": ("train", "heldout", "heldout-concept"),
+          "folder": ("train", "heldout")}
+_RESTORE = "restore it with `git checkout data/emoji`, or make it with data/build_emoji.py"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+Found = tuple[str, tuple[str, ...], Callable[[], Image.Image]]  # name, captions, how to read the picture
+
+
+@dataclass(frozen=True, eq=False)  # eq: two tensors have no single truth value
+class Pictures:
+    pixels: torch.Tensor  # (M, 3, H, W) uint8
+    captions: list[tuple[str, ...]]  # one or more variants per picture, the plainest first
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batch(self, indices) -> torch.Tensor:
+        """(B,) -> (B, 3, H, W) float in [-1, 1]."""
+        return self.pixels[torch.as_tensor(indices)].float() / 127.5 - 1
+
+
+def halve(images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) -> (B, 3, H/2, W/2): the picture that the base model sees, by 2x2 means."""
+    H, W = images.shape[-2:]
+    if H % 2 or W % 2:  # pooling would drop the last row without a word
+        raise ValueError(f"image is {H}x{W}; halving needs even sides")
+    return F.avg_pool2d(images, 2)
+
+
+def load(source: str, split: str, side: int, count: int | None = None, seed: int = 0,
+         data_dir: Path = DATA, smallest: int = 8) -> Pictures:
+    """The pictures of one split, side x side.
+
+    `count` is how many shapes to draw; of emoji or a folder it takes at most that many, chosen by
+    `seed`. `smallest` is the least side of a picture in a folder: the tokenizer's factor f.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"count={count}; it must be at least 1")
+    kind = source if source in SPLITS else "folder"
+    if split not in SPLITS[kind]:
+        raise ValueError(f"split {split!r} of {source}; there is {', '.join(SPLITS[kind])}")
+    if kind == "shapes":
+        return _shapes(split, side, count, seed)
+    found = (_emoji(split, side, Path(data_dir)) if kind == "emoji" else
+             _folder(Path(source), split, side, smallest))
+    if count is not None and count < len(found):
+        chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:count]
+        found = [found[i] for i in sorted(chosen.tolist())]
+    pixels = torch.empty((len(found), 3, side, side), dtype=torch.uint8)
+    for i, (_, _, read) in enumerate(found):
+        pixels[i] = torch.from_numpy(np.array(read())).permute(2, 0, 1)
+    return Pictures(pixels, [captions for _, captions, _ in found], [name for name, _, _ in found])
+
+
+def _hash(text: str) -> int:
+    """An even spread over the integers that is the same everywhere (Python's hash() is not)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+# --- shapes ---
+def _shapes(wanted: str, side: int, count: int | None, seed: int) -> Pictures:
+    """Validation draws as training does, from other seeds; heldout shows unseen combinations."""
+    if count is None:
+        raise ValueError("shapes are endless: say how many, for example count=4096")
+    # Training takes the even scene numbers and validation the odd ones, so no seeds can meet.
+    numbers = [2 * (seed * 10**9 + i) + (wanted == "validation") for i in range(count)]
+    scenes = [shapes.scene(n, "heldout" if wanted == "heldout" else "train") for n in numbers]
+    return Pictures(shapes.render(scenes, side), [(shapes.caption(s),) for s in scenes],
+                    [f"shapes/{wanted}/{n}" for n in numbers])
+
+
+# --- emoji ---
+def split(concept: str, style: str) -> str:
+    """"train", "heldout-pair" or "heldout-concept", from the two names alone.
+
+    5 % of the concepts are held out in every style; some have a near twin in training, as a guard has
+    a man guard. 5 % of the other pairs are held out: a known thing in a known style, never together.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style {style!r}; there is {', '.join(STYLES)}")
+    if _hash(f"concept {concept}") % 20 == 0:
+        return "heldout-concept"
+    # One draw per concept, not one per pair: it hits one style at most, so the others stay.
+    drawn = _hash(f"pair {concept}") % 20
+    return "heldout-pair" if drawn == STYLES.index(style) else "train"
+
+
+def emoji_captions(label: str, tags: list[str], style: str) -> tuple[str, ...]:
+    """Four ways to ask for one picture: the label; with an article; with one tag; with two more."""
+    label, words = label.lower(), style.replace("-", " ")
+    # In an order of each style's own, without tags that the label says ("apple" for a red apple).
+    new = sorted((t for t in tags if t.lower() not in label), key=lambda t: _hash(f"{style} {label} {t}"))
+    plural = re.search(r"[^su]s$", label)  # crossed swords, but a compass and a cactus
+    article = "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", label) else "a"
+    phrase = label if plural else f"{article} {label}"
+    return tuple(", ".join([*parts, f"{words} style"]) for parts in
+                 ([label], [phrase], [label, *new[:1]], [phrase, *new[1:3]]))
+
+
+def _emoji(wanted: str, side: int, data_dir: Path) -> list[Found]:
+    if side > EMOJI_SIDE:
+        raise ValueError(f"side={side}, but the emoji packs hold {EMOJI_SIDE} pixels: ask for that or less")
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"no folder {data_dir}: the emoji come with a clone of the project; "
+                                "in the clone run `pip install -e .`")
+    index, words = (_json(data_dir / "emoji" / name) for name in ("index.json", "captions.json"))
+    part = "heldout-pair" if wanted == "heldout" else wanted
+    found = []
+    for style in STYLES:
+        pack = _pack(data_dir / "emoji" / f"{style}.pack", index[style])
+        for concept, (offset, length) in index[style]["blobs"].items():
+            if split(concept, style) == part:
+                captions = emoji_captions(words[concept]["label"], words[concept]["tags"], style)
+                found.append((f"{style}/{concept}", captions,
+                              partial(_decode, pack[offset:offset + length], side)))
+    return found
+
+
+def _decode(webp: bytes, side: int) -> Image.Image:
+    picture = Image.open(io.BytesIO(webp)).convert("RGB")
+    if EMOJI_SIDE % side == 0:  # plain means, so that 32 px is (but for rounding) what halve() makes of 64
+        return picture.reduce(EMOJI_SIDE // side)
+    return picture.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _shipped(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {_RESTORE}")
+    return path.read_bytes()
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(_shipped(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {_RESTORE}") from None
+
+
+def _pack(path: Path, entry: dict) -> bytes:
+    """One style's pictures end to end, checked against the index."""
+    data = _shipped(path)
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{path} is damaged ({len(data)} of {entry['bytes']} bytes): {_RESTORE}")
+    return data
+
+
+# --- a folder of your own ---
+def _folder(root: Path, wanted: str, side: int, smallest: int) -> list[Found]:
+    """Every picture centre-cropped to a square; one in ten is held out, and never all or none."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {str(root)!r}: say shapes, emoji, or a folder of pictures")
+    captions = folder_captions(root)
+    names = sorted(captions)
+    if len(names) < 2:
+        raise ValueError(f"{root} has {len(names)} pictures; it needs at least two, one to hold out")
+    by_hash = sorted(names, key=_hash)
+    heldout = {n for n in by_hash[:-1] if _hash(n) % 10 == 0} or {by_hash[0]}
+    return [(n, captions[n], partial(read_square, root / n, side, smallest))
+            for n in names if (n in heldout) == (wanted == "heldout")]
+
+
+def folder_captions(root: Path) -> dict[str, tuple[str, ...]]:
+    """Picture -> its captions, for every picture in the folder, by its path inside it."""
+    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    files = [f for f in files if not any(part.startswith(".") for part in f.parts)]  # what systems hide
+    pictures = {f.as_posix() for f in files if f.suffix.lower() in SUFFIXES}
+    tables = [f.name for f in files if f.as_posix() in ("captions.csv", "captions.jsonl")]
+    if len(tables) > 1:
+        raise ValueError(f"{root} has both captions.csv and captions.jsonl: remove one")
+    captions = _table(root / tables[0], pictures) if tables else _sidecars(root, files, pictures)
+    for name in sorted(pictures - captions.keys()):
+        place = tables[0] if tables else Path(name).with_suffix(".txt")
+        raise ValueError(f"{root / name} has no caption; write one into {place}")
+    return captions
+
+
+def _sidecars(root: Path, files: list[Path], pictures: set[str]) -> dict[str, tuple[str, ...]]:
+    owners, captions = defaultdict(list), {}
+    for name in pictures:
+        owners[Path(name).with_suffix("")].append(name)
+    for file in (f for f in files if f.suffix.lower() == ".txt"):
+        beside = owners[file.with_suffix("")]
+        if len(beside) != 1:
+            raise ValueError(f"{root / file} has {len(beside)} pictures of its name, not one; rename it")
+        lines = _text(root / file).splitlines()
+        captions[beside[0]] = tuple(" ".join(line.split()) for line in lines if line.strip())
+        if not captions[beside[0]]:
+            raise ValueError(f"{root / file} is empty; write the caption into it")
+    return captions
+
+
+def _table(table: Path, pictures: set[str]) -> dict[str, tuple[str, ...]]:
+    captions = {}
+    for line, file, caption in _rows(table):
+        where, name = f"{table} line {line}", Path(file).as_posix()
+        if Path(file).anchor or ".." in Path(file).parts:
+            raise ValueError(f"{where}: {file!r} leads out of the folder; move the picture in")
+        if name not in pictures:
+            raise FileNotFoundError(f"{where}: no PNG, JPEG or WebP {file!r} here; add it or remove the row")
+        if name in captions:
+            raise ValueError(f"{where}: {file!r} has a row already; remove one")
+        if not caption.strip():
+            raise ValueError(f"{where}: the caption of {file!r} is empty; write one")
+        captions[name] = (" ".join(caption.split()),)
+    if not captions:
+        raise ValueError(f"{table} is empty; write a row for each picture")
+    return captions
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte-order mark first
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it again as UTF-8") from None
+
+
+def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
+    """(line number, file, caption) of each row of captions.csv or captions.jsonl."""
+    if table.suffix == ".jsonl":
+        for line, text in enumerate(_text(table).split("\n"), 1):
+            try:
+                match json.loads(text.strip() or "null"):
+                    case {"file": str(file), "caption": str(caption)}:
+                        yield line, file, caption
+                    case other if other is not None:  # None: an empty line
+                        raise ValueError
+            except ValueError:
+                raise ValueError(f"{table} line {line} is not {{\"file\": NAME, \"caption\": TEXT}}; "
+                                 "repair it") from None
+        return
+    rows = csv.DictReader(io.StringIO(_text(table)), strict=True)
+    try:
+        if not {"file", "caption"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{table} is empty or has other columns; its first line must be file,caption")
+        for row in rows:
+            if None in row:  # more fields than columns: half the caption would be lost
+                raise ValueError(f'{table} line {rows.line_num}: a caption with a comma needs "quotes"')
+            yield rows.line_num, row["file"] or "", row["caption"] or ""
+    except csv.Error as error:
+        raise ValueError(f"{table} line {rows.line_num}: {error}; repair the quotes") from None
+
+
+def read_square(path: Path, side: int, smallest: int) -> Image.Image:
+    """The picture's middle square, side x side, on white where it is transparent."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # refuse, do not only warn
+            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+                image = ImageOps.exif_transpose(image)  # phones store the turn, not the turned pixels
+                if image.mode.startswith(("I", "F")):  # PIL would clip these to white
+                    raise ValueError("more than 8 bits a channel")
+                image = image.convert("RGBA")
+    except Exception as error:  # PIL's readers raise whatever a broken file makes them trip over
+        raise ValueError(f"{path} cannot be read ({error}); save it again as a smaller 8-bit "
+                         "PNG, or remove it with its caption") from None
+    if min(image.size) < smallest:
+        raise ValueError(f"{path} is {image.width}x{image.height}; the tokenizer needs {smallest}x{smallest} "
+                         "or more: enlarge it, or remove it with its caption")
+    # White first, then the size: the colour under a transparent pixel must not bleed in.
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
