@@ -1,0 +1,171 @@
+"""Every size and every training length, as frozen dataclasses; the presets; overriding from the command line.
+
+    minimuse train all --preset toy --data shapes --out runs/mine base.width=256 stages.base.steps=4000
+
+A preset is one `Config`. The same code reads all of them: `tiny` (tests, seconds), `demo` (the toy model
+trained for a quarter of an hour), `toy` (the same model trained for longer).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+
+from minimuse.decode import Sampling
+from minimuse.maskgit import BaseConfig
+from minimuse.superres import SuperResConfig
+from minimuse.vq import TokenizerConfig
+from minimuse.vq_loss import LossWeights
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long and how to train one part."""
+
+    steps: int
+    batch: int
+    lr: float
+    weight_decay: float = 0.045  # Muse: .045 for the transformers, 1e-4 for the tokenizers
+    betas: tuple[float, float] = (0.9, 0.96)  # Muse: (.9, .96) and (.9, .99)
+    warmup: float = 0.05  # share of the steps; a cosine decay to 0 follows
+    average_decay: float = 0.7  # Muse averages checkpoints with this decay, one every 5,000 of 1.5 M steps
+    averages: int = 300  # how many such checkpoints a training has
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch < 1 or self.lr <= 0:
+            raise ValueError(f"steps {self.steps}, batch {self.batch} and lr {self.lr} must be positive")
+
+
+@dataclass(frozen=True)
+class Stages:
+    tokenizer: Stage
+    tokenizer_hi: Stage
+    base: Stage
+    superres: Stage
+    decoder: Stage
+
+
+@dataclass(frozen=True)
+class Config:
+    tokenizer: TokenizerConfig
+    tokenizer_hi: TokenizerConfig
+    base: BaseConfig
+    superres: SuperResConfig
+    stages: Stages
+    decoder_channels: int  # of the finetuned high-res decoder
+    decoder_blocks: tuple[int, ...]
+    scenes: int  # training pictures to draw where the data are procedural
+    caption_dropout: float = 0.1
+    loss: LossWeights = field(default_factory=LossWeights)
+    sampling: Sampling = field(default_factory=Sampling)  # base model
+    sampling_hi: Sampling = field(default_factory=lambda: Sampling(steps=8))  # super-resolution
+
+    def __post_init__(self):
+        if self.tokenizer_hi.side != 2 * self.tokenizer.side:
+            raise ValueError(f"high-res side {self.tokenizer_hi.side} must be twice the low-res side {self.tokenizer.side}")
+        if self.scenes < 2:
+            raise ValueError(f"scenes is {self.scenes}; at least 2 are needed")
+
+    @property
+    def decoder(self) -> TokenizerConfig:
+        """The high-res tokenizer with its finetuned, larger decoder."""
+        return dataclasses.replace(self.tokenizer_hi, decoder_channels=self.decoder_channels, decoder_blocks=self.decoder_blocks)
+
+
+def vq_stage(steps: int, batch: int, lr: float) -> Stage:
+    return Stage(steps, batch, lr, weight_decay=1e-4, betas=(0.9, 0.99))
+
+
+TINY = Config(
+    tokenizer=TokenizerConfig(side=16, codes=64, code_width=8, channels=8, multipliers=(1, 2, 2), blocks=(1, 1, 1)),
+    tokenizer_hi=TokenizerConfig(side=32, codes=64, code_width=8, channels=8, multipliers=(1, 2, 2), blocks=(1, 1, 1)),
+    base=BaseConfig(width=32, layers=2, heads=2),
+    superres=SuperResConfig(width=32, encoder_layers=1, layers=2, heads=2, window=4),
+    stages=Stages(vq_stage(8, 8, 2e-3), vq_stage(8, 8, 2e-3), Stage(8, 8, 1e-3), Stage(8, 4, 1e-3), vq_stage(8, 8, 1e-3)),
+    decoder_channels=16,
+    decoder_blocks=(1, 2, 2),
+    scenes=32,
+    loss=LossWeights(discriminator_channels=8, perceptual=0.0),
+    sampling=Sampling(steps=4),
+    sampling_hi=Sampling(steps=2),
+)
+
+TOY = Config(
+    tokenizer=TokenizerConfig(side=32, codes=512, code_width=8, channels=24, blocks=(0, 1, 2)),
+    tokenizer_hi=TokenizerConfig(side=64, codes=1024, code_width=8, channels=24, blocks=(0, 1, 2)),
+    base=BaseConfig(width=192, layers=6, heads=6),
+    superres=SuperResConfig(width=128, encoder_layers=2, layers=4, heads=4, window=4),
+    stages=Stages(vq_stage(10000, 8, 2e-3), vq_stage(10000, 8, 2e-3), Stage(4000, 64, 1e-3), Stage(3000, 24, 1e-3), vq_stage(1000, 8, 1e-3)),
+    decoder_channels=48,
+    decoder_blocks=(1, 2, 2),
+    scenes=40_000,
+)
+
+DEMO = dataclasses.replace(
+    TOY,
+    stages=Stages(vq_stage(4000, 8, 2e-3), vq_stage(2000, 8, 2e-3), Stage(1200, 64, 1e-3), Stage(600, 24, 1e-3), vq_stage(200, 8, 1e-3)),
+    scenes=20_000,
+)
+
+PRESETS = {"tiny": TINY, "demo": DEMO, "toy": TOY}
+
+
+def preset(name: str) -> Config:
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def override(config: Config, assignments: list[str]) -> Config:
+    """Apply "base.width=256"-like assignments; a key or a value that does not fit is a ValueError that names it."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"cannot read {assignment!r}; write key=value, such as base.width=256")
+        config = _replace(config, key.split("."), text, key)
+    return config
+
+
+def _replace(node, path: list[str], text: str, key: str):
+    names = [f.name for f in dataclasses.fields(node)]
+    if path[0] not in names:
+        raise ValueError(f"unknown key {key!r}; {path[0]!r} is none of {', '.join(names)}")
+    old = getattr(node, path[0])
+    if dataclasses.is_dataclass(old) != (len(path) > 1):
+        raise ValueError(f"key {key!r} names {'a group of settings' if len(path) == 1 else 'something inside a plain value'}")
+    return dataclasses.replace(node, **{path[0]: _replace(old, path[1:], text, key) if len(path) > 1 else _parse(text, old, key)})
+
+
+def _parse(text: str, old, key: str):
+    try:
+        value = text if isinstance(old, str) else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(old):
+        raise ValueError(f"{key}={text}: expected {type(old).__name__}, such as {old}")
+    return value
+
+
+def to_json(config: Config) -> dict:
+    return dataclasses.asdict(config)
+
+
+def from_json(data: dict, kind: type = Config):
+    """The inverse of `to_json`; unknown or missing keys are a ValueError that names them."""
+    if not isinstance(data, dict):
+        raise ValueError(f"expected settings for {kind.__name__}, found {data!r}")
+    hints, names = typing.get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}
+    if set(data) != names:
+        raise ValueError(f"settings of {kind.__name__}: unknown or missing {', '.join(sorted(set(data) ^ names))}")
+    values = {}
+    for name, value in data.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_json(value, hints[name])
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return kind(**values)

@@ -1,0 +1,92 @@
+"""The base model: predict hidden image tokens from the visible ones and a caption.
+
+Training hides a random share of an image's tokens and asks for them back (Muse, 2301.00704, section
+2.3): like BERT, but with a share that varies from almost nothing to everything, so that the same model
+can start from an empty grid, finish an almost full one, and fill any hole. Drawing is `decode.py`; here
+is the model, which never masks anything by itself, and the loss.
+
+Letters: B batch, N image tokens, K codes, D width, T text tokens, E text width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minimuse import schedule
+from minimuse.transformer import Context, TokenDecoder, initialize_weights, norm
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    width: int  # D
+    layers: int
+    heads: int
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+
+
+class MaskGit(nn.Module):
+    """Text-conditioned masked transformer over a grid x grid of tokens."""
+
+    def __init__(self, config: BaseConfig, codes: int, grid: int, text_width: int):
+        super().__init__()
+        self.text = nn.Sequential(nn.Linear(text_width, config.width, bias=False), norm(config.width))
+        self.decoder = TokenDecoder(codes, grid, config.width, config.heads, config.layers)
+        initialize_weights(self, config.layers)
+
+    @property
+    def mask_id(self) -> int:
+        return self.decoder.mask_id
+
+    def context(self, text: torch.Tensor, visible: torch.Tensor) -> Context:
+        """Frozen text embeddings (B, T, E) and their mask (B, T) -> what `forward` looks at."""
+        return self.decoder.keys_values(self.text(text), visible)
+
+    def forward(self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None) -> torch.Tensor:
+        """ids (B, N), K = masked -> logits (B, N, K), or (M, K) for the M tokens `where` (B, N) is True."""
+        return self.decoder(ids, context, where)
+
+
+class Corrupted(NamedTuple):
+    ids: torch.Tensor  # (B, N), hidden ones replaced by the mask id
+    hidden: torch.Tensor  # (B, N) bool
+
+
+def hide(ids: torch.Tensor, mask_id: int, generator: torch.Generator, law: str = "cosine") -> Corrupted:
+    """Hide a random share of each row's tokens (B, N): its own ratio from `law`, an exact count, random places."""
+    B, N = ids.shape
+    counts = schedule.mask_counts(schedule.sample_ratios(B, generator, law), N)
+    hidden = schedule.random_masks(counts, N, generator).to(ids.device)
+    return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
+
+
+def drop_captions(visible: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Blank a random `share` of the rows of a text mask (B, T): those images are learnt without caption.
+
+    Applied to the mask, after embedding: a dropped row's text cannot leak. The model thereby learns the
+    unconditional distribution that guidance needs (10 % in Muse, section 2.7).
+    """
+    dropped = torch.rand(len(visible), generator=generator) < share
+    return visible & ~dropped.to(visible.device)[:, None]
+
+
+class TokenLoss(NamedTuple):
+    loss: torch.Tensor  # mean cross-entropy over the hidden tokens of the whole batch, in nats
+    correct: torch.Tensor  # share of hidden tokens whose most likely code is right
+
+
+def masked_token_loss(logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor) -> TokenLoss:
+    """logits (M, K) at the M hidden tokens, true ids (B, N), hidden (B, N) with M True.
+
+    One mean over all hidden tokens of the batch: a mean of the rows' means would weigh a token by how
+    few others were hidden beside it, and would depend on how a batch is split.
+    """
+    target = ids[hidden]
+    return TokenLoss(F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean())

@@ -1,0 +1,128 @@
+"""Measures of a trained model, each with what it has to beat.
+
+`shapes_report` is what `minimuse demo` writes: alignment read back by the detector, negative
+log-likelihoods of hidden tokens with and without what should help, and the tokenizers' PSNR. All on
+held-out pictures, all with fixed seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+
+from minimuse import schedule, shapes
+from minimuse.data import Pictures, halve
+from minimuse.muse import Muse, autocast
+from minimuse.train import Tokens, generator_at
+from minimuse.transformer import Context
+from minimuse.vq import perplexity
+from minimuse.vq_loss import Lite0, has_lite0, perceptual_distance
+
+RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Mean over images (B, 3, H, W) in [-1, 1] of the peak signal-to-noise ratio, in dB."""
+    return float((10 * torch.log10(4 / (a - b).square().mean(dim=(1, 2, 3)).clamp(min=1e-10))).mean())
+
+
+@torch.no_grad()
+def masked_nll(model, ids: torch.Tensor, context: Callable[[slice], Context], ratio: float, seed: int = 0, batch: int = 64) -> float:
+    """Mean negative log-likelihood, in nats, of a share `ratio` of hidden tokens; chance is ln K.
+
+    ids (M, N); context(rows) gives what the model looks at for a slice of rows. The same tokens are hidden
+    for the same seed, so that figures with different contexts can be compared.
+    """
+    M, N = ids.shape
+    counts = schedule.mask_counts(torch.full((M,), ratio, dtype=torch.float64), N)
+    hidden = schedule.random_masks(counts, N, generator_at(seed, "nll", ratio)).to(ids.device)
+    total = 0.0
+    for start in range(0, M, batch):
+        rows = slice(start, start + batch)
+        with autocast(ids.device):
+            logits = model(ids[rows].masked_fill(hidden[rows], model.mask_id), context(rows), hidden[rows])
+        total += float(torch.nn.functional.cross_entropy(logits, ids[rows][hidden[rows]], reduction="sum"))
+    return total / int(hidden.sum())
+
+
+def nll_tables(muse: Muse, pictures: Pictures) -> dict:
+    """Per mask ratio: the base model with its caption, without, and with another picture's; super-resolution
+    with its low-res tokens, with those of another picture, and without caption."""
+    tokens = Tokens(muse.parts, muse.text, pictures, str(muse.device))
+    text, visible = tokens.captions(torch.arange(len(pictures)))
+    none = torch.zeros_like(visible)
+    other = torch.arange(len(pictures)).roll(1)
+    base, superres, low = muse.base, muse.superres, tokens.low
+    cases = {
+        "base": {
+            "caption": lambda r: base.context(text[r], visible[r]),
+            "no caption": lambda r: base.context(text[r], none[r]),
+            "other caption": lambda r: base.context(text[other][r], visible[other][r]),
+        },
+        "superres": {
+            "low-res and caption": lambda r: superres.context(text[r], visible[r], low[r]),
+            "no caption": lambda r: superres.context(text[r], none[r], low[r]),
+            "other low-res": lambda r: superres.context(text[r], visible[r], low[other][r]),
+        },
+    }
+    models = {"base": (base, low), "superres": (superres, tokens.high)}
+    return {
+        part: {case: {str(ratio): masked_nll(*models[part], context, ratio) for ratio in RATIOS} for case, context in contexts.items()}
+        for part, contexts in cases.items()
+    }
+
+
+@torch.no_grad()
+def tokenizer_report(muse: Muse, pictures: Pictures, batch: int = 64) -> tuple[dict, dict[str, torch.Tensor]]:
+    """PSNR, codes used and perplexity on pictures; and the reconstructions (low, high, finetuned)."""
+    low, high, low_ids, high_ids, images = [], [], [], [], []
+    for i in torch.arange(len(pictures)).split(batch):
+        images.append(pictures.batch(i).to(muse.device))
+        with autocast(muse.device):
+            low_ids.append(muse.tokenizer.encode(halve(images[-1])))
+            high_ids.append(muse.tokenizer_hi.encode(images[-1]))
+    images, low_ids, high_ids = torch.cat(images), torch.cat(low_ids), torch.cat(high_ids)
+    flat_low, flat_high = rearrange(low_ids, "B h w -> B (h w)"), rearrange(high_ids, "B h w -> B (h w)")
+    made = {
+        "low": torch.cat([muse.pixels(x, "low") for x in flat_low.split(batch)]),
+        "high": torch.cat([muse.pixels(x, "high", finetuned=False) for x in flat_high.split(batch)]),
+        "finetuned": torch.cat([muse.pixels(x, "high") for x in flat_high.split(batch)]),
+    }
+    lite0 = Lite0.pretrained().to(muse.device) if has_lite0() else None
+    report = {}
+    for name, picture in made.items():
+        real, ids = (halve(images), low_ids) if name == "low" else (images, high_ids)
+        codes = (muse.tokenizer if name == "low" else muse.tokenizer_hi).config.codes
+        entropy, used = perplexity(ids, codes)
+        report[name] = {"psnr": psnr(picture, real), "perplexity": entropy, "used": used, "codes": codes}
+        if lite0 is not None:  # needs the `eval` extra
+            pairs = zip(picture.split(batch), real.split(batch))
+            report[name]["perceptual"] = sum(float(perceptual_distance(lite0, a, b)) * len(a) for a, b in pairs) / len(real)
+    return report, made
+
+
+def shapes_report(muse: Muse, n: int = 256, seed: int = 0) -> tuple[dict, dict]:
+    """The report of a model trained on shapes, over n held-out scenes; and the pictures it speaks of."""
+    scenes = [shapes.scene(i, "heldout") for i in range(n)]
+    captions = [shapes.caption(s) for s in scenes]
+    side = muse.config.tokenizer_hi.side
+    pictures = Pictures(shapes.render(scenes, side), [(c,) for c in captions], captions)
+    tokenizers, made = tokenizer_report(muse, pictures)
+    low, high = muse.draw(captions, seed=seed)
+    real = pictures.batch(torch.arange(n))
+    report = {
+        "alignment": {
+            "real": shapes.alignment(scenes, real),
+            "reconstructed": shapes.alignment(scenes, made["finetuned"]),
+            "reconstructed_low": shapes.alignment(scenes, made["low"]),
+            "generated": shapes.alignment(scenes, high),
+            "generated_low": shapes.alignment(scenes, low),
+            # the same pictures against the caption of another: what chance would score
+            "shuffled": shapes.alignment(scenes[1:] + scenes[:1], high),
+        },
+        "nll": nll_tables(muse, pictures),
+        "tokenizers": tokenizers,
+    }
+    return report, {"captions": captions, "real": real, "low": low, "high": high}

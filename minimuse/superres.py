@@ -1,0 +1,67 @@
+"""Super-resolution: from the low-res tokens and the caption to the tokens of a picture twice as large.
+
+Not pixels are scaled up but tokens translated (Muse, 2301.00704, section 2.4): a small transformer reads
+the low-res tokens, none of them hidden; its output is concatenated with the text embeddings; and a
+decoder over the masked high-res grid looks at both by cross-attention. Its self-attention is multi-axis,
+since the grid is fine. The loss (`maskgit.masked_token_loss`) and the decoding (`decode.py`) are the
+base model's.
+
+Letters: as in `maskgit.py`; n low-res tokens, N high-res tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from minimuse.transformer import Block, Context, GridPositions, TokenDecoder, initialize_weights, norm
+
+
+@dataclass(frozen=True)
+class SuperResConfig:
+    width: int
+    encoder_layers: int  # self-attention over the low-res tokens
+    layers: int  # multi-axis decoder
+    heads: int
+    window: int  # side of a local window, in tokens
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+
+
+class SuperRes(nn.Module):
+    """Low-res tokens on a low_grid x low_grid, high-res tokens on a grid x grid."""
+
+    def __init__(self, config: SuperResConfig, low_codes: int, low_grid: int, codes: int, grid: int, text_width: int):
+        super().__init__()
+        width = config.width
+        self.text = nn.Sequential(nn.Linear(text_width, width, bias=False), norm(width))
+        self.low_embedding = nn.Embedding(low_codes, width)
+        self.low_positions = GridPositions(low_grid, width)
+        self.low_blocks = nn.ModuleList(Block(width, config.heads, low_grid, cross=False) for _ in range(config.encoder_layers))
+        self.low_norm = norm(width)
+        self.decoder = TokenDecoder(codes, grid, width, config.heads, config.layers, config.window)
+        initialize_weights(self, config.layers)
+
+    @property
+    def mask_id(self) -> int:
+        return self.decoder.mask_id
+
+    def context(self, text: torch.Tensor, visible: torch.Tensor, low_ids: torch.Tensor) -> Context:
+        """Text (B, T, E) with its mask (B, T), low-res ids (B, n) -> what `forward` looks at.
+
+        The low-res tokens are always visible: with an empty caption the model still sees them.
+        """
+        low = self.low_embedding(low_ids) + self.low_positions()  # B n D
+        for block in self.low_blocks:
+            low = block(low)  # B n D
+        both = torch.cat([self.low_norm(low), self.text(text).to(low.dtype)], dim=1)  # B n+T D
+        seen = torch.ones_like(low_ids, dtype=torch.bool)
+        return self.decoder.keys_values(both, torch.cat([seen, visible], dim=1))
+
+    def forward(self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None) -> torch.Tensor:
+        """High-res ids (B, N), K = masked -> logits (B, N, K), or (M, K) where `where` is True."""
+        return self.decoder(ids, context, where)

@@ -1,0 +1,319 @@
+"""Training: one visible loop for every stage, and the loss of each stage.
+
+    minimuse train all --preset toy --data emoji --out runs/emoji        # or one stage at a time
+    minimuse train base --preset toy --data emoji --out runs/emoji --resume
+
+tokenizer, tokenizer-hi: VQGANs. base, superres: masked transformers over the tokens that these give
+(frozen, so computed once, like the text embeddings). decoder: the high-res decoder, grown and finetuned
+with encoder and codebook frozen. The loop is a generator that yields a record per step, so that progress
+bars, plots and lessons live with the caller.
+
+All randomness of a step is a function of (seed, stage, step) and of nothing before it. Resuming therefore
+needs weights, optimizer and step number, and ends in the same weights, bit for bit, as never stopping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from minimuse import config as configs
+from minimuse.config import Config, Stage
+from minimuse.data import Pictures, halve, load
+from minimuse.maskgit import drop_captions, hide, masked_token_loss
+from minimuse.muse import autocast, build, load_part, read_about, save_part, write_json
+from minimuse.t5_frozen import FrozenT5
+from minimuse.vq import grow, perplexity
+from minimuse.vq_loss import PictureLoss
+
+STAGES = ("tokenizer", "tokenizer_hi", "base", "superres", "decoder")
+NEEDS = {"tokenizer": (), "tokenizer_hi": (), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
+SAVE_EVERY = 60.0  # seconds between checkpoints
+
+
+class Record(NamedTuple):
+    stage: str
+    step: int  # steps done
+    steps: int  # in all
+    metrics: dict[str, torch.Tensor]
+
+
+# Everything random, from (seed, stage, step)
+
+
+def generator_at(*key) -> torch.Generator:
+    """A CPU generator that depends on the key alone."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def batch_at(seed: int, stage: str, step: int, batch: int, size: int) -> torch.Tensor:
+    """Indices of the pictures of a step: a new permutation each epoch, with batches running on across its end."""
+    places = torch.arange(step * batch, (step + 1) * batch)
+    epochs = {int(e): torch.randperm(size, generator=generator_at(seed, stage, "epoch", int(e))) for e in (places // size).unique()}
+    return torch.stack([epochs[int(p // size)][p % size] for p in places])
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Linear warm-up, then half a cosine down to 0 after the last step."""
+    warmup = max(1, round(stage.warmup * stage.steps))
+    if step < warmup:
+        return stage.lr * (step + 1) / warmup
+    return stage.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, stage.steps - warmup)))
+
+
+# The loop
+
+
+def optimize(
+    name: str, model: nn.Module, loss_of: Callable, settings: Stage, size: int, seed: int, checkpoint: Path, key: dict
+) -> Iterator[Record]:
+    """Train `model` in place; at the end it holds the averaged weights. Yields a record per step.
+
+    loss_of(indices, generator, step) -> (loss, metrics). Continues from `checkpoint` where that exists; `key`
+    says what the checkpoint belongs to. Closing the generator saves; so does every minute.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+    average = deepcopy(model.state_dict())
+    average_every = max(1, settings.steps // settings.averages)
+    start = restore(checkpoint, model, average, optimizer, key) if checkpoint.is_file() else 0
+    saved = time.monotonic()
+    for step in range(start, settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step)
+        loss, metrics = loss_of(batch_at(seed, name, step, settings.batch, size), generator_at(seed, name, step), step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % average_every == 0 or step + 1 == settings.steps:
+            decay = settings.average_decay if step + 1 > average_every else 0.0
+            for k, now in model.state_dict().items():
+                # codebooks are averages already, and counters cannot be averaged: take them as they are
+                average[k].lerp_(now, 1 - decay) if now.is_floating_point() and "quantizer" not in k else average[k].copy_(now)
+        done = step + 1 == settings.steps
+        if not done and time.monotonic() - saved > SAVE_EVERY:
+            save(checkpoint, step + 1, model, average, optimizer, key)
+            saved = time.monotonic()
+        try:
+            yield Record(name, step + 1, settings.steps, {"loss": loss.detach(), **metrics})
+        except GeneratorExit:
+            if not done:
+                save(checkpoint, step + 1, model, average, optimizer, key)
+            raise
+    model.load_state_dict(average)
+
+
+def save(path: Path, step: int, model: nn.Module, average: dict, optimizer: torch.optim.Optimizer, key: dict) -> None:
+    """One safetensors file: weights, average, optimizer, and in its header the step and what it belongs to."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"step": str(step), "key": json.dumps(key)})
+    os.replace(temporary, path)  # a reader sees the old file or the new one, never half of one
+
+
+def restore(path: Path, model: nn.Module, average: dict, optimizer: torch.optim.Optimizer, key: dict) -> int:
+    """Put a checkpoint back; returns the number of steps done."""
+    try:
+        with safe_open(path, "pt") as file:
+            header, names = file.metadata(), file.keys()
+            tensors = {k: file.get_tensor(k) for k in names}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or no checkpoint ({error}); remove it to start this stage again") from None
+    if json.loads(header["key"]) != key:
+        raise ValueError(f"{path} was started with other settings, data, text encoder or seed; give the same ones, or another --out")
+    with torch.no_grad():
+        for k, v in model.state_dict().items():
+            v.copy_(tensors[f"model.{k}"])
+            average[k].copy_(tensors[f"average.{k}"])
+        for i, p in enumerate(optimizer.param_groups[0]["params"]):
+            state = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"optimizer.{i}.")}
+            # empty_like keeps the parameter's memory layout (channels-last), which the fused step relies on
+            optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape and k != "step" else v for k, v in state.items()}
+    return int(header["step"])
+
+
+# What each stage minimises
+
+
+class Tokens:
+    """What is frozen, computed once: token ids of every picture, embeddings of every caption."""
+
+    def __init__(self, parts: dict[str, nn.Module], text: FrozenT5, pictures: Pictures, device: str, batch: int = 64):
+        rows = range(0, len(pictures), batch)
+        images = lambda start: pictures.batch(torch.arange(start, min(start + batch, len(pictures)))).to(device)
+        with autocast(device), torch.no_grad():
+            encode = lambda name, shrink: torch.cat([rearrange(parts[name].encode(shrink(images(i))), "B h w -> B (h w)") for i in rows])
+            self.low = encode("tokenizer", halve)
+            self.high = encode("tokenizer_hi", lambda x: x) if "tokenizer_hi" in parts else None
+            # a caption that many pictures share is embedded once; captions of a picture stand side by side
+            unique = {c: i for i, c in enumerate(dict.fromkeys(c for cs in pictures.captions for c in cs))}
+            words = sorted(unique, key=len)  # like lengths together, so that little is padding
+            chunks = [text(words[i : i + 256]) for i in range(0, len(words), 256)]
+        T = max(mask.shape[1] for _, mask in chunks)
+        pad = lambda x: torch.cat([x, x.new_zeros(len(x), T - x.shape[1], *x.shape[2:])], dim=1)
+        self.text = torch.cat([pad(e.to(torch.bfloat16)) for e, _ in chunks])
+        self.visible = torch.cat([pad(mask) for _, mask in chunks])
+        place = {c: i for i, c in enumerate(words)}
+        self.variants = [torch.tensor([place[c] for c in cs]) for cs in pictures.captions]
+
+    def captions(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """A caption of each picture (a random one, or the first): embeddings (B, T, E), mask (B, T)."""
+        u = torch.rand(len(indices), generator=generator) if generator else torch.zeros(len(indices))
+        chosen = torch.stack([self.variants[i][int(x * len(self.variants[i]))] for i, x in zip(indices.tolist(), u)])
+        visible = self.visible[chosen]
+        T = max(1, int(visible.sum(-1).max()))  # padding to the longest of the batch is enough
+        return self.text[chosen, :T].float(), visible[:, :T]
+
+
+def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str, device: str) -> Callable:
+    """Of the base model ("low") and of super-resolution ("high"): the masked-token loss."""
+
+    def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int):
+        ids = (tokens.low if resolution == "low" else tokens.high)[indices]
+        text, visible = tokens.captions(indices, generator)
+        visible = drop_captions(visible, config.caption_dropout, generator)
+        corrupted = hide(ids, model.mask_id, generator)
+        with autocast(device):
+            context = model.context(text, visible) if resolution == "low" else model.context(text, visible, tokens.low[indices])
+            logits = model(corrupted.ids, context, corrupted.hidden)
+        loss, correct = masked_token_loss(logits, ids, corrupted.hidden)
+        return loss, {"accuracy": correct}
+
+    return loss_of
+
+
+def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, settings: Stage, low: bool, device: str) -> Callable:
+    """Of a VQGAN: pictures as they should be, and latents close to their codes. Moves the codebook.
+
+    It starts as a plain autoencoder: codes placed among random latents would quantize noise, and the
+    encoder would settle for the few it can tell apart.
+    """
+    tokenizer, picture_loss = model["part"], model["loss"]
+    quantize_from = round(config.loss.quantize_from * settings.steps)
+
+    def images_at(indices: torch.Tensor) -> torch.Tensor:
+        images = pictures.batch(indices).to(device)
+        return halve(images) if low else images
+
+    def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int):
+        images = images_at(indices)
+        with autocast(device):
+            if step < quantize_from:
+                return picture_loss(tokenizer.autoencode(images), images, tokenizer.decoder.last_layer, False)
+            if step == quantize_from:
+                some = torch.randint(len(pictures), (32,), generator=generator).split(8)
+                with torch.no_grad():
+                    tokenizer.quantizer.start(torch.cat([tokenizer.latents(images_at(i)) for i in some]), generator)
+            fake, z, ids, commitment = tokenizer(images)
+            adversarial = step >= config.loss.adversarial_from * settings.steps
+            loss, metrics = picture_loss(fake, images, tokenizer.decoder.last_layer, adversarial)
+        tokenizer.quantizer.update(z, ids, generator)
+        return loss + config.loss.commitment * commitment, metrics | {"perplexity": perplexity(ids, tokenizer.config.codes)[0]}
+
+    return loss_of
+
+
+def decoder_loss(model: nn.ModuleDict, frozen: nn.Module, tokens: torch.Tensor, pictures: Pictures, config: Config, settings: Stage, device: str) -> Callable:
+    """Of the finetuned decoder: the same picture loss, from the frozen tokenizer's codes."""
+    decoder, picture_loss = model["part"], model["loss"]
+
+    def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int):
+        images = pictures.batch(indices).to(device)
+        with autocast(device):
+            fake = decoder(rearrange(frozen.quantizer.lookup(tokens[indices]), "B h w D -> B D h w"))
+            adversarial = step >= config.loss.adversarial_from * settings.steps
+            return picture_loss(fake, images, decoder.last_layer, adversarial)
+
+    return loss_of
+
+
+# Stages
+
+
+def prepare(out: Path, config: Config, data: str, text: FrozenT5, text_name: str, seed: int, resume: bool = True) -> dict:
+    """Write OUT/config.json, or check that what is there says the same; returns it."""
+    if resume is False and any(out.glob("*.checkpoint.safetensors")):
+        raise FileExistsError(f"{out} holds an unfinished training; add --resume to go on, or give another --out")
+    about = {"config": configs.to_json(config), "data": data, "seed": seed, "text": {"name": text_name, "fingerprint": text.fingerprint}}
+    about = json.loads(json.dumps(about))
+    if (out / "config.json").is_file():
+        if read_about(out) != about:
+            raise ValueError(f"{out} holds a model with other settings, data, text encoder or seed; give the same ones, or another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "config.json", about)
+    return about
+
+
+def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5, device: str = "cpu", tokens: Tokens | None = None) -> Iterator[Record]:
+    """Train one stage into OUT/NAME.safetensors, from the parts that it needs in OUT; resumes a checkpoint there."""
+    config, seed = configs.from_json(about["config"]), about["seed"]
+    settings = getattr(config.stages, name)
+    needed = {part: load_part(out, part, config, text.width).eval().requires_grad_(False).to(device) for part in NEEDS[name]}
+    with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
+        torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
+        model = part = build(name, config, text.width).to(device)
+        if name not in ("base", "superres"):
+            if name == "decoder":
+                grow(needed["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
+            model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
+    model.train()
+    if name in ("base", "superres"):
+        loss_of = token_loss(model, tokens or Tokens(needed, text, pictures, device), config, "low" if name == "base" else "high", device)
+    elif name == "decoder":
+        frozen = needed["tokenizer_hi"]
+        with autocast(device):
+            ids = torch.cat([frozen.encode(pictures.batch(i).to(device)) for i in torch.arange(len(pictures)).split(64)])
+        loss_of = decoder_loss(model, frozen, ids, pictures, config, settings, device)
+    else:
+        loss_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
+    checkpoint = out / f"{name}.checkpoint.safetensors"
+    key = about | {"stage": name, "pictures": len(pictures)}
+    yield from optimize(name, model, loss_of, settings, len(pictures), seed, checkpoint, key)
+    save_part(out, name, part)
+    checkpoint.unlink(missing_ok=True)
+
+
+def train_all(
+    stages: tuple[str, ...], out: Path, config: Config, data: str, text: FrozenT5, text_name: str,
+    seed: int = 0, device: str = "cpu", resume: bool = False,
+) -> Iterator[Record]:  # fmt: skip
+    """Train the stages that OUT does not hold yet, in order. Without `resume`, nothing there may be in the way."""
+    about = prepare(out, config, data, text, text_name, seed, resume)
+    todo = [s for s in stages if not (resume and (out / f"{s}.safetensors").is_file())]
+    for stage in todo:
+        for path in (out / f"{stage}.safetensors", out / f"{stage}.checkpoint.safetensors"):
+            if path.is_file() and not resume:
+                raise FileExistsError(f"{path} is there already; add --resume to go on, or give another --out")
+        for part in NEEDS[stage]:
+            if part not in todo and not (out / f"{part}.safetensors").is_file():
+                raise FileNotFoundError(f"{stage} needs {out / part}.safetensors; make it with: minimuse train {part.replace('_', '-')} --out {out}")
+    if not todo:
+        return
+    count = config.scenes if data == "shapes" else None
+    pictures = load(data, "train", config.tokenizer_hi.side, count, smallest=config.tokenizer_hi.factor)
+    tokens = None
+    for stage in todo:
+        if stage in ("base", "superres") and tokens is None:
+            wanted = {s for t in ("base", "superres") if t in todo for s in NEEDS[t]}
+            parts = {p: load_part(out, p, config, text.width).eval().to(device) for p in wanted}
+            tokens = Tokens(parts, text, pictures, device)
+        yield from train(stage, out, about, pictures, text, device, tokens)

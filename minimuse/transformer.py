@@ -1,0 +1,183 @@
+"""Attention and the transformer block that the base and the super-resolution model share.
+
+A block is self-attention over image tokens, cross-attention to the context (text, and for
+super-resolution the low-res tokens too), and an MLP, each behind a pre-norm and added to the residual
+stream (Muse, 2301.00704, section 2.3 and figure 3). Over a fine grid, self-attention is *multi-axis*
+(Zhao et al. 2021, 2106.07631, section 3.2): half of the heads look within local windows, the other half
+along a dilated grid that spans the picture, so that the cost grows with N, not with N^2.
+
+Linear layers have no bias: where a caption is absent, cross-attention must add exactly zero.
+
+Letters: B batch, N image tokens, T context tokens, D width, H heads, d width of a head, h w token grid.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
+    """Softmax attention: q (..., N, d), k and v (..., T, d) -> (..., N, d).
+
+    visible (B, T) bool, for q of (B, H, N, d): keys to look at. A row without any visible key gets
+    exactly zero, and a zero gradient, instead of the NaN of a softmax over nothing.
+    """
+    if visible is not None:
+        alive = visible.any(dim=-1)[:, None, None, None]  # B 1 1 1
+        visible = visible[:, None, None, :] | ~alive  # B 1 1 T: a dead row sees all, and is zeroed below
+    if q.is_cuda:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    else:  # short sequences on a CPU: written out, its backward pass is several times quicker
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # ... N T
+        if visible is not None:
+            scores = scores.masked_fill(~visible, float("-inf"))
+        out = scores.softmax(dim=-1).to(v.dtype) @ v
+    return out if visible is None else out * alive
+
+
+class SelfAttention(nn.Module):
+    """Over all tokens, or, given a window, multi-axis over windows of window x window tokens."""
+
+    def __init__(self, width: int, heads: int, grid: int, window: int = 0):
+        super().__init__()
+        self.heads, self.grid, self.window = heads, grid, window
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = rearrange(self.qkv(x), "B N (three H d) -> three B H N d", three=3, H=self.heads)
+        mixed = multi_axis(qkv, self.grid, self.window) if self.window else attend(*qkv)
+        return self.out(rearrange(mixed, "B H N d -> B N (H d)"))
+
+
+def multi_axis(qkv: torch.Tensor, grid: int, window: int) -> torch.Tensor:
+    """Multi-axis self-attention over a square grid: (3, B, H, N, d) -> (B, H, N, d).
+
+    With the grid cut into windows of window x window tokens, the first half of the heads attends within
+    each window, the second half among the tokens that have the same place in their windows.
+    """
+    local, dilated = qkv.chunk(2, dim=2)
+    axes = dict(y=grid // window, x=grid // window, i=window, j=window)
+    tokens = "three B H (y i x j) d"
+    local = attend(*rearrange(local, f"{tokens} -> three (B y x) H (i j) d", **axes))
+    dilated = attend(*rearrange(dilated, f"{tokens} -> three (B i j) H (y x) d", **axes))
+    local = rearrange(local, "(B y x) H (i j) d -> B H (y i x j) d", **axes)
+    dilated = rearrange(dilated, "(B i j) H (y x) d -> B H (y i x j) d", **axes)
+    return torch.cat([local, dilated], dim=1)
+
+
+class Context(NamedTuple):
+    """What cross-attention looks at: keys and values of every layer, computed once per caption."""
+
+    keys: list[torch.Tensor]  # per layer (B, H, T, d)
+    values: list[torch.Tensor]
+    visible: torch.Tensor  # (B, T) bool, True = real token
+
+    def join(self, other: Context) -> Context:
+        """Stack the rows of two contexts of equal length, to run both through the model in one batch."""
+        pairs = lambda a, b: [torch.cat(p) for p in zip(a, b)]
+        return Context(pairs(self.keys, other.keys), pairs(self.values, other.values), torch.cat([self.visible, other.visible]))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def keys_values(self, context: torch.Tensor) -> torch.Tensor:
+        """context (B, T, D) -> (2, B, H, T, d)."""
+        return rearrange(self.kv(context), "B T (two H d) -> two B H T d", two=2, H=self.heads)
+
+    def forward(self, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        q = rearrange(self.q(x), "B N (H d) -> B H N d", H=self.heads)
+        return self.out(rearrange(attend(q, k, v, visible), "B H N d -> B N (H d)"))
+
+
+class MLP(nn.Sequential):
+    def __init__(self, width: int, ratio: int = 4):
+        super().__init__(nn.Linear(width, ratio * width, bias=False), nn.GELU("tanh"), nn.Linear(ratio * width, width, bias=False))
+
+
+def norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, bias=False)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention (unless `cross` is False), MLP."""
+
+    def __init__(self, width: int, heads: int, grid: int, window: int = 0, cross: bool = True):
+        super().__init__()
+        self.norm_self, self.self_attention = norm(width), SelfAttention(width, heads, grid, window)
+        self.cross = cross
+        if cross:
+            self.norm_cross, self.cross_attention = norm(width), CrossAttention(width, heads)
+        self.norm_mlp, self.mlp = norm(width), MLP(width)
+
+    def forward(self, x: torch.Tensor, k: torch.Tensor = None, v: torch.Tensor = None, visible: torch.Tensor = None) -> torch.Tensor:
+        x = x + self.self_attention(self.norm_self(x))
+        if self.cross:
+            x = x + self.cross_attention(self.norm_cross(x), k, v, visible)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class GridPositions(nn.Module):
+    """Learned 2-D positions: a vector per row plus a vector per column."""
+
+    def __init__(self, grid: int, width: int):
+        super().__init__()
+        self.rows, self.columns = nn.Parameter(torch.zeros(grid, width)), nn.Parameter(torch.zeros(grid, width))
+
+    def forward(self) -> torch.Tensor:
+        return rearrange(self.rows[:, None] + self.columns[None], "h w D -> (h w) D")
+
+
+class TokenDecoder(nn.Module):
+    """Masked tokens in, logits out, looking at a context: the half that both token models have in common.
+
+    K codes; id K is the mask, which has an embedding but no logit, so that it can never be drawn.
+    """
+
+    def __init__(self, codes: int, grid: int, width: int, heads: int, layers: int, window: int = 0):
+        super().__init__()
+        if window and (grid % window or heads % 2):
+            raise ValueError(f"multi-axis attention needs a grid ({grid}) in multiples of the window ({window}) and an even number of heads ({heads})")
+        self.codes, self.grid, self.mask_id = codes, grid, codes
+        self.embedding = nn.Embedding(codes + 1, width)
+        self.positions = GridPositions(grid, width)
+        self.blocks = nn.ModuleList(Block(width, heads, grid, window) for _ in range(layers))
+        self.head = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU("tanh"), norm(width), nn.Linear(width, codes))
+        self.norm = norm(width)
+
+    def keys_values(self, context: torch.Tensor, visible: torch.Tensor) -> Context:
+        """context (B, T, D), visible (B, T) -> keys and values for each of this model's layers."""
+        pairs = [block.cross_attention.keys_values(context) for block in self.blocks]
+        return Context([k for k, _ in pairs], [v for _, v in pairs], visible)
+
+    def forward(self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None) -> torch.Tensor:
+        """ids (B, N) in 0..K, K = masked -> logits (B, N, K); with where (B, N) bool only there: (M, K)."""
+        x = self.embedding(ids) + self.positions()  # B N D
+        for block, k, v in zip(self.blocks, context.keys, context.values):
+            x = block(x, k, v, context.visible)  # B N D
+        x = self.norm(x if where is None else x[where])  # the head is wide: run it only where it is needed
+        return self.head(x).float()
+
+
+def initialize_weights(model: nn.Module, layers: int) -> None:
+    """Normal(0.02) everywhere; what writes to the residual stream is scaled down by its depth (GPT-2)."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            residual = name.endswith(("attention.out", "mlp.2"))
+            nn.init.normal_(module.weight, std=0.02 / (3 * layers) ** 0.5 if residual else 0.02)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, GridPositions):
+            nn.init.normal_(module.rows, std=0.02)
+            nn.init.normal_(module.columns, std=0.02)
