@@ -1,0 +1,74 @@
+"""Our T5 encoder against transformers' on the same random weights: an implementation we did not write.
+
+    pip install transformers; pytest tests/parity/test_t5_parity.py
+"""
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from minimuse.t5_frozen import FrozenT5, T5Config, T5Encoder  # noqa: E402
+
+# Widths where heads * d_kv is not d_model, as in v1.1 small (6 * 64 = 384 for 512) and v1.0 3B.
+SHAPES = {"narrower inside": (64, 8, 6), "wider inside": (48, 16, 8)}
+
+
+def pair(mlp, d_model, d_kv, num_heads):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=120, d_model=d_model, d_kv=d_kv, num_heads=num_heads, d_ff=80, num_layers=3)
+    theirs = transformers.T5EncoderModel(transformers.T5Config(**sizes, feed_forward_proj=mlp)).eval()
+    for name, parameter in theirs.named_parameters():
+        if "layer_norm" in name:  # ones by default, which would hide a norm that forgets its weight
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        elif "relative_attention_bias" in name:  # as strong as in a trained T5
+            torch.nn.init.normal_(parameter, std=2.0)
+    ours = T5Encoder(T5Config(**sizes, feed_forward_proj=mlp)).eval()
+    weights = theirs.state_dict()
+    weights.pop("encoder.embed_tokens.weight", None)
+    ours.load_state_dict(weights)  # strict: no key renamed, none left over
+    return theirs, ours
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mlp", ["relu", "gated-gelu"])
+@torch.no_grad()
+def test_equal_at_every_length(mlp, shape):
+    theirs, ours = pair(mlp, *SHAPES[shape])
+    for length in (1, 2, 7, 8, 9, 33, 77, 127, 128, 129, 512):
+        ids = torch.randint(3, 120, (2, length))
+        mask = torch.ones(2, length, dtype=torch.bool)
+        expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        assert (ours(ids, mask) - expected).abs().max() <= 1e-5, length
+
+
+@pytest.mark.parametrize("mlp", ["relu", "gated-gelu"])
+@torch.no_grad()
+def test_equal_under_padding(mlp):
+    theirs, ours = pair(mlp, 64, 8, 6)
+    ids = torch.randint(3, 120, (6, 40))
+    mask = torch.arange(40) < torch.tensor([1, 2, 9, 25, 39, 40])[:, None]
+    ids = ids.masked_fill(~mask, 0)
+    expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    assert (ours(ids, mask) - expected)[mask].abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_a_directory_they_wrote(tmp_path, toy_directory):
+    """A checkpoint saved by transformers loads here, tokenizer and all, and says the same."""
+    theirs = transformers.T5EncoderModel.from_pretrained(toy_directory).eval().float()
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes((toy_directory / "spiece.model").read_bytes())
+    ours = FrozenT5.load(tmp_path)
+    texts = ["a red apple, noto style", "two small red crosses on a grey background", "x"]
+    embeddings, mask = ours(texts)
+    ids, _ = ours.tokenizer.encode(texts)
+    expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    assert (embeddings - expected)[mask].abs().max() <= 1e-5
+
+
+@pytest.fixture
+def toy_directory():
+    from pathlib import Path
+
+    return Path(__file__).parents[2] / "data" / "t5-toy"
