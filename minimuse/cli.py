@@ -124,7 +124,12 @@ def run_train(args) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"minimuse: {message}", file=sys.stderr)
-    args = parser().parse_args(argv)
+    args, rest = parser().parse_known_args(argv)
+    if args.command == "train":  # argparse takes positionals in one place only; key=value may stand anywhere
+        args.settings += [text for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
+    if rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if args.command == "demo":
             demo(args.out, args.preset, args.seed, args.resume, show)

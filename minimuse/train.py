@@ -14,6 +14,7 @@ needs weights, optimizer and step number, and ends in the same weights, bit for 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -40,7 +41,7 @@ from minimuse.vq import grow, perplexity
 from minimuse.vq_loss import PictureLoss
 
 STAGES = ("tokenizer", "tokenizer_hi", "base", "superres", "decoder")
-NEEDS = {"tokenizer": (), "tokenizer_hi": (), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
+NEEDS = {"tokenizer": (), "tokenizer_hi": ("tokenizer",), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
 SAVE_EVERY = 60.0  # seconds between checkpoints
 
 
@@ -200,14 +201,15 @@ def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str
     return loss_of
 
 
-def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, settings: Stage, low: bool, device: str) -> Callable:
+def tokenizer_loss(
+    model: nn.ModuleDict, pictures: Pictures, config: Config, settings: Stage, quantize_from: int, low: bool, device: str
+) -> Callable:  # fmt: skip
     """Of a VQGAN: pictures as they should be, and latents close to their codes. Moves the codebook.
 
-    It starts as a plain autoencoder: codes placed among random latents would quantize noise, and the
-    encoder would settle for the few it can tell apart.
+    Up to step `quantize_from` it is a plain autoencoder: codes placed among random latents would quantize
+    noise, and the encoder would settle for the few it can tell apart.
     """
     tokenizer, picture_loss = model["part"], model["loss"]
-    quantize_from = round(config.loss.quantize_from * settings.steps)
 
     def images_at(indices: torch.Tensor) -> torch.Tensor:
         images = pictures.batch(indices).to(device)
@@ -215,13 +217,13 @@ def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, set
 
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         images = images_at(indices)
+        if step == quantize_from:
+            some = torch.randint(len(pictures), (256,), generator=generator).split(32)  # few pictures would miss whole colours
+            with autocast(device), torch.no_grad():
+                tokenizer.quantizer.start(torch.cat([tokenizer.latents(images_at(i)) for i in some]), generator)
         with autocast(device):
             if step < quantize_from:
                 return picture_loss(tokenizer.autoencode(images), images, tokenizer.decoder.last_layer, False)
-            if step == quantize_from:
-                some = torch.randint(len(pictures), (32,), generator=generator).split(8)
-                with torch.no_grad():
-                    tokenizer.quantizer.start(torch.cat([tokenizer.latents(images_at(i)) for i in some]), generator)
             fake, z, ids, commitment = tokenizer(images)
             adversarial = step >= config.loss.adversarial_from * settings.steps
             loss, metrics = picture_loss(fake, images, tokenizer.decoder.last_layer, adversarial)
@@ -271,6 +273,11 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
     with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
         torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
         model = part = build(name, config, text.width).to(device)
+        alike = config.tokenizer_hi == dataclasses.replace(config.tokenizer, side=config.tokenizer_hi.side, codes=config.tokenizer_hi.codes)
+        head_start = name == "tokenizer_hi" and alike  # fully convolutional: what reads small pictures reads large ones
+        if head_start:
+            part.encoder.load_state_dict(needed["tokenizer"].encoder.state_dict())
+            part.decoder.load_state_dict(needed["tokenizer"].decoder.state_dict())
         if name not in ("base", "superres"):
             if name == "decoder":
                 grow(needed["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
@@ -284,7 +291,8 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
             ids = torch.cat([frozen.encode(pictures.batch(i).to(device)) for i in torch.arange(len(pictures)).split(64)])
         loss_of = decoder_loss(model, frozen, ids, pictures, config, settings, device)
     else:
-        loss_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
+        quantize_from = 0 if head_start else round(config.loss.quantize_from * settings.steps)
+        loss_of = tokenizer_loss(model, pictures, config, settings, quantize_from, name == "tokenizer", device)
     checkpoint = out / f"{name}.checkpoint.safetensors"
     key = about | {"stage": name, "pictures": len(pictures)}
     yield from optimize(name, model, loss_of, settings, len(pictures), seed, checkpoint, key)

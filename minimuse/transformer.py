@@ -103,7 +103,7 @@ class CrossAttention(nn.Module):
 
 class MLP(nn.Sequential):
     def __init__(self, width: int, ratio: int = 4):
-        super().__init__(nn.Linear(width, ratio * width, bias=False), nn.GELU("tanh"), nn.Linear(ratio * width, width, bias=False))
+        super().__init__(nn.Linear(width, ratio * width, bias=False), nn.GELU(), nn.Linear(ratio * width, width, bias=False))
 
 
 def norm(width: int) -> nn.LayerNorm:
@@ -153,7 +153,7 @@ class TokenDecoder(nn.Module):
         self.embedding = nn.Embedding(codes + 1, width)
         self.positions = GridPositions(grid, width)
         self.blocks = nn.ModuleList(Block(width, heads, grid, window) for _ in range(layers))
-        self.head = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU("tanh"), norm(width), nn.Linear(width, codes))
+        self.head = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU(), norm(width), nn.Linear(width, codes))
         self.norm = norm(width)
 
     def keys_values(self, context: torch.Tensor, visible: torch.Tensor) -> Context:
