@@ -121,35 +121,45 @@ def preset(name: str) -> Config:
 
 
 def override(config: Config, assignments: list[str]) -> Config:
-    """Apply "base.width=256"-like assignments; a key or a value that does not fit is a ValueError that names it."""
+    """Apply "base.width=256"-like assignments; a key or a value that does not fit is a ValueError that names it.
+
+    All are applied before any is checked against the others, so that their order does not matter.
+    """
+    data = to_json(config)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"cannot read {assignment!r}; write key=value, such as base.width=256")
-        config = _replace(config, key.split("."), text, key)
-    return config
+        node, kind, *path = data, Config, *key.split(".")
+        for i, name in enumerate(path):
+            hints = typing.get_type_hints(kind)
+            if name not in hints:
+                raise ValueError(f"unknown key {key!r}; {name!r} is none of {', '.join(hints) or 'the keys of a plain value'}")
+            kind, last = hints[name], i + 1 == len(path)
+            if last == dataclasses.is_dataclass(kind):
+                raise ValueError(f"key {key!r} names {'a group of settings' if last else 'something inside a plain value'}")
+            node[name] = _parse(text, kind, key) if last else node[name]
+            node = node[name]
+    return from_json(data)
 
 
-def _replace(node, path: list[str], text: str, key: str):
-    names = [f.name for f in dataclasses.fields(node)]
-    if path[0] not in names:
-        raise ValueError(f"unknown key {key!r}; {path[0]!r} is none of {', '.join(names)}")
-    old = getattr(node, path[0])
-    if dataclasses.is_dataclass(old) != (len(path) > 1):
-        raise ValueError(f"key {key!r} names {'a group of settings' if len(path) == 1 else 'something inside a plain value'}")
-    return dataclasses.replace(node, **{path[0]: _replace(old, path[1:], text, key) if len(path) > 1 else _parse(text, old, key)})
-
-
-def _parse(text: str, old, key: str):
+def _parse(text: str, kind, key: str):
+    """A value of type `kind`: str, int, float, or a tuple of one of them."""
+    if kind is str:
+        return text
     try:
-        value = text if isinstance(old, str) else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = None
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not type(old):
-        raise ValueError(f"{key}={text}: expected {type(old).__name__}, such as {old}")
-    return value
+    inner = typing.get_args(kind)  # (int, ...) or (float, float)
+    fits = lambda x, k: type(x) is k or (k is float and type(x) is int)
+    if inner:
+        right = isinstance(value, tuple) and (inner[-1] is ... or len(value) == len(inner)) and all(fits(x, inner[0]) for x in value)
+    else:
+        right = fits(value, kind)
+    if not right:
+        raise ValueError(f"{key}={text}: expected {kind if inner else kind.__name__}")
+    return tuple(map(inner[0], value)) if inner else kind(value)
 
 
 def to_json(config: Config) -> dict:

@@ -194,6 +194,8 @@ def _folder(root: Path, wanted: str, side: int, smallest: int) -> list[Found]:
         raise ValueError(f"{root} has {len(names)} pictures; it needs at least two, one to hold out")
     by_hash = sorted(names, key=_hash)
     heldout = {n for n in by_hash[:-1] if _hash(n) % 10 == 0} or {by_hash[0]}
+    for name in names:  # of either split: a damaged picture should be known before the training, not after
+        read_square(root / name, side, smallest)
     return [(n, captions[n], partial(read_square, root / n, side, smallest))
             for n in names if (n in heldout) == (wanted == "heldout")]
 

@@ -5,12 +5,12 @@ on text alone, freezes it, and lets the image transformer look at its output (Mu
 section 2.1). This file is that encoder, the SentencePiece tokenizer before it, and the
 loader. Module names are those of the published Hugging Face checkpoints, so that T5 v1.1
 (and v1.0) from small to XXL load without renaming a key; `data/t5-toy` is one of a few
-megabytes that `t5_pretrain.py` trained.
+megabytes that `data/t5_pretrain.py` trained.
 
     python -c "from minimuse.t5_frozen import FrozenT5; print(FrozenT5.load('data/t5-toy')(['a red apple']))"
 
 Papers: T5 (1910.10683), section 2.1; the gated MLP of v1.1 is 2002.05202.
-Left out: the decoder (t5_pretrain.py has one) and dropout (the encoder is frozen).
+Left out: the decoder (data/t5_pretrain.py has one) and dropout (the encoder is frozen).
 Letters: B batch, T text tokens, S tokens attended to, E text width, H heads.
 """
 

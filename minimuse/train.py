@@ -113,8 +113,7 @@ def optimize(
         try:
             yield Record(name, step + 1, settings.steps, {"loss": loss.detach(), **metrics})
         except GeneratorExit:
-            if not done:
-                save(checkpoint, step + 1, model, average, optimizer, key)
+            save(checkpoint, step + 1, model, average, optimizer, key)
             raise
     model.load_state_dict(average)
 
@@ -134,12 +133,16 @@ def restore(path: Path, model: nn.Module, average: dict, optimizer: torch.optim.
     """Put a checkpoint back; returns the number of steps done."""
     try:
         with safe_open(path, "pt") as file:
-            header, names = file.metadata(), file.keys()
+            header, names = file.metadata() or {}, file.keys()
             tensors = {k: file.get_tensor(k) for k in names}
-    except (SafetensorError, OSError) as error:
+        step, belongs = int(header["step"]), json.loads(header["key"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is truncated or no checkpoint ({error}); remove it to start this stage again") from None
-    if json.loads(header["key"]) != key:
+    if belongs != key:
         raise ValueError(f"{path} was started with other settings, data, text encoder or seed; give the same ones, or another --out")
+    missing = [f"{kind}.{k}" for kind in ("model", "average") for k in average if f"{kind}.{k}" not in tensors]
+    if missing:
+        raise ValueError(f"{path} is no checkpoint of this stage: it lacks {missing[0]}; remove it to start this stage again")
     with torch.no_grad():
         for k, v in model.state_dict().items():
             v.copy_(tensors[f"model.{k}"])
@@ -148,7 +151,7 @@ def restore(path: Path, model: nn.Module, average: dict, optimizer: torch.optim.
             state = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"optimizer.{i}.")}
             # empty_like keeps the parameter's memory layout (channels-last), which the fused step relies on
             optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape and k != "step" else v for k, v in state.items()}
-    return int(header["step"])
+    return step
 
 
 # What each stage minimises
@@ -250,24 +253,20 @@ def decoder_loss(model: nn.ModuleDict, frozen: nn.Module, tokens: torch.Tensor, 
 # Stages
 
 
-def prepare(out: Path, config: Config, data: str, text: FrozenT5, text_name: str, seed: int, resume: bool = True) -> dict:
-    """Write OUT/config.json, or check that what is there says the same; returns it."""
-    if resume is False and any(out.glob("*.checkpoint.safetensors")):
-        raise FileExistsError(f"{out} holds an unfinished training; add --resume to go on, or give another --out")
+def describe(out: Path, config: Config, data: str, text: FrozenT5, text_name: str, seed: int) -> dict:
+    """What OUT/config.json says of such a model; a ValueError where OUT holds another."""
     about = {"config": configs.to_json(config), "data": data, "seed": seed, "text": {"name": text_name, "fingerprint": text.fingerprint}}
     about = json.loads(json.dumps(about))
-    if (out / "config.json").is_file():
-        if read_about(out) != about:
-            raise ValueError(f"{out} holds a model with other settings, data, text encoder or seed; give the same ones, or another --out")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "config.json", about)
+    if (out / "config.json").is_file() and read_about(out) != about:
+        raise ValueError(f"{out} holds a model with other settings, data, text encoder or seed; give the same ones, or another --out")
     return about
 
 
 def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5, device: str = "cpu", tokens: Tokens | None = None) -> Iterator[Record]:
     """Train one stage into OUT/NAME.safetensors, from the parts that it needs in OUT; resumes a checkpoint there."""
     config, seed = configs.from_json(about["config"]), about["seed"]
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "config.json", about)
     settings = getattr(config.stages, name)
     needed = {part: load_part(out, part, config, text.width).eval().requires_grad_(False).to(device) for part in NEEDS[name]}
     with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
@@ -305,7 +304,7 @@ def train_all(
     seed: int = 0, device: str = "cpu", resume: bool = False,
 ) -> Iterator[Record]:  # fmt: skip
     """Train the stages that OUT does not hold yet, in order. Without `resume`, nothing there may be in the way."""
-    about = prepare(out, config, data, text, text_name, seed, resume)
+    about = describe(out, config, data, text, text_name, seed)
     todo = [s for s in stages if not (resume and (out / f"{s}.safetensors").is_file())]
     for stage in todo:
         for path in (out / f"{stage}.safetensors", out / f"{stage}.checkpoint.safetensors"):

@@ -128,6 +128,8 @@ def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
                 wide = wide * rearrange(noise.softmax(dim=0), "r O I y x -> O (r I) y x")  # shares that sum to 1
             target.copy_(wide)
         source = next(sources, None)
+    if source is not None:
+        raise ValueError("cannot grow a decoder to fewer residual blocks; raise decoder_blocks")
 
 
 class EMAQuantizer(nn.Module):
@@ -255,6 +257,8 @@ class Tokenizer(nn.Module):
             raise ValueError(f"image is {H}x{W}; the tokenizer needs multiples of {self.config.factor}")
         images = images.contiguous(memory_format=torch.channels_last)  # 2-3x faster convolutions on CPU
         z = rearrange(self.encoder(images), "B D h w -> B h w D")
+        if self.config.quantizer == "fsq":
+            return z.float()  # bounded in the quantizer
         return F.layer_norm(z.float(), z.shape[-1:])  # unit scale: codes neither collapse to 0 nor drift away
 
     def autoencode(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,42 @@
+"""How hard Hypothesis looks: `quick` is the default; HYPOTHESIS_PROFILE=explore draws many fresh examples.
+
+`planted` is for broken variants, which a property has to refuse: few examples, no search for the smallest.
+"""
+
+import os
+
+import pytest
+from hypothesis import Phase, settings
+
+settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None, report_multiple_bugs=False)
+settings.register_profile("explore", max_examples=500, deadline=None, report_multiple_bugs=False)
+settings.register_profile(
+    "planted", max_examples=15, derandomize=True, deadline=None, database=None, report_multiple_bugs=False, phases=(Phase.explicit, Phase.generate)
+)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+settings.load_profile(PROFILE)
+
+
+@pytest.fixture
+def refuses():
+    """refuses(property, *arguments): the property fails on them, with an AssertionError and nothing else."""
+
+    def check(prop, *arguments):
+        settings.load_profile("planted")
+        try:
+            with pytest.raises(AssertionError):
+                prop(*arguments)
+        finally:
+            settings.load_profile(PROFILE)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A model directory made by `minimuse demo --preset tiny`: every stage trained for a few steps."""
+    from minimuse.cli import main
+
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    assert main(["demo", "--preset", "tiny", "--out", str(out)]) == 0
+    return out

@@ -1,0 +1,364 @@
+"""Properties of parallel decoding (`minimuse/decode.py`; MaskGIT, section 3.2; Muse, sections 2.7 and 2.8).
+
+A `step` has the signature of `decode.confidence`, a `decode` that of `decode.decode`. The model here is a
+table look-up in multiples of 1/4, exact in every precision, so that ties are common and noise alone
+decides; the reference is NumPy in float64.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from minimuse.decode import Sampling
+
+from properties.schedule import maskgit_counts
+
+NEAR = 1e-4  # confidences closer than this may be ordered either way: float32 against float64
+seeds = st.integers(0, 2**31 - 1)
+quarters = st.integers(-12, 12).map(lambda n: n / 4)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def log_softmax(x):
+    return x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+
+
+# One step
+
+
+@st.composite
+def steps(draw):
+    """Arguments of a step, as arrays: logits from few distinct rows, noise from few values, so that ties occur."""
+    B, N, K = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    pool = draw(hnp.arrays(np.float32, (3, K), elements=quarters))
+    logits = pool[draw(hnp.arrays(np.int64, (B, N), elements=st.integers(0, 2)))]
+    ids = draw(hnp.arrays(np.int64, (B, N), elements=st.integers(0, K - 1)))
+    hidden = draw(hnp.arrays(bool, (B, N)))
+    left = np.array([draw(st.integers(0, int(n))) for n in hidden.sum(-1)])
+    token_noise = draw(hnp.arrays(np.float32, (B, N, K), elements=quarters))
+    choice_noise = draw(hnp.arrays(np.float32, (B, N), elements=quarters))
+    return logits, ids, hidden, left, token_noise, choice_noise, draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+
+
+def run_step(step, logits, ids, hidden, left, token_noise, choice_noise, temperature):
+    out = step(*map(torch.from_numpy, (logits, ids, hidden, left, token_noise, choice_noise)), temperature)
+    return [x.numpy() for x in out]
+
+
+ALL_EQUAL = (np.zeros((1, 4, 2), np.float32), np.zeros((1, 4), np.int64), np.ones((1, 4), bool), np.array([2]),
+             np.zeros((1, 4, 2), np.float32), np.zeros((1, 4), np.float32), 1.0)  # fmt: skip
+KNOWN_LOOKS_BAD = (np.float32([[[0, 9], [5, 0]]]), np.array([[0, 0]]), np.array([[False, True]]), np.array([0]),
+                   np.zeros((1, 2, 2), np.float32), np.zeros((1, 2), np.float32), 1.0)  # fmt: skip
+
+
+def hides_the_count_again(step):
+    """Exactly left[b] of row b stay hidden, all of them hidden before, however many confidences are equal."""
+
+    @given(steps())
+    @example(ALL_EQUAL)
+    @example(KNOWN_LOOKS_BAD)
+    def check(case):
+        _, ids, hidden, left = case[:4]
+        _, _, now = run_step(step, *case)
+        assert (now.sum(-1) == left).all(), f"{now.sum(-1)} hidden, not {left}"
+        assert not (now & ~hidden).any(), f"known tokens were hidden: before {hidden.tolist()}, after {now.tolist()}"
+
+    check()
+
+
+def keeps_what_is_known(step):
+    """Tokens that were not hidden keep their id, whatever the model thinks of them; their confidence is infinite."""
+
+    @given(steps())
+    @example(KNOWN_LOOKS_BAD)
+    def check(case):
+        _, ids, hidden = case[:3]
+        guess, log_p, _ = run_step(step, *case)
+        assert (guess == ids)[~hidden].all(), f"ids {ids.tolist()}, hidden {hidden.tolist()}, after {guess.tolist()}"
+        assert np.isposinf(log_p[~hidden]).all() and np.isfinite(log_p[hidden]).all()
+
+    check()
+
+
+def draws_from_the_tempered_softmax(step):
+    """The guess is argmax(logits + temperature * Gumbel noise); its log-probability is without temperature and noise."""
+
+    @given(steps())
+    def check(case):
+        logits, _, hidden, _, token_noise, _, temperature = case
+        guess, log_p, _ = run_step(step, *case)
+        score = logits + np.float32(temperature) * token_noise  # quarters: exact
+        assert (guess == score.argmax(-1))[hidden].all(), f"guessed {guess.tolist()}, hidden {hidden.tolist()}"
+        wanted = np.take_along_axis(log_softmax(logits.astype(np.float64)), guess[..., None], -1)[..., 0]
+        assert np.allclose(log_p[hidden], wanted[hidden], atol=1e-5), f"confidence {log_p.tolist()}, not {wanted.tolist()}"
+
+    check()
+
+
+def keeps_the_most_confident(step):
+    """No token that is hidden again is more confident, noise included, than one that is revealed; of equal ones the first stay."""
+
+    @given(steps())
+    @example(ALL_EQUAL)
+    def check(case):
+        logits, _, hidden, left, _, choice_noise, _ = case
+        guess, _, now = run_step(step, *case)
+        p = np.take_along_axis(log_softmax(logits.astype(np.float64)), guess[..., None], -1)[..., 0] + choice_noise
+        for b in range(len(logits)):
+            again, kept = np.flatnonzero(now[b]), np.flatnonzero(hidden[b] & ~now[b])
+            for i in again:
+                for j in kept:
+                    same = (logits[b, i] == logits[b, j]).all() and guess[b, i] == guess[b, j] and choice_noise[b, i] == choice_noise[b, j]
+                    right = j < i if same else p[b, i] <= p[b, j] + NEAR
+                    assert right, f"row {b}: position {i} ({p[b, i]:.3f}) was hidden again, {j} ({p[b, j]:.3f}) kept"
+
+    check()
+
+
+# The whole loop
+
+
+@dataclass
+class Rows:
+    """A caption for the table model: one vector of logits per row."""
+
+    rows: torch.Tensor  # (B, K)
+
+    def join(self, other):
+        return Rows(torch.cat([self.rows, other.rows]))
+
+
+class Table:
+    """Logits that depend on a token, its right-hand neighbour and the row: exact in any precision. Counts its passes."""
+
+    def __init__(self, seed, codes, dtype=torch.float32, scale=1.0):
+        draw = np.random.default_rng(seed).normal(size=(2, codes + 1, codes))
+        self.own, self.next = np.round(4 * draw) / 4 * scale
+        self.dtype, self.passes = dtype, []
+
+    def logits(self, ids, rows):
+        return self.own[ids] + self.next[np.roll(ids, -1, axis=1)] + rows[:, None]
+
+    def __call__(self, ids, context):
+        self.passes.append(ids.clone())
+        return torch.from_numpy(self.logits(ids.numpy(), context.rows.double().numpy())).to(self.dtype)
+
+
+def rows(seed, B, K):
+    return Rows(torch.from_numpy(np.round(4 * np.random.default_rng(seed).normal(size=(B, K))) / 4))
+
+
+@dataclass
+class Problem:
+    """A decoding problem that prints as its numbers."""
+
+    ids: np.ndarray  # (B, N), K = hidden
+    codes: int
+    sampling: Sampling
+    guided: bool
+    seed: int
+
+    def run(self, decode, dtype=torch.float32, scale=1.0):
+        B = len(self.ids)
+        self.model = Table(self.seed, self.codes, dtype, scale)
+        self.cond = rows(self.seed + 1, B, self.codes)
+        self.uncond = rows(self.seed + 2, B, self.codes) if self.guided else None
+        ids = torch.from_numpy(self.ids)
+        return list(decode(self.model, ids, self.codes, self.cond, self.uncond, self.sampling, generator(self.seed)))
+
+    def schedule(self):
+        """(k, left) of every step that reveals something."""
+        counts = np.array([maskgit_counts(int(n), self.sampling.steps) for n in (self.ids == self.codes).sum(-1)]).T
+        before = np.vstack([(self.ids == self.codes).sum(-1), counts[:-1]])
+        return [(k, now) for k, (was, now) in enumerate(zip(before, counts)) if (was != now).any()]
+
+
+@st.composite
+def problems(draw, max_steps=8):
+    B, N, K = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    ids = draw(hnp.arrays(np.int64, (B, N), elements=st.integers(0, K - 1)))
+    whole = draw(st.booleans())  # an empty grid, or a hole of its own in each row
+    hidden = np.ones((B, N), bool) if whole else draw(hnp.arrays(bool, (B, N)))
+    sampling = Sampling(
+        steps=draw(st.integers(1, max_steps)), guidance=draw(st.sampled_from([0.0, 0.5, 3.0])), ramp=draw(st.booleans()),
+        temperature=draw(st.sampled_from([0.0, 1.0])), choice_temperature=draw(st.sampled_from([0.0, 4.5])),
+    )  # fmt: skip
+    return Problem(np.where(hidden, K, ids), K, sampling, draw(st.booleans()), draw(seeds))
+
+
+HOLE = Problem(np.array([[4] * 5 + [0, 1, 2, 3] * 6]), 4, Sampling(steps=4), False, 3)  # 5 of 29 tokens
+EMPTY = Problem(np.full((2, 16), 4), 4, Sampling(steps=6), True, 5)
+UNGUIDED = Problem(np.full((2, 64), 12), 12, Sampling(steps=6), False, 5)
+ONE_STEP = Problem(np.full((2, 4), 3), 3, Sampling(steps=1), True, 1)  # a plain draw, guided in full
+UNEVEN = Problem(np.array([[4] * 9, [4] + [1] * 8, [2] * 9]), 4, Sampling(steps=5), True, 7)
+
+
+def follows_the_reference(decode):
+    """Step by step what a NumPy decoder written from the published rule does with the same noise.
+
+    Per step: guided logits (1 + t_k) c - t_k u with t_k = t (k+1)/S; a draw per hidden token; confidence =
+    log-probability + tau (1 - (k+1)/S) Gumbel; the least confident are hidden again, as many as MaskGIT's
+    counts say. Noise is drawn per step: (B, N, K) for the tokens, then (B, N) for the choice.
+    """
+
+    @given(problems())
+    @example(HOLE)
+    @example(EMPTY)
+    @example(UNEVEN)
+    @example(ONE_STEP)
+    def check(problem):
+        taken = problem.run(decode)
+        ids, sampling, K, noise = problem.ids, problem.sampling, problem.codes, generator(problem.seed)
+        hidden = ids == K
+        gumbel = lambda *shape: -np.log(-np.log(torch.rand(shape, generator=noise).double().numpy().clip(1e-20, 1 - 1e-7)))
+        assert len(taken) == len(problem.schedule()), f"{len(taken)} steps, not {len(problem.schedule())}"
+        for step, (k, left) in zip(taken, problem.schedule()):
+            guess, confidence, now = (x.numpy() for x in step)
+            inputs = np.where(hidden, K, ids)
+            logits = problem.model.logits(inputs, problem.cond.rows.numpy())
+            if problem.guided:
+                t = sampling.guidance * ((k + 1) / sampling.steps if sampling.ramp else 1)
+                logits = (1 + t) * logits - t * problem.model.logits(inputs, problem.uncond.rows.numpy())
+            score = logits + sampling.temperature * gumbel(*logits.shape)
+            assert (guess == ids)[~hidden].all(), f"step {k}: known tokens changed"
+            assert 0 <= guess.min() <= guess.max() < K, f"step {k}: ids {guess.tolist()}, codes 0..{K - 1}"
+            drawn = np.take_along_axis(score, guess[..., None], -1)[..., 0]
+            assert (drawn >= score.max(-1) - NEAR)[hidden].all(), f"step {k}: guessed {guess.tolist()}, likeliest {score.argmax(-1).tolist()}"
+            log_p = np.take_along_axis(log_softmax(logits), guess[..., None], -1)[..., 0]
+            assert np.allclose(confidence[hidden], log_p[hidden], atol=NEAR), f"step {k}: confidence {confidence.tolist()}, not {log_p.tolist()}"
+            noisy = log_p + sampling.choice_temperature * (1 - (k + 1) / sampling.steps) * gumbel(*ids.shape)
+            assert (now.sum(-1) == left).all() and not (now & ~hidden).any(), f"step {k}: {now.sum(-1)} hidden, not {left}"
+            for b in np.flatnonzero(now.any(-1) & (hidden & ~now).any(-1)):
+                again, kept = noisy[b][now[b]].max(), noisy[b][hidden[b] & ~now[b]].min()
+                assert again <= kept + NEAR, f"step {k}, row {b}: hid {again:.3f} again and kept {kept:.3f}"
+            ids, hidden = guess, now
+        assert not hidden.any(), "tokens are hidden after the last step"
+
+    check()
+
+
+def never_shows_the_mask(decode):
+    """Every step's ids are codes, the mask id K among none of them; nothing is hidden at the end; given tokens are untouched."""
+
+    @given(problems())
+    @example(HOLE)
+    @example(EMPTY)
+    def check(problem):
+        given_ = problem.ids != problem.codes
+        taken = problem.run(decode)
+        for step in taken:
+            ids = step.ids.numpy()
+            assert 0 <= ids.min() <= ids.max() < problem.codes, f"ids {ids.tolist()}, codes 0..{problem.codes - 1}"
+            assert (ids == problem.ids)[given_].all(), f"given {problem.ids.tolist()}, got {ids.tolist()}"
+        assert not taken or not taken[-1].hidden.any(), "tokens are hidden after the last step"
+        assert taken or given_.all(), "no step was taken"
+
+    check()
+
+
+def revealed_tokens_stay(decode):
+    """A token that a step has revealed is never hidden again and never changes (Muse, section 2.8)."""
+
+    @given(problems())
+    @example(EMPTY)
+    def check(problem):
+        taken = problem.run(decode)
+        for before, after in zip(taken, taken[1:]):
+            shown = ~before.hidden
+            assert torch.equal(before.ids[shown], after.ids[shown]) and not after.hidden[shown].any()
+
+    check()
+
+
+def same_generator_same_output(decode):
+    """The result is a function of the inputs and the generator; what is given stays as it was."""
+
+    @given(problems())
+    @example(EMPTY)
+    def check(problem):
+        before = problem.ids.copy()
+        torch.manual_seed(0)
+        first = problem.run(decode)
+        torch.manual_seed(1)
+        second = problem.run(decode)
+        assert (problem.ids == before).all(), "the ids given were changed in place"
+        assert all(torch.equal(a, b) for one, two in zip(first, second) for a, b in zip(one, two))
+
+    check()
+
+
+def makes_no_idle_pass(decode):
+    """One pass through the model per step that reveals something, with conditional and unconditional rows in one batch.
+
+    N0 = 0 takes no step at all; with S > N0, N0 steps reveal one token each. Without guidance at a step
+    (uncond None, or t = 0) no unconditional row is run.
+    """
+
+    @given(problems(max_steps=30))
+    @example(Problem(np.array([[0, 1]]), 2, Sampling(steps=4), True, 0))  # nothing hidden
+    @example(Problem(np.array([[2, 2]]), 2, Sampling(steps=9), True, 0))  # S > N0
+    @example(Problem(np.array([[2, 2]]), 2, Sampling(steps=1), False, 0))
+    @example(Problem(np.array([[2, 2]]), 2, Sampling(steps=2, guidance=0.0), True, 0))
+    def check(problem):
+        taken, passes = problem.run(decode), problem.model.passes
+        due = len(problem.schedule())
+        assert len(taken) == len(passes) == due, f"{len(passes)} passes, {len(taken)} steps, {due} reveal something"
+        width = len(problem.ids) * (2 if problem.guided and problem.sampling.guidance else 1)
+        assert all(len(ids) == width for ids in passes), f"batches of {[len(ids) for ids in passes]}, not {width}"
+
+    check()
+
+
+def model_sees_masks_only(decode):
+    """In every pass hidden positions hold the mask id, and the others what is known so far, in both halves of the batch."""
+
+    @given(problems())
+    @example(EMPTY)
+    def check(problem):
+        taken, ids, hidden = problem.run(decode), torch.from_numpy(problem.ids), torch.from_numpy(problem.ids == problem.codes)
+        for step, seen in zip(taken, problem.model.passes):
+            for half in seen.split(len(ids)):
+                assert torch.equal(half, ids.masked_fill(hidden, problem.codes)), f"the model saw {half.tolist()}"
+            ids, hidden = step.ids, step.hidden
+
+    check()
+
+
+def takes_half_precision(decode):
+    """bf16 and fp16 logits, small and in the thousands, give valid ids and finite confidences, and what float32 gives.
+
+    The same where there is no guidance, whose products half precision rounds.
+    """
+
+    @given(problems(), st.sampled_from([torch.bfloat16, torch.float16]), st.sampled_from([1.0, 1.0, 300.0]))
+    @example(EMPTY, torch.bfloat16, 1.0)
+    @example(UNGUIDED, torch.bfloat16, 1.0)
+    @example(HOLE, torch.float16, 1.0)
+    def check(problem, dtype, scale):
+        hidden, taken = torch.from_numpy(problem.ids == problem.codes), problem.run(decode, dtype, scale)
+        for step in taken:
+            assert 0 <= int(step.ids.min()) <= int(step.ids.max()) < problem.codes
+            assert step.confidence[hidden].isfinite().all(), f"confidence {step.confidence.tolist()}"
+            hidden = step.hidden
+        if scale == 1.0 and not (problem.guided and problem.sampling.guidance):
+            exact = problem.run(decode)
+            assert all(torch.equal(a.float(), b.float()) for one, two in zip(taken, exact) for a, b in zip(one, two)), f"{dtype} is not float32"
+
+    check()
+
+
+def noise_is_standard_gumbel(gumbel):
+    """F(x) = exp(-exp(-x)), finite, in float32: clamping at 1e-20 is clamping at 0 in half precision. gumbel(shape, generator)."""
+    noise = gumbel((400, 100), generator())
+    assert noise.isfinite().all(), f"{int((~noise.isfinite()).sum())} of 40,000 are not finite"
+    assert noise.shape == (400, 100) and noise.dtype == torch.float32
+    law = torch.exp(-torch.exp(-noise.double().flatten().sort().values)).numpy()
+    gap = np.abs(law - (np.arange(len(law)) + 0.5) / len(law)).max()
+    assert gap < 2.7 / len(law) ** 0.5, f"the distribution is off by up to {gap:.3f}"
+    assert torch.equal(noise, gumbel((400, 100), generator())), "not a function of the generator"

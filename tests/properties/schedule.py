@@ -1,0 +1,157 @@
+"""Properties of the mask-ratio laws, the reveal counts and the two ramps (`minimuse/schedule.py`)."""
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+unit = st.floats(0, 1)
+
+
+def is_a_mask_schedule(gamma):
+    """gamma(0) = 1, gamma(1) = 0, within [0, 1], never rising (MaskGIT, section 3.3). gamma(ratio) -> share masked."""
+    assert abs(float(gamma(0.0)) - 1) < 1e-12, f"gamma(0) is {float(gamma(0.0))}, not 1"
+    assert abs(float(gamma(1.0))) < 1e-12, f"gamma(1) is {float(gamma(1.0))}, not 0"
+
+    @given(unit, unit)
+    @example(0.0, 1.0)
+    @example(0.0, 1e-9)
+    def check(r, s):
+        less, more = float(gamma(min(r, s))), float(gamma(max(r, s)))
+        assert 0 <= more <= less + 1e-12 and less <= 1, f"gamma({min(r, s)}) = {less}, gamma({max(r, s)}) = {more}"
+
+    check()
+
+
+def ratios_follow_the_arcsine_law(sample_ratios):
+    """F(r) = (2/pi) arcsin(r) over the whole of [0, 1], in one batch or in many (Muse, section 2.3).
+
+    sample_ratios(batch, generator) -> (B,). Not the mean: arccos(u) 2/pi has the same mean, 2/pi, and
+    half of the ratios above .9. The bound on the largest gap to F is the Kolmogorov-Smirnov test's at p = 1e-6.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for batch, times in ((8000, 1), (8, 1000), (1, 2000)):
+        ratios = torch.cat([sample_ratios(batch, generator) for _ in range(times)]).double().sort().values.numpy()
+        assert ratios.shape == (batch * times,) and 0 <= ratios.min() <= ratios.max() <= 1
+        law = 2 / np.pi * np.arcsin(ratios)
+        gap = np.abs(law - (np.arange(len(ratios)) + 0.5) / len(ratios)).max()
+        assert gap < 2.7 / len(ratios) ** 0.5, f"batches of {batch}: the distribution is off by up to {gap:.3f}"
+
+
+def rounds_up_to_at_least_one(mask_counts):
+    """ceil(ratio * tokens), at least 1 and at most all. mask_counts(ratios (B,), tokens) -> (B,) integers."""
+
+    @given(st.lists(st.one_of(st.just(0.0), st.just(1.0), unit), min_size=1, max_size=5), st.integers(1, 300))
+    @example([0.0], 1)
+    @example([1e-9, 0.5, 1.0], 4)
+    def check(ratios, tokens):
+        counts = mask_counts(torch.tensor(ratios, dtype=torch.float64), tokens).tolist()
+        assert counts == [max(1, math.ceil(r * tokens)) for r in ratios], f"{ratios} of {tokens} tokens: {counts}"
+
+    check()
+
+
+def maskgit_counts(masked: int, steps: int) -> list[int]:
+    """Masked after each step, by MaskGIT's rule (section 3.2), written out once more."""
+    unknown, out = masked, []
+    for k in range(steps):
+        if k == steps - 1:
+            unknown = 0
+        elif unknown > 0:
+            unknown = max(1, min(unknown - 1, math.floor(masked * math.cos(math.pi / 2 * ((k + 1) / steps)))))
+        out.append(unknown)
+    return out
+
+
+def reveals_everything_once(masked_after):
+    """What the steps reveal sums to N0, is never negative, and nothing is left at the end.
+
+    masked_after(masked, steps) -> tokens still masked after each step. Also for N0 = 0 and 1, one step,
+    and more steps than tokens.
+    """
+
+    @given(st.integers(0, 300), st.integers(1, 40))
+    @example(0, 1)
+    @example(0, 5)
+    @example(1, 1)
+    @example(1, 5)
+    @example(3, 12)
+    def check(masked, steps):
+        left = masked_after(masked, steps)
+        revealed = [a - b for a, b in zip([masked, *left], left)]
+        assert len(left) == steps and left[-1] == 0, f"left {left}"
+        assert min(revealed) >= 0 and sum(revealed) == masked, f"reveals {revealed}"
+
+    check()
+
+
+def reveals_follow_maskgit(masked_after):
+    """max(1, min(unknown - 1, floor(N0 cos(pi/2 (k+1)/S)))), N0 the number masked at the start, 0 after the last step.
+
+    Pinned: N0 = 256 in 8 steps reveals 5, 15, 24, 31, 39, 45, 48, 49. (MaskGIT, section 3.2.)
+    """
+    left = masked_after(256, 8)
+    assert [a - b for a, b in zip([256, *left], left)] == [5, 15, 24, 31, 39, 45, 48, 49], f"left {left}"
+
+    @given(st.integers(0, 300), st.integers(1, 40))
+    @example(51, 8)
+    @example(256, 39)  # see below
+    @example(1, 3)
+    @example(2, 5)
+    def check(masked, steps):
+        assert masked_after(masked, steps) == maskgit_counts(masked, steps)
+
+    check()
+
+
+def halves_exactly_at_two_thirds(masked_after):
+    """cos(pi/2 * 2/3) = 1/2: after two thirds of the steps exactly half of an even N0 is left.
+
+    floor() sees the last bit: (pi/2 * 26) / 39 gives .4999999999999999 and one token less, and so does float32.
+    """
+
+    @given(st.integers(1, 512), st.integers(1, 100))
+    @example(128, 13)  # 39 steps
+    @example(128, 1)
+    @example(300, 26)
+    def check(half, third):
+        masked, steps = 2 * half, 3 * third
+        if half >= steps:  # else "at least one a step" decides
+            left = masked_after(masked, steps)[2 * third - 1]
+            assert left == half, f"{masked} tokens in {steps} steps: {left} left after two thirds"
+
+    check()
+
+
+def ramp_reaches_its_value(guidance_at):
+    """t_k = t (k+1)/S: equal increments from t/S, the last step has t, and so has the only one (Muse, section 2.7).
+
+    guidance_at(k, steps, guidance) -> t_k.
+    """
+
+    @given(st.integers(1, 64), st.floats(0, 10))
+    @example(1, 3.0)
+    def check(steps, guidance):
+        ramp = [guidance_at(k, steps, guidance) for k in range(steps)]
+        assert math.isclose(ramp[-1], guidance, rel_tol=1e-12), f"the last of {steps} steps has {ramp[-1]}, not {guidance}"
+        assert np.allclose(ramp, [guidance * (k + 1) / steps for k in range(steps)], rtol=1e-12, atol=0), f"{ramp}"
+
+    check()
+
+
+def noise_falls_linearly_to_zero(noise_at):
+    """tau (1 - (k+1)/S), from the starting value and not from the last step's; 0 at the last (MaskGIT, section 3.2).
+
+    noise_at(k, steps, choice_temperature) -> scale. Annealed twice, step 6 of 12 has .11 for .50.
+    """
+
+    @given(st.integers(1, 64), st.floats(0, 10))
+    @example(12, 1.0)
+    def check(steps, temperature):
+        scales = [noise_at(k, steps, temperature) for k in range(steps)]
+        assert scales[-1] == 0, f"the last of {steps} steps has noise {scales[-1]}"
+        assert np.allclose(scales, [temperature * (steps - 1 - k) / steps for k in range(steps)], rtol=1e-9, atol=1e-12), f"{scales}"
+
+    check()

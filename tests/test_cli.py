@@ -1,0 +1,161 @@
+"""The command line: what works, and every mistake in one line. Run: pytest tests/test_cli.py"""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from minimuse.cli import main
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must end with exit code 2 and one line on stderr; returns the line."""
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in argv])
+        except SystemExit as stop:
+            code = stop.code
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "%|" not in line]
+        assert code == 2 and len(lines) == 1, (code, lines)
+        return lines[0]
+
+    return run
+
+
+def folder(path, n=4, side=40):
+    path.mkdir()
+    for i in range(n):
+        Image.new("RGB", (side, side), (50 * i % 256, 30, 90)).save(path / f"p{i}.png")
+        (path / f"p{i}.txt").write_text(f"a square number {i}\n")
+    return path
+
+
+def test_demo_writes_what_it_promises(tiny_model):
+    report = json.loads((tiny_model / "report.json").read_text())
+    assert set(report["alignment"]) == {"real", "reconstructed", "reconstructed_low", "generated", "generated_low", "shuffled"}
+    for row in report["alignment"].values():
+        assert set(row) == {"shape", "colour", "size", "count", "relation", "background", "all"}
+        assert all(cell["low"] <= cell["value"] <= cell["high"] for cell in row.values() if cell["n"])
+    assert set(report["seconds"]) == {"tokenizer", "tokenizer_hi", "base", "superres", "decoder", "report", "total"}
+    assert report["alignment"]["real"]["all"]["value"] > 0.99  # the detector, not the model
+    with Image.open(tiny_model / "samples.png") as sheet, Image.open(tiny_model / "decoding.gif") as gif:
+        assert sheet.width > 500
+        assert gif.n_frames == 4 + 2  # passes of the tiny preset, low-res and high-res
+
+
+def test_generate(tiny_model, tmp_path, capsys):
+    out = tmp_path / "apple.png"
+    assert main(["generate", "a small red circle on a grey background", "--model", str(tiny_model), "-o", str(out), "--n", "2", "--gif", str(tmp_path / "a.gif")]) == 0
+    first, second = Image.open(tmp_path / "apple-0.png"), Image.open(tmp_path / "apple-1.png")
+    assert first.size == (32, 32) and first.tobytes() != second.tobytes()
+    assert main(["generate", "a small red circle on a grey background", "--model", str(tiny_model), "-o", str(out)]) == 0
+    assert main(["generate", "", "--model", str(tiny_model), "-o", str(tmp_path / "empty.png")]) == 0  # the null caption
+    capsys.readouterr()
+    assert main(["generate", "red " * 10_000, "--model", str(tiny_model), "-o", str(tmp_path / "long.png")]) == 0
+    warning = capsys.readouterr().err.splitlines()
+    assert len(warning) == 1 and "cut to 77" in warning[0]
+
+
+@pytest.mark.parametrize(
+    "argv, names",
+    [
+        (["--n", "0"], "--n is 0"),
+        (["--n", "-3"], "--n is -3"),
+        (["--steps", "0"], "steps is 0"),
+        (["--steps", "-1"], "steps is -1"),
+        (["--guidance", "-1"], "guidance -1"),
+        (["--temperature", "-1"], "temperature -1"),
+        (["-o", "nowhere/at/all.png"], "nowhere"),
+        (["-o", "picture.txt"], "picture.txt"),
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--seed", "one"], "one"),
+    ],
+)
+def test_generate_refuses(fails, tiny_model, tmp_path, monkeypatch, argv, names):
+    monkeypatch.chdir(tmp_path)
+    model = [] if "--model" in argv else ["--model", tiny_model]
+    assert names in fails("generate", "a red circle", *model, *argv)
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_damaged_models_are_refused(fails, tiny_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    draw = ["generate", "a red circle", "--model", model, "-o", tmp_path / "x.png"]
+    data = (model / "base.safetensors").read_bytes()
+    (model / "base.safetensors").write_bytes(data[: len(data) // 2])
+    assert "base.safetensors is truncated" in fails(*draw)
+    shutil.copy(model / "superres.safetensors", model / "base.safetensors")
+    assert "does not fit config.json" in fails(*draw)
+    (model / "base.safetensors").unlink()
+    assert "minimuse train base" in fails(*draw)
+    (model / "config.json").write_text("{}")
+    assert "config.json" in fails(*draw)
+    about = json.loads((tiny_model / "config.json").read_text())
+    about["config"]["base"]["colour"] = 3
+    (model / "config.json").write_text(json.dumps(about))
+    assert "colour" in fails(*draw)
+    about = json.loads((tiny_model / "config.json").read_text())
+    about["text"]["fingerprint"] = "0123456789ab"
+    (model / "config.json").write_text(json.dumps(about))
+    assert "0123456789ab" in fails(*draw)
+
+
+def test_train_a_folder_of_ones_own(tmp_path):
+    pictures, out = folder(tmp_path / "mine", n=10), tmp_path / "out"
+    assert main(["train", "all", "--preset", "tiny", "--data", str(pictures), "--out", str(out)]) == 0
+    assert main(["generate", "a square number 3", "--model", str(out), "-o", str(tmp_path / "x.png")]) == 0
+    before = load_file(out / "base.safetensors")
+    assert main(["train", "all", "--out", str(out), "--resume"]) == 0  # all there: nothing to do
+    after = load_file(out / "base.safetensors")
+    assert all(bool((before[k] == after[k]).all()) for k in before)
+
+
+@pytest.mark.parametrize(
+    "argv, names",
+    [
+        (["all", "--preset", "huge"], "huge"),
+        (["all", "base.depth=3"], "base.depth"),
+        (["all", "base.width"], "base.width"),
+        (["all", "base.width=wide"], "base.width=wide"),
+        (["all", "stages.base.steps=0"], "steps 0"),
+        (["all", "stages.base.batch=-4"], "batch -4"),
+        (["all", "scenes=0"], "scenes is 0"),
+        (["some"], "some"),
+        (["base"], "minimuse train tokenizer"),
+        (["all", "--t5", "no-such-text-encoder"], "no-such-text-encoder"),
+    ],
+)
+def test_train_refuses(fails, tmp_path, argv, names):
+    argv = argv if "--preset" in argv else [argv[0], "--preset", "tiny", *argv[1:]]
+    assert names in fails("train", *argv, "--data", "shapes", "--out", tmp_path / "out")
+
+
+def test_bad_folders_are_refused(fails, tmp_path):
+    train = ["train", "tokenizer", "--preset", "tiny", "--out", tmp_path / "out", "--data"]
+    assert "nowhere" in fails(*train, tmp_path / "nowhere")
+    one = folder(tmp_path / "one", n=1)
+    assert "at least two" in fails(*train, one)
+    silent = folder(tmp_path / "silent")
+    (silent / "p2.txt").unlink()
+    assert "p2.png has no caption" in fails(*train, silent)
+    broken = folder(tmp_path / "broken")
+    (broken / "p1.png").write_bytes((broken / "p1.png").read_bytes()[:40])
+    assert "p1.png" in fails(*train, broken)
+    small = folder(tmp_path / "small", side=3)
+    assert "p0.png" in fails(*train, small)
+    (tmp_path / "file").write_text("")
+    assert "file" in fails("train", "all", "--preset", "tiny", "--data", "shapes", "--out", tmp_path / "file" / "out")
+
+
+def test_a_run_in_the_way_is_not_overwritten(fails, tiny_model, tmp_path):
+    out = tmp_path / "model"
+    shutil.copytree(tiny_model, out)
+    assert "--resume" in fails("train", "all", "--out", out)
+    assert "other settings" in fails("train", "all", "--out", out, "--preset", "tiny", "--resume", "base.layers=3")
+    assert "other settings" in fails("train", "all", "--out", out, "--seed", "5", "--resume")

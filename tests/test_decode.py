@@ -1,0 +1,235 @@
+"""Parallel decoding against a NumPy reference, and a dozen broken decoders: `pytest tests/test_decode.py`."""
+
+from functools import partial
+
+import pytest
+import torch
+from minimuse import decode as ours
+from minimuse import schedule
+from minimuse.decode import Sampling, Step
+from properties import decoding, guidance
+
+STEP_PROPERTIES = (
+    decoding.hides_the_count_again, decoding.keeps_what_is_known, decoding.draws_from_the_tempered_softmax, decoding.keeps_the_most_confident,
+)  # fmt: skip
+LOOP_PROPERTIES = (
+    decoding.follows_the_reference, decoding.never_shows_the_mask, decoding.revealed_tokens_stay, decoding.same_generator_same_output,
+    decoding.makes_no_idle_pass, decoding.model_sees_masks_only, decoding.takes_half_precision,
+)  # fmt: skip
+
+
+# One step
+
+
+@pytest.mark.parametrize("prop", STEP_PROPERTIES)
+def test_step(prop):
+    prop(ours.confidence)
+
+
+def step(logits, ids, hidden, left, token_noise, choice_noise, temperature, bug=None):
+    """decode.confidence once more, with one bug at a time."""
+    tempered = logits / temperature if temperature else logits
+    guess = (logits + (token_noise if bug == "no temperature" else temperature * token_noise)).argmax(-1)
+    if bug != "known tokens drawn again":
+        guess = torch.where(hidden, guess, ids)
+    log_p = (tempered if bug == "tempered confidence" else logits).log_softmax(-1).gather(-1, guess[..., None])[..., 0]
+    if bug != "known tokens compete":
+        log_p = log_p.masked_fill(~hidden, float("inf"))
+    noisy = log_p + choice_noise
+    if bug == "cutoff":
+        cutoff = noisy.sort(-1).values.gather(-1, (left[:, None]).clamp(max=ids.shape[-1] - 1))
+        return Step(guess, log_p, noisy < cutoff)
+    if bug == "cutoff or equal":
+        cutoff = noisy.sort(-1).values.gather(-1, (left[:, None] - 1).clamp(min=0))
+        return Step(guess, log_p, (noisy <= cutoff) & (left[:, None] > 0))
+    if bug == "last of equals":
+        noisy = noisy.flip(-1)
+    descending = bug != "least confident kept"
+    order = noisy.argsort(dim=-1, descending=descending, stable=True)
+    rank = order.argsort(-1)
+    rank = rank.flip(-1) if bug == "last of equals" else rank
+    return Step(guess, log_p, rank >= ids.shape[-1] - left[:, None])
+
+
+def test_step_without_a_bug():
+    for prop in STEP_PROPERTIES:
+        prop(step)
+
+
+@pytest.mark.parametrize("prop, bug", [
+    (decoding.hides_the_count_again, "cutoff"),
+    (decoding.hides_the_count_again, "cutoff or equal"),
+    (decoding.hides_the_count_again, "known tokens compete"),
+    (decoding.hides_the_count_again, "least confident kept"),  # hides what is known and surest
+    (decoding.keeps_what_is_known, "known tokens drawn again"),
+    (decoding.keeps_what_is_known, "known tokens compete"),
+    (decoding.draws_from_the_tempered_softmax, "no temperature"),
+    (decoding.draws_from_the_tempered_softmax, "tempered confidence"),
+    (decoding.keeps_the_most_confident, "least confident kept"),
+    (decoding.keeps_the_most_confident, "last of equals"),
+])  # fmt: skip
+def test_broken_step(prop, bug, refuses):
+    refuses(prop, partial(step, bug=bug))
+
+
+# The loop
+
+
+@pytest.mark.parametrize("prop", LOOP_PROPERTIES)
+def test_decode(prop):
+    prop(ours.decode)
+
+
+def decode(model, ids, mask_id, context, uncond, sampling, generator, bug=None):
+    """decode.decode once more, with one bug at a time."""
+    given, S, N = ids != mask_id, sampling.steps, ids.shape[1]
+    hidden, tau = ~given, sampling.choice_temperature
+    if bug == "in place":
+        ids[hidden] = 0
+    start = [N] * len(ids) if bug == "counts from N" else hidden.sum(-1).tolist()
+    after = torch.tensor([schedule.masked_after(n, S) for n in start])
+    for k in range(S):
+        left = torch.minimum(after[:, k], hidden.sum(-1))
+        if bug == "counts from N" and k < S - 1:
+            left = torch.minimum(left, (hidden.sum(-1) - 1).clamp(min=0))
+        if bug == "one token stays" and k == S - 1:
+            left = left.clamp(min=1).minimum(hidden.sum(-1))
+        if (left == hidden.sum(-1)).all() and bug != "idle passes":
+            continue
+        if bug == "given tokens hidden" and k == S // 2:
+            hidden = torch.ones_like(hidden)
+        inputs = ids if bug == "guesses shown" and k else ids.masked_fill(hidden, mask_id)
+        t = sampling.guidance * ((k if bug == "late ramp" else k + 1) / S if sampling.ramp else 1)
+        logits = model(inputs, context)
+        if uncond is not None and (t or bug == "two passes"):
+            other = model(inputs, uncond)
+            logits = (other + t * (logits - other)) if bug == "the other scale" else (1 + t) * logits - t * other
+        tau = tau * (1 - (k + 1) / S) if bug == "annealed twice" else sampling.choice_temperature * (1 - (k + 1) / S)
+        draw = None if bug == "global noise" else generator
+        precision = logits.dtype if bug == "half noise" else torch.float32
+        gumbel = lambda *shape: -torch.log(-torch.log(torch.rand(shape, generator=draw).to(precision).clamp(1e-20, 1 - 1e-7)))
+        now = (step if bug == "half confidence" else ours.confidence)(
+            logits, ids, hidden, left, gumbel(*logits.shape), tau * gumbel(*ids.shape), sampling.temperature
+        )
+        ids = now.ids.masked_fill(now.hidden, mask_id) if bug == "the state is returned" else now.ids
+        hidden = now.hidden
+        yield Step(ids, now.confidence, hidden)
+
+
+def one_batch(decoder):
+    """Two passes through the model as one, so that only what is meant to differ does."""
+
+    def run(model, ids, mask_id, context, uncond, sampling, generator):
+        class Both:
+            def __call__(self, inputs, rows):
+                if uncond is None or sampling.guidance == 0:
+                    return model(inputs, rows)
+                if rows is context:
+                    self.cond, self.uncond = model(torch.cat([inputs, inputs]), context.join(uncond)).chunk(2)
+                    return self.cond
+                return self.uncond
+
+        yield from decoder(Both(), ids, mask_id, context, uncond, sampling, generator)
+
+    return run
+
+
+def test_decode_without_a_bug():
+    for prop in LOOP_PROPERTIES:
+        prop(one_batch(decode))
+
+
+@pytest.mark.parametrize("prop, bug", [
+    (decoding.follows_the_reference, "annealed twice"),
+    (decoding.follows_the_reference, "counts from N"),
+    (decoding.follows_the_reference, "late ramp"),
+    (decoding.follows_the_reference, "the other scale"),
+    (decoding.follows_the_reference, "guesses shown"),
+    (decoding.never_shows_the_mask, "the state is returned"),
+    (decoding.never_shows_the_mask, "given tokens hidden"),
+    (decoding.never_shows_the_mask, "one token stays"),
+    (decoding.revealed_tokens_stay, "given tokens hidden"),
+    (decoding.same_generator_same_output, "global noise"),
+    (decoding.same_generator_same_output, "in place"),
+    (decoding.makes_no_idle_pass, "idle passes"),
+    (decoding.model_sees_masks_only, "guesses shown"),
+    (decoding.takes_half_precision, "half confidence"),
+    (decoding.takes_half_precision, "half noise"),
+])  # fmt: skip
+def test_broken_decode(prop, bug, refuses):
+    refuses(prop, one_batch(partial(decode, bug=bug)))
+
+
+def test_unconditional_rows_that_nobody_uses(refuses):
+    refuses(decoding.makes_no_idle_pass, partial(decode, bug="two passes"))
+
+
+def test_every_hole_is_filled_in_all_steps():
+    """The reveal counts of one decode, of three holes: none, one token, eight."""
+    ids = decoding.UNEVEN.ids
+    hidden = [torch.from_numpy(ids == 4).sum(-1).tolist()] + [s.hidden.sum(-1).tolist() for s in decoding.UNEVEN.run(ours.decode)]
+    assert [row[0] for row in hidden] == [9, *schedule.masked_after(9, 5)]
+    assert [row[1] for row in hidden] == [1, 1, 1, 1, 1, 0] and [row[2] for row in hidden] == [0] * 6
+
+
+@pytest.mark.parametrize("law", schedule.LAWS)
+def test_all_equal_confidences(law):
+    """A model that knows nothing: exact counts in every step, by every law."""
+    constant = lambda ids, context: torch.zeros(*ids.shape, 7)
+    ids = torch.full((3, 25), 7)
+    ids[1, :20], ids[2, 3] = 2, 5
+    sampling = Sampling(steps=6, law=law, temperature=0.0, choice_temperature=0.0)
+    taken = list(ours.decode(constant, ids, 7, decoding.rows(0, 3, 7), None, sampling, decoding.generator()))
+    wanted = [schedule.masked_after(n, 6, law) for n in (25, 5, 24)]
+    seen = [[int(s.hidden[b].sum()) for s in taken] for b in range(3)]
+    steps = [k for k in range(6) if k == 0 or any(row[k] != row[k - 1] for row in wanted)]
+    assert seen == [[row[k] for k in steps] for row in wanted]
+
+
+def test_guidance_at_zero_is_no_guidance():
+    """Bit for bit, and a negative prompt then changes nothing."""
+    for seed in range(5):
+        ids = torch.full((2, 9), 5)
+        model, cond, draw = decoding.Table(seed, 5), decoding.rows(1, 2, 5), decoding.generator
+        run = lambda uncond, t: list(ours.decode(model, ids, 5, cond, uncond, Sampling(steps=4, guidance=t), draw(seed)))
+        pairs = zip(run(None, 3.0), run(decoding.rows(9, 2, 5), 0.0))
+        assert all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two))
+
+
+def test_guidance():
+    guidance.neutral_at_zero(ours.guide)
+    guidance.extrapolates_by_t(ours.guide)
+
+
+@pytest.mark.parametrize("prop, planted", [
+    (guidance.neutral_at_zero, lambda c, u, t: u + (1 + t) * (c - u)),  # neutral but for the last bits
+    (guidance.neutral_at_zero, lambda c, u, t: u + t * (c - u)),
+    (guidance.extrapolates_by_t, lambda c, u, t: u + t * (c - u)),
+    (guidance.extrapolates_by_t, lambda c, u, t: (1 + t) * u - t * c),
+    (guidance.extrapolates_by_t, lambda c, u, t: (1 + t) * c + t * u),
+    (guidance.extrapolates_by_t, lambda c, u, t: (1 + t * t) * c - t * t * u),
+])  # fmt: skip
+def test_broken_guidance(prop, planted, refuses):
+    refuses(prop, planted)
+
+
+def test_noise():
+    decoding.noise_is_standard_gumbel(ours.gumbel)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_noise(dtype, refuses):
+    def gumbel(shape, generator):
+        return -torch.log(-torch.log(torch.rand(shape, generator=generator, dtype=dtype).clamp(1e-20)))
+
+    refuses(decoding.noise_is_standard_gumbel, gumbel)
+    refuses(decoding.noise_is_standard_gumbel, lambda shape, generator: torch.randn(shape, generator=generator))
+
+
+def test_impossible_sampling():
+    with pytest.raises(ValueError, match="steps is 0"):
+        Sampling(steps=0)
+    with pytest.raises(ValueError, match="-0.5"):
+        Sampling(guidance=-0.5)
+    with pytest.raises(ValueError, match="'circle'"):
+        Sampling(law="circle")

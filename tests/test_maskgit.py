@@ -1,0 +1,246 @@
+"""The base model, hiding tokens, dropping captions and the loss, and broken ones: `pytest tests/test_maskgit.py`."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from minimuse import schedule
+from minimuse.maskgit import BaseConfig, Corrupted, MaskGit, TokenLoss, drop_captions, hide, masked_token_loss
+from properties import losses, masks, models
+
+CODES, GRID, TEXT = 7, 3, 12
+PROPERTIES = (
+    models.is_pure, models.where_selects, models.mask_is_no_code, models.text_matters,
+    models.rows_do_not_mix, models.padding_does_not_matter, models.no_caption_is_no_text,
+)  # fmt: skip
+
+
+def model(seed=0):
+    """Tiny, with weights so large that everything which can matter does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = MaskGit(BaseConfig(width=16, layers=2, heads=2), CODES, GRID, TEXT)
+        for name, p in net.named_parameters():
+            if "norm" not in name:
+                torch.nn.init.normal_(p, std=0.3)
+    return net
+
+
+def case(net, context=None, logits=None, mask_id=None):
+    return models.Case(context or net.context, logits or net, net.mask_id if mask_id is None else mask_id, CODES, GRID * GRID, TEXT, net.train)
+
+
+@pytest.mark.parametrize("prop", PROPERTIES)
+def test_model(prop):
+    prop(case(model()))
+
+
+def test_broken_models(refuses):
+    net = model()
+
+    def masking_inside(ids, context, where):
+        logits = net(hide(ids, net.mask_id, torch.Generator().manual_seed(int(torch.randint(99, ())))).ids, context)
+        return logits if where is None else logits[where]
+
+    def dropout_inside(ids, context, where):
+        return F.dropout(net(ids, context, where), 0.1, net.training)
+
+    def blind(text, visible):
+        return net.context(text, torch.zeros_like(visible))
+
+    def attends_to_padding(text, visible):
+        return net.context(text, torch.ones_like(visible))
+
+    def biased(text, visible):  # an empty caption sees its first token
+        return net.context(text, visible | (~visible.any(-1, keepdim=True) & (torch.arange(text.shape[1]) == 0)))
+
+    def mean_over_tokens(text, visible):
+        return net.context(text - text.mean(dim=1, keepdim=True), visible)
+
+    def mean_over_batch(text, visible):
+        return net.context(text - text.mean(dim=0), visible)
+
+    def wrong_where(ids, context, where):
+        return net(ids, context, None if where is None else where.flip(1))
+
+    def mask_is_code_zero(ids, context, where):
+        return net(ids.where(ids != net.mask_id, 0), context, where)
+
+    for prop, planted in [
+        (models.is_pure, case(net, logits=masking_inside)),
+        (models.is_pure, case(net, logits=dropout_inside)),
+        (models.where_selects, case(net, logits=wrong_where)),
+        (models.mask_is_no_code, case(net, logits=mask_is_code_zero)),
+        (models.mask_is_no_code, case(net, mask_id=0)),
+        (models.text_matters, case(net, context=blind)),
+        (models.rows_do_not_mix, case(net, context=mean_over_batch)),
+        (models.padding_does_not_matter, case(net, context=attends_to_padding)),
+        (models.padding_does_not_matter, case(net, context=mean_over_tokens)),
+        (models.no_caption_is_no_text, case(net, context=attends_to_padding)),
+        (models.no_caption_is_no_text, case(net, context=biased)),
+    ]:
+        refuses(prop, planted)
+
+
+def test_an_empty_caption_takes_cross_attention_away():
+    """The logits of an all-False mask are those of a model whose cross-attention writes nothing, bit for bit."""
+    net = model()
+    without = copy.deepcopy(net)
+    for block in without.decoder.blocks:
+        torch.nn.init.zeros_(block.cross_attention.out.weight)
+    ids, text, visible = models.inputs(case(net))
+    nothing = torch.zeros_like(visible)
+    assert torch.equal(net(ids, net.context(text, nothing)), without(ids, without.context(text, visible)))
+
+
+def test_heads_divide_the_width():
+    with pytest.raises(ValueError, match="30.*4 heads"):
+        BaseConfig(width=30, layers=1, heads=4)
+
+
+# Hiding
+
+
+def test_hide():
+    masks.hides_by_replacing(hide)
+    masks.shares_differ_within_a_batch(hide)
+    net = model()
+    context = net.context(*models.inputs(case(net))[1:])
+
+    def predict(ids, generator):
+        corrupted = hide(ids % CODES, net.mask_id, generator)
+        return net(corrupted.ids[:, : GRID * GRID], context), corrupted.hidden
+
+    masks.hidden_tokens_do_not_matter(predict)
+
+
+def keeps_the_ids(ids, mask_id, generator):
+    """The published bug: the mask decides over the loss only."""
+    return Corrupted(ids, hide(ids, mask_id, generator).hidden)
+
+
+def hides_by_coin(ids, mask_id, generator):
+    hidden = torch.rand(ids.shape, generator=generator) < schedule.sample_ratios(len(ids), generator)[:, None]
+    return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
+
+
+def one_count_for_the_batch(ids, mask_id, generator):
+    counts = schedule.mask_counts(schedule.sample_ratios(1, generator), ids.shape[1]).expand(len(ids))
+    hidden = schedule.random_masks(counts, ids.shape[1], generator)
+    return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
+
+
+def half_of_each(ids, mask_id, generator):
+    hidden = schedule.random_masks(torch.full((len(ids),), -(-ids.shape[1] // 2)), ids.shape[1], generator)
+    return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
+
+
+def random_ids_for_masks(ids, mask_id, generator):
+    hidden = hide(ids, mask_id, generator).hidden
+    return Corrupted(torch.where(hidden, torch.randint(mask_id, ids.shape, generator=generator), ids), hidden)
+
+
+def test_broken_hiding(refuses):
+    for planted in (keeps_the_ids, hides_by_coin, random_ids_for_masks):
+        refuses(masks.hides_by_replacing, planted)
+    for planted in (one_count_for_the_batch, half_of_each):
+        refuses(masks.shares_differ_within_a_batch, planted)
+    embedding = torch.nn.Embedding(CODES + 1, 4)
+
+    def predict(ids, generator):
+        corrupted = keeps_the_ids(ids, CODES, generator)
+        return embedding(corrupted.ids), corrupted.hidden
+
+    refuses(masks.hidden_tokens_do_not_matter, predict)
+
+
+# Captions
+
+
+def test_drop_captions():
+    masks.drops_the_share_of_captions(drop_captions)
+    net = model()
+    ids, text, visible = models.inputs(case(net))
+    assert not drop_captions(visible, 1.0, torch.Generator()).any()
+    for seed in range(20):
+        kept = drop_captions(visible, 0.5, torch.Generator().manual_seed(seed))
+        dropped = ~kept.any(dim=-1)
+        if dropped.any() and not dropped.all():
+            break
+    other = torch.where(dropped[:, None, None], -3 * text + 1, text)  # perturb the text of dropped rows
+    assert torch.equal(net(ids, net.context(other, kept)), net(ids, net.context(text, kept)))
+    moved = net(ids, net.context(-3 * text + 1, kept)) - net(ids, net.context(text, kept))
+    assert (moved.abs().amax(dim=(1, 2)) > 1e-3).tolist() == (~dropped).tolist()
+
+
+def inverted(visible, share, generator):
+    """Kept with p where it should be dropped with p."""
+    return visible & (torch.rand(len(visible), generator=generator) < share)[:, None]
+
+
+def words_one_by_one(visible, share, generator):
+    return visible & (torch.rand(visible.shape, generator=generator) >= share)
+
+
+def all_or_none(visible, share, generator):
+    return visible & (torch.rand(1, generator=generator) >= share)
+
+
+def test_broken_caption_dropout(refuses):
+    for planted in (inverted, words_one_by_one, all_or_none):
+        refuses(masks.drops_the_share_of_captions, planted)
+
+
+# The loss
+
+
+def test_loss():
+    losses.is_one_mean_over_hidden_tokens(masked_token_loss)
+    losses.does_not_depend_on_the_split(masked_token_loss)
+
+
+def mean_of_rows(logits, ids, hidden):
+    cost = torch.zeros(hidden.shape).masked_scatter(hidden, F.cross_entropy(logits, ids[hidden], reduction="none"))
+    rows = hidden.any(dim=-1)
+    right = masked_token_loss(logits, ids, hidden).correct
+    return TokenLoss((cost.sum(-1)[rows] / hidden.sum(-1)[rows]).mean(), right)
+
+
+def over_all_tokens(logits, ids, hidden):
+    loss, right = masked_token_loss(logits, ids, hidden)
+    return TokenLoss(loss * hidden.sum() / hidden.numel(), right)
+
+
+def first_ids(logits, ids, hidden):
+    """The targets in another order than the logits."""
+    target = ids.flatten()[: len(logits)]
+    return TokenLoss(F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean())
+
+
+def test_broken_losses(refuses):
+    for planted in (mean_of_rows, over_all_tokens, first_ids):
+        refuses(losses.is_one_mean_over_hidden_tokens, planted)
+    for planted in (mean_of_rows, over_all_tokens):
+        refuses(losses.does_not_depend_on_the_split, planted)
+
+
+def test_a_few_pictures_can_be_learnt_by_heart():
+    """One batch with everything hidden: only the caption tells the pictures apart, and soon it does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = MaskGit(BaseConfig(width=32, layers=2, heads=2), 16, 3, 8)
+    draw = torch.Generator().manual_seed(0)
+    ids, text = torch.randint(16, (4, 9), generator=draw), torch.randn(4, 2, 8, generator=draw)
+    visible, everything, blank = torch.ones(4, 2, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids, net.mask_id)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    loss_of = lambda text: masked_token_loss(net(blank, net.context(text, visible), everything), ids, everything)
+    before = loss_of(text).loss.item()
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss_of(text).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        told, wrong = loss_of(text), loss_of(text.roll(1, dims=0))
+    assert before > 2.5 and told.loss < 0.1 and told.correct == 1, (before, told)
+    assert wrong.loss > 2, "the wrong caption is as good"

@@ -1,0 +1,115 @@
+"""The pipeline: captions to pictures, files and back. Run: pytest tests/test_muse.py"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minimuse.data import load
+from minimuse.metrics import masked_nll, nll_tables, psnr
+from minimuse.muse import Muse, load_part
+from minimuse.train import Tokens
+
+RED, TWO = "a small red circle on a grey background", "two large blue squares on a white background"
+
+
+@pytest.fixture(scope="module")
+def muse(tiny_model):
+    return Muse.load(tiny_model)
+
+
+def last(muse, *args, **kwargs):
+    return {resolution: step for resolution, step in muse.steps(*args, **kwargs)}
+
+
+def test_steps_end_in_full_grids_of_codes(muse):
+    steps = list(muse.steps([RED, TWO], seed=3))
+    assert [r for r, _ in steps] == ["low"] * 4 + ["high"] * 2
+    for resolution, step in steps:
+        tokenizer = muse.tokenizer if resolution == "low" else muse.tokenizer_hi
+        assert step.ids.shape == (2, tokenizer.config.grid**2)
+        assert 0 <= int(step.ids.min()) and int(step.ids.max()) < tokenizer.config.codes  # no mask id, in no step
+    assert not any(step.hidden.any() for step in (steps[3][1], steps[-1][1]))
+    images = muse.pixels(steps[-1][1].ids, "high")
+    assert images.shape == (2, 3, 32, 32) and float(images.abs().max()) <= 1
+
+
+def test_same_seed_same_picture(muse):
+    a, b, c = (muse.generate(RED, seed=s)[0].tobytes() for s in (1, 1, 2))
+    assert a == b != c
+
+
+def test_save_and_load_round_trip(muse, tmp_path):
+    muse.save(tmp_path / "copy")
+    again = Muse.load(tmp_path / "copy")
+    assert muse.generate(TWO)[0].tobytes() == again.generate(TWO)[0].tobytes()
+    muse.save(tmp_path / "half", torch.bfloat16)
+    half = Muse.load(tmp_path / "half")
+    for name, part in half.parts.items():
+        for k, v in part.state_dict().items():
+            torch.testing.assert_close(v, muse.parts[name].state_dict()[k].bfloat16().float() if v.is_floating_point() else v, rtol=0, atol=0)
+
+
+def test_text_and_its_keys_are_computed_once_per_picture(muse, monkeypatch):
+    calls = {"text": 0, "base": 0, "superres": 0}
+
+    def counted(name, function):
+        def call(*args):
+            calls[name] += 1
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(muse, "text", counted("text", muse.text))
+    for name in ("base", "superres"):
+        model = getattr(muse, name)
+        monkeypatch.setattr(model, "context", counted(name, model.context))
+    last(muse, [RED], sampling=replace(muse.config.sampling, steps=9))
+    assert calls == {"text": 1, "base": 2, "superres": 2}  # with the caption, and without it
+    last(muse, [RED], sampling=replace(muse.config.sampling, guidance=0.0), sampling_hi=replace(muse.config.sampling_hi, guidance=0.0))
+    assert calls == {"text": 2, "base": 3, "superres": 3}  # no guidance: only with it
+
+
+def test_a_negative_prompt_changes_guided_pictures_only(muse):
+    def ids(negative, guidance):
+        kind = dict(sampling=replace(muse.config.sampling, guidance=guidance), sampling_hi=replace(muse.config.sampling_hi, guidance=guidance))
+        return last(muse, [RED, TWO], negative=negative, **kind)["high"].ids
+
+    assert not torch.equal(ids("a blue ring", 8.0), ids("", 8.0))
+    assert torch.equal(ids("a blue ring", 0.0), ids("", 0.0))
+
+
+def test_padding_beside_a_longer_prompt_changes_nothing(muse):
+    short = "a red ring"
+    alone, _ = muse.text([short])
+    beside, visible = muse.text([short, TWO])
+    with torch.no_grad():
+        ids = torch.randint(0, 64, (1, muse.config.tokenizer.grid**2), generator=torch.Generator().manual_seed(0))
+        a = muse.base(ids, muse.base.context(alone, torch.ones(alone.shape[:2], dtype=torch.bool)))
+        b = muse.base(ids, muse.base.context(beside[:1], visible[:1]))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_masked_nll_against_a_slow_loop(muse, tiny_model):
+    pictures = load("shapes", "heldout", 32, 6)
+    tokens = Tokens(muse.parts, muse.text, pictures, "cpu")
+    text, visible = tokens.captions(torch.arange(6))
+    base = load_part(tiny_model, "base", muse.config, muse.text.width).double().eval()
+    context = lambda rows: base.context(text[rows].double(), visible[rows])
+    everything = masked_nll(base, tokens.low, context, 1.0, batch=4)
+    total = 0.0
+    with torch.no_grad():
+        for i in range(6):
+            blank = torch.full((1, tokens.low.shape[1]), base.mask_id)
+            p = base(blank, context(slice(i, i + 1))).log_softmax(-1)[0]
+            total -= float(sum(p[n, tokens.low[i, n]] for n in range(tokens.low.shape[1])))
+    assert everything == pytest.approx(total / tokens.low.numel(), rel=2e-2)  # one of the two runs in bf16 where that is fast
+    tables = nll_tables(muse, pictures)
+    assert tables["base"].keys() == {"caption", "no caption", "other caption"}
+    assert tables["superres"].keys() == {"low-res and caption", "no caption", "other low-res"}
+
+
+def test_psnr_by_hand():
+    a = torch.zeros(2, 3, 4, 4)
+    b = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 0.02)])
+    assert psnr(a, b) == pytest.approx((20 + 40) / 2, abs=1e-4)  # the mean of the pictures' figures, peak to peak 2

@@ -1,0 +1,238 @@
+"""Laws, masks, counts and ramps, and broken ones: `pytest tests/test_schedule.py`."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from minimuse import schedule
+from properties import masks
+from properties import schedule as properties
+
+
+def uniform(batch, generator):
+    return torch.rand(batch, generator=generator, dtype=torch.float64)
+
+
+# The laws
+
+
+@pytest.mark.parametrize("law", schedule.LAWS)
+def test_every_law_is_a_mask_schedule(law):
+    properties.is_a_mask_schedule(partial(schedule.gamma, law=law))
+
+
+WAVES = (lambda r: np.sin(np.pi / 2 * r), lambda r: np.cos(np.pi * r), lambda r: 1 - 0.9 * r, lambda r: np.cos(2.5 * np.pi * r))
+
+
+@pytest.mark.parametrize("planted", WAVES)
+def test_other_functions_are_not(planted, refuses):
+    refuses(properties.is_a_mask_schedule, planted)
+
+
+def test_laws_halfway():
+    halfway = {law: float(schedule.gamma(0.5, law)) for law in schedule.LAWS}
+    assert halfway == pytest.approx(dict(exp=240 / 255, cubic=0.875, square=0.75, cosine=0.5**0.5, linear=0.5, sqrt=1 - 0.5**0.5, log=0.125))
+    grid = np.linspace(0, 1, 7)
+    for law in schedule.LAWS:  # an array is its elements, one by one
+        assert schedule.gamma(grid, law).tolist() == [float(schedule.gamma(r, law)) for r in grid]
+    with pytest.raises(ValueError, match="'cosin'.*cosine"):
+        schedule.gamma(0.5, "cosin")
+
+
+# Ratios and masks for training
+
+
+def arccos_ratios(batch, generator):
+    """The same mean, 2/pi, and the wrong tails."""
+    return torch.arccos(uniform(batch, generator)) * 2 / math.pi
+
+
+def one_ratio_for_the_batch(batch, generator):
+    return schedule.sample_ratios(1, generator).expand(batch)
+
+
+def test_ratios():
+    properties.ratios_follow_the_arcsine_law(schedule.sample_ratios)
+    properties.rounds_up_to_at_least_one(schedule.mask_counts)
+
+
+def test_arccos_has_the_right_mean_and_is_wrong(refuses):
+    ratios = arccos_ratios(100_000, torch.Generator().manual_seed(0))
+    assert abs(float(ratios.mean()) - 2 / math.pi) < 0.005
+    assert float((ratios > 0.9).double().mean()) == pytest.approx(0.157, abs=0.005)
+    ours = schedule.sample_ratios(100_000, torch.Generator().manual_seed(0))
+    assert float((ours > 0.9).double().mean()) == pytest.approx(0.287, abs=0.005)
+    for planted in (arccos_ratios, uniform, one_ratio_for_the_batch):
+        refuses(properties.ratios_follow_the_arcsine_law, planted)
+
+
+@pytest.mark.parametrize("law", schedule.LAWS)
+def test_ratios_of_every_law(law):
+    """gamma is monotone, so that sorted ratios are gamma of sorted uniform numbers."""
+    ratios = schedule.sample_ratios(500, torch.Generator().manual_seed(3), law)
+    u = uniform(500, torch.Generator().manual_seed(3))
+    assert ratios.dtype == torch.float64 and ratios.tolist() == [float(schedule.gamma(x, law)) for x in u.tolist()]
+
+
+@pytest.mark.parametrize("planted", [
+    lambda r, n: (r * n).long().clamp(1, n),  # rounded down
+    lambda r, n: (r * n).round().long().clamp(1, n),
+    lambda r, n: (r * n).ceil().long(),  # may be none
+])  # fmt: skip
+def test_broken_counts(planted, refuses):
+    refuses(properties.rounds_up_to_at_least_one, planted)
+
+
+MASK_PROPERTIES = (masks.exact_count_in_every_row, masks.uniform_over_positions, masks.rows_are_independent)
+
+
+@pytest.mark.parametrize("prop", MASK_PROPERTIES)
+def test_masks(prop):
+    prop(schedule.random_masks)
+
+
+def bernoulli(counts, tokens, generator):
+    """A coin per token: right on average."""
+    return torch.rand(len(counts), tokens, generator=generator) < counts[:, None] / tokens
+
+
+def ranked_over_the_batch(counts, tokens, generator):
+    """Every token against the same place in the other images: at batch 1, where rank 0 is all there is, everything."""
+    return torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=0) < counts[:, None]
+
+
+def ranked_twice(counts, tokens, generator):
+    """Over the batch, and then within the row: exact, and uniform in a large batch, but at batch 1 all noise is equal."""
+    return torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=-1) < counts[:, None]
+
+
+def ranked_over_all(counts, tokens, generator):
+    """Exact over the whole batch and, by chance, in a row; invisible at batch 1."""
+    noise = torch.rand(len(counts) * tokens, generator=generator)
+    return (noise.argsort().argsort() < counts.sum()).view(len(counts), tokens)
+
+
+def one_mask_for_the_batch(counts, tokens, generator):
+    return torch.rand(tokens, generator=generator).argsort().argsort()[None] < counts[:, None]
+
+
+def first_positions(counts, tokens, generator):
+    return torch.arange(tokens)[None] < counts[:, None]
+
+
+def one_argsort(counts, tokens, generator):
+    """Places where ranks are meant: exact and uniform; ranks of a permutation are a permutation. No bug."""
+    return torch.rand(len(counts), tokens, generator=generator).argsort(dim=-1) < counts[:, None]
+
+
+def with_ties(counts, tokens, generator):
+    """Noise of a few levels against a cutoff."""
+    noise = torch.randint(4, (len(counts), tokens), generator=generator)
+    cutoff = noise.sort(dim=-1).values.gather(1, (counts[:, None] - 1).clamp(min=0))
+    return noise <= cutoff
+
+
+def test_broken_masks(refuses):
+    for prop, planted in [
+        *((masks.exact_count_in_every_row, p) for p in (bernoulli, ranked_over_the_batch, ranked_over_all, with_ties)),
+        *((masks.uniform_over_positions, p) for p in (first_positions, ranked_over_the_batch, ranked_twice, one_mask_for_the_batch)),
+        *((masks.rows_are_independent, p) for p in (one_mask_for_the_batch, first_positions)),
+    ]:
+        refuses(prop, planted)
+
+
+def test_what_single_rows_do_not_show():
+    """Ranking over the whole batch passes at batch 1: the reason why the property draws several sizes."""
+    for seed in range(5):
+        draw = torch.Generator().manual_seed(seed)
+        assert int(ranked_over_all(torch.tensor([3]), 8, draw).sum()) == 3
+    for prop in MASK_PROPERTIES:
+        prop(one_argsort)
+
+
+# Counts for decoding
+
+
+COUNT_PROPERTIES = (properties.reveals_everything_once, properties.reveals_follow_maskgit, properties.halves_exactly_at_two_thirds)
+
+
+@pytest.mark.parametrize("prop", COUNT_PROPERTIES)
+def test_counts(prop):
+    prop(schedule.masked_after)
+
+
+@pytest.mark.parametrize("law", schedule.LAWS)
+def test_counts_of_every_law(law):
+    properties.reveals_everything_once(partial(schedule.masked_after, law=law))
+
+
+def counts(masked, steps, of=None, least=1, angle=lambda s, S: math.pi / 2 * (s / S), cap=True, last=True):
+    """masked_after with switches; without any, it is right."""
+    unknown, left = masked, []
+    for s in range(1, steps + 1):
+        n = math.floor((masked if of is None else of) * math.cos(angle(s, steps)))
+        n = max(least, min(unknown - 1, n) if cap else n)
+        unknown = min(unknown, n) if cap else n
+        left.append(0 if last and s == steps else unknown)
+    return left
+
+
+def test_right_counts_pass():
+    for prop in COUNT_PROPERTIES:
+        prop(counts)
+
+
+@pytest.mark.parametrize("prop, planted", [
+    (properties.reveals_follow_maskgit, partial(counts, of=256)),  # from N, and not from the hole
+    (properties.reveals_follow_maskgit, partial(counts, least=0)),
+    (properties.reveals_everything_once, partial(counts, least=-1)),
+    (properties.reveals_everything_once, partial(counts, cap=False)),  # hides what was never hidden
+    (properties.reveals_everything_once, partial(counts, last=False)),  # one token stays hidden
+    (properties.reveals_follow_maskgit, partial(counts, angle=lambda s, S: math.pi / 2 * ((s - 1) / S))),
+    (properties.halves_exactly_at_two_thirds, partial(counts, angle=lambda s, S: math.pi / 2 * s / S)),
+    (properties.reveals_follow_maskgit, partial(counts, angle=lambda s, S: math.pi / 2 * s / S)),
+    (properties.halves_exactly_at_two_thirds, partial(counts, angle=lambda s, S: np.float32(np.pi / 2) * np.float32(s / S))),
+])  # fmt: skip
+def test_broken_counts_for_decoding(prop, planted, refuses):
+    refuses(prop, planted)
+
+
+def test_counting_from_the_picture_leaves_the_hole_to_the_last_step():
+    left = counts(51, 8, of=256)
+    assert [a - b for a, b in zip([51, *left], left)] == [1, 1, 1, 1, 1, 1, 1, 44]
+    left = schedule.masked_after(51, 8)
+    assert [a - b for a, b in zip([51, *left], left)] == [1, 3, 5, 6, 8, 9, 10, 9]
+
+
+def test_impossible_counts():
+    with pytest.raises(ValueError, match="-1"):
+        schedule.masked_after(-1, 3)
+    with pytest.raises(ValueError, match="steps is 0"):
+        schedule.masked_after(3, 0)
+
+
+# Ramps
+
+
+def test_ramps():
+    properties.ramp_reaches_its_value(schedule.guidance_at)
+    properties.noise_falls_linearly_to_zero(schedule.noise_at)
+    assert [schedule.guidance_at(k, 4, 3.0, ramp=False) for k in range(4)] == [3.0] * 4
+    assert schedule.noise_at(5, 12, 1.0) == 0.5
+
+
+def annealed_twice(k, steps, temperature):
+    """Multiplied down inside the loop, step after step."""
+    for j in range(k + 1):
+        temperature *= 1 - (j + 1) / steps
+    return temperature
+
+
+def test_broken_ramps(refuses):
+    assert annealed_twice(5, 12, 1.0) == pytest.approx(0.11, abs=0.005)
+    for planted in (lambda k, S, t: t * k / S, lambda k, S, t: t * k / max(1, S - 1), lambda k, S, t: t):
+        refuses(properties.ramp_reaches_its_value, planted)
+    for planted in (annealed_twice, lambda k, S, t: t * (1 - k / S), lambda k, S, t: t):
+        refuses(properties.noise_falls_linearly_to_zero, planted)

@@ -1,0 +1,118 @@
+"""Super-resolution: the properties of the base model, and what the low-res tokens do: `pytest tests/test_superres.py`."""
+
+import pytest
+import torch
+from minimuse.maskgit import masked_token_loss
+from minimuse.superres import SuperRes, SuperResConfig
+from properties import models
+
+LOW_CODES, LOW_GRID, CODES, GRID, TEXT = 5, 2, 7, 4, 12
+LOW = torch.tensor([[0, 1, 2, 3], [4, 4, 1, 0], [3, 2, 0, 0]])
+PROPERTIES = (
+    models.is_pure, models.where_selects, models.mask_is_no_code, models.text_matters,
+    models.padding_does_not_matter, models.no_caption_is_no_text,
+)  # fmt: skip
+
+
+def model(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = SuperRes(SuperResConfig(width=16, encoder_layers=1, layers=2, heads=2, window=2), LOW_CODES, LOW_GRID, CODES, GRID, TEXT)
+        for name, p in net.named_parameters():
+            if "norm" not in name:
+                torch.nn.init.normal_(p, std=0.3)
+    return net
+
+
+def case(net, context=None):
+    return models.Case(context or (lambda text, visible: net.context(text, visible, LOW)), net, net.mask_id, CODES, GRID * GRID, TEXT, net.train)
+
+
+@pytest.mark.parametrize("prop", PROPERTIES)
+def test_model(prop):
+    prop(case(model()))
+
+
+def looks(net, caption=True, context=None):
+    """Arguments of models.low_res_matters: everything hidden, with a caption or without."""
+    _, text, visible = models.inputs(case(net))
+    visible = visible if caption else torch.zeros_like(visible)
+    blank = torch.full((3, GRID * GRID), net.mask_id)
+    context = context or net.context
+    return (lambda low: context(text, visible, low)), (lambda c: net(blank, c)), LOW, LOW_CODES
+
+
+@pytest.mark.parametrize("caption", [True, False])
+def test_low_res_tokens_matter(caption):
+    models.low_res_matters(*looks(model(), caption))
+
+
+def test_broken_conditioning(refuses):
+    net = model()
+    refuses(models.low_res_matters, *looks(net, context=lambda text, visible, low: net.context(text, visible, LOW)))  # not passed on
+
+    def with_the_caption(text, visible, low):
+        context = net.context(text, visible, low)
+        return context._replace(visible=context.visible & visible.any(-1, keepdim=True))
+
+    models.low_res_matters(*looks(net, context=with_the_caption))
+    refuses(models.low_res_matters, *looks(net, caption=False, context=with_the_caption))  # the null caption hides them too
+    torch.nn.init.zeros_(net.low_positions.rows)
+    torch.nn.init.zeros_(net.low_positions.columns)
+    refuses(models.low_res_matters, *looks(net))  # no positions: permuting changes nothing
+    _, text, visible = models.inputs(case(net))
+    refuses(models.text_matters, case(model(), context=lambda t, v: model().context(text, v, LOW)))
+
+
+def test_context_is_low_res_tokens_then_text():
+    net = model()
+    _, text, visible = models.inputs(case(net))
+    context = net.context(text, visible, LOW)
+    assert context.visible.shape == (3, LOW_GRID**2 + text.shape[1])
+    assert context.visible[:, : LOW_GRID**2].all() and torch.equal(context.visible[:, LOW_GRID**2 :], visible)
+    assert len(context.keys) == 2 and context.keys[0].shape == (3, 2, LOW_GRID**2 + text.shape[1], 8)
+
+
+def test_text_alone_reaches_the_decoder_not_the_encoder():
+    """Keys of the low-res tokens do not depend on the caption: the encoder sees none (Muse, section 2.4)."""
+    net = model()
+    _, text, visible = models.inputs(case(net))
+    one, other = (net.context(t, visible, LOW) for t in (text, -text))
+    for a, b in zip([*one.keys, *one.values], [*other.keys, *other.values]):
+        assert torch.equal(a[:, :, : LOW_GRID**2], b[:, :, : LOW_GRID**2]) and not torch.equal(a, b)
+
+
+def test_rows_do_not_mix():
+    net = model()
+    ids, text, visible = models.inputs(case(net))
+    together = net(ids, net.context(text, visible, LOW))
+    for b in range(3):
+        alone = net(ids[b : b + 1], net.context(text[b : b + 1], visible[b : b + 1], LOW[b : b + 1]))
+        assert torch.allclose(alone[0], together[b], atol=1e-4)
+
+
+def test_windows_divide_the_grid():
+    config = SuperResConfig(width=16, encoder_layers=1, layers=1, heads=2, window=3)
+    with pytest.raises(ValueError, match=r"\(4\).*\(3\)"):
+        SuperRes(config, 4, 2, 4, 4, TEXT)
+    with pytest.raises(ValueError, match="30.*4 heads"):
+        SuperResConfig(width=30, encoder_layers=1, layers=1, heads=4, window=2)
+
+
+def test_low_res_tokens_can_be_copied():
+    """High-res tokens that repeat the low-res ones, 2 x 2 each, are soon learnt from those alone, without a caption."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = SuperRes(SuperResConfig(width=32, encoder_layers=1, layers=2, heads=2, window=2), 4, 2, 4, 4, 8)
+    low = torch.randint(4, (4, 2, 2), generator=torch.Generator().manual_seed(0))
+    high = low.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+    nothing, everything, blank = torch.zeros(4, 1, dtype=torch.bool), torch.ones_like(high, dtype=torch.bool), torch.full_like(high, net.mask_id)
+    loss_of = lambda low: masked_token_loss(net(blank, net.context(torch.zeros(4, 1, 8), nothing, low.flatten(1)), everything), high, everything)
+    optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss_of(low).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        told, wrong = loss_of(low), loss_of(low.roll(1, dims=0))
+    assert told.loss < 0.2 and told.correct > 0.9 and wrong.loss > 2, (told, wrong)
