@@ -92,21 +92,26 @@ TINY = Config(
     sampling_hi=Sampling(steps=2),
 )
 
+# The toy's encoders see little more than the patch of a token (no residual blocks), its decoders see far.
+# An encoder that sees far writes what lies elsewhere into the tokens of a plain background: fine for
+# reconstruction, hopeless to predict (54 codes in effective use on flat patches, against 24 like this).
+LOOK = dict(channels=24, code_width=8, blocks=(0, 0, 0), decoder_blocks=(0, 1, 3))
+
 TOY = Config(
-    tokenizer=TokenizerConfig(side=32, codes=512, code_width=8, channels=24, blocks=(0, 1, 2)),
-    tokenizer_hi=TokenizerConfig(side=64, codes=1024, code_width=8, channels=24, blocks=(0, 1, 2)),
-    base=BaseConfig(width=192, layers=6, heads=6),
+    tokenizer=TokenizerConfig(side=32, codes=512, **LOOK),
+    tokenizer_hi=TokenizerConfig(side=64, codes=1024, **LOOK),
+    base=BaseConfig(width=192, layers=6, heads=4),
     superres=SuperResConfig(width=128, encoder_layers=2, layers=4, heads=4, window=4),
-    stages=Stages(vq_stage(10000, 8, 1.5e-3), vq_stage(8000, 8, 1e-3), Stage(4000, 64, 1e-3), Stage(3000, 24, 1e-3), vq_stage(1000, 8, 1e-3)),
+    stages=Stages(vq_stage(6000, 8, 1.5e-3), vq_stage(3000, 8, 1e-3), Stage(5000, 32, 1.5e-3), Stage(2500, 16, 1.5e-3), vq_stage(800, 8, 5e-4)),
     decoder_channels=48,
-    decoder_blocks=(1, 2, 2),
+    decoder_blocks=(1, 1, 3),
     scenes=40_000,
     loss=LossWeights(perceptual=0.0),  # on a CPU, Lite0 costs several times the tokenizer's own step
 )
 
 DEMO = dataclasses.replace(
     TOY,
-    stages=Stages(vq_stage(4000, 8, 1.5e-3), vq_stage(1200, 8, 1e-3), Stage(2400, 32, 1e-3), Stage(1200, 16, 1e-3), vq_stage(200, 8, 5e-4)),
+    stages=Stages(vq_stage(3000, 8, 1.5e-3), vq_stage(800, 8, 1e-3), Stage(2000, 32, 1.5e-3), Stage(900, 16, 1.5e-3), vq_stage(150, 8, 5e-4)),
     scenes=20_000,
     loss=LossWeights(perceptual=0.0, adversarial=0.0),  # edges of flat shapes can be predicted: there is no texture to invent
 )

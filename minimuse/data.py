@@ -2,18 +2,16 @@
 
 Muse learns from (picture, caption) pairs and from nothing else, so one small class holds them all:
 
-    emoji = load("emoji", "train", side=64)
-    images = emoji.batch([0, 1, 2])         # (3, 3, 64, 64) in [-1, 1]
-    emoji.captions[0]                       # a few ways to say it; training draws one
+    emoji = load("emoji", "train", side=64)  # emoji.captions[0] holds a few ways to say it; training draws one
+    images = emoji.batch([0, 1, 2])          # (3, 3, 64, 64) in [-1, 1]
 
 - "shapes": `count` scenes from `shapes.py`; endless, and their captions are exact.
 - "emoji": some 1,600 concepts in five styles ("red apple, noto style"), made by `data/build_emoji.py`.
-- anything else is a folder: `cat.png` beside `cat.txt` (one caption a line), or a table for all
-  pictures, `captions.csv` (columns file,caption) or `captions.jsonl` ({"file": ..., "caption": ...}).
+- anything else is a folder: `cat.png` beside `cat.txt` (one caption a line), or a table for all pictures,
+  `captions.csv` (columns file,caption) or `captions.jsonl` ({"file": ..., "caption": ...}).
 
-What is held out follows from names by a hash, not from a shuffle: no order of files, seed or library
-version moves a picture into training. All M pictures are in memory as uint8, which is simple and right
-up to some 100,000 pictures of 64 pixels. Left out: streaming, augmentation, cleaning of captions.
+What is held out follows from names by a hash, not from a shuffle: no order of files, seed or library version moves a
+picture into training. Left out: augmentation, cleaning of captions, and streaming: all pictures are in memory as uint8.
 """
 import csv
 import hashlib
@@ -22,7 +20,6 @@ import json
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,11 +34,9 @@ from minimuse import shapes
 DATA = Path(__file__).resolve().parents[1] / "data"
 EMOJI_SIDE = 128
 STYLES = ("openmoji", "twemoji", "noto", "fluent-flat", "fluent-3d")
-SPLITS = {"shapes": ("train", "validation", "heldout"), "emoji": ("train", "heldout", "heldout-concept"),
-          "folder": ("train", "heldout")}
-_RESTORE = "restore it with `git checkout data/emoji`, or make it with data/build_emoji.py"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-Found = tuple[str, tuple[str, ...], Callable[[], Image.Image]]  # name, captions, how to read the picture
+SPLITS = {"shapes": ("train", "validation", "heldout"), "emoji": ("train", "heldout", "heldout-concept"), "folder": ("train", "heldout")}
+_RESTORE = "a clone of the project has it: there, run `git checkout data/emoji` and `pip install -e .`"
+Found = tuple[str, tuple[str, ...], partial]  # name, captions, and what gives the picture when it is called
 
 
 @dataclass(frozen=True, eq=False)  # eq: two tensors have no single truth value
@@ -66,22 +61,21 @@ def halve(images: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(images, 2)
 
 
-def load(source: str, split: str, side: int, count: int | None = None, seed: int = 0,
-         data_dir: Path = DATA, smallest: int = 8) -> Pictures:
-    """The pictures of one split, side x side.
+def load(source: str, split: str, side: int, count: int | None = None, seed: int = 0, data_dir: Path = DATA, smallest: int = 8) -> Pictures:
+    """The pictures of one split, side x side; `smallest` is the least side of one in a folder: the tokenizer's factor f.
 
-    `count` is how many shapes to draw; of emoji or a folder it takes at most that many, chosen by
-    `seed`. `smallest` is the least side of a picture in a folder: the tokenizer's factor f.
+    `count` is how many shapes to draw; of emoji or a folder it takes at most that many, chosen by `seed`.
     """
-    if count is not None and count < 1:
-        raise ValueError(f"count={count}; it must be at least 1")
     kind = source if source in SPLITS else "folder"
     if split not in SPLITS[kind]:
         raise ValueError(f"split {split!r} of {source}; there is {', '.join(SPLITS[kind])}")
-    if kind == "shapes":
-        return _shapes(split, side, count, seed)
-    found = (_emoji(split, side, Path(data_dir)) if kind == "emoji" else
-             _folder(Path(source), split, side, smallest))
+    if (count is None and kind == "shapes") or (count is not None and count < 1):
+        raise ValueError(f"count={count}; give 1 or more (shapes are endless, so they need a count)")
+    if kind == "shapes":  # training takes the even scene numbers and validation the odd ones, so no seeds can meet
+        numbers = [2 * (seed * 10**9 + i) + (split == "validation") for i in range(count)]
+        scenes = [shapes.scene(n, "heldout" if split == "heldout" else "train") for n in numbers]
+        return Pictures(shapes.render(scenes, side), [(shapes.caption(s),) for s in scenes], [f"shapes/{split}/{n}" for n in numbers])
+    found = _emoji(split, side, Path(data_dir)) if kind == "emoji" else _folder(Path(source), split, side, smallest)
     if count is not None and count < len(found):
         chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:count]
         found = [found[i] for i in sorted(chosen.tolist())]
@@ -96,31 +90,14 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-# --- shapes ---
-def _shapes(wanted: str, side: int, count: int | None, seed: int) -> Pictures:
-    """Validation draws as training does, from other seeds; heldout shows unseen combinations."""
-    if count is None:
-        raise ValueError("shapes are endless: say how many, for example count=4096")
-    # Training takes the even scene numbers and validation the odd ones, so no seeds can meet.
-    numbers = [2 * (seed * 10**9 + i) + (wanted == "validation") for i in range(count)]
-    scenes = [shapes.scene(n, "heldout" if wanted == "heldout" else "train") for n in numbers]
-    return Pictures(shapes.render(scenes, side), [(shapes.caption(s),) for s in scenes],
-                    [f"shapes/{wanted}/{n}" for n in numbers])
-
-
 # --- emoji ---
 def split(concept: str, style: str) -> str:
-    """"train", "heldout-pair" or "heldout-concept", from the two names alone.
-
-    5 % of the concepts are held out in every style; some have a near twin in training, as a guard has
-    a man guard. 5 % of the other pairs are held out: a known thing in a known style, never together.
-    """
+    """"train", "heldout-concept" (5 % of concepts, in every style) or "heldout-pair" (5 % of the other pairs), from the names alone."""
     if style not in STYLES:
         raise ValueError(f"style {style!r}; there is {', '.join(STYLES)}")
     if _hash(f"concept {concept}") % 20 == 0:
         return "heldout-concept"
-    # One draw per concept, not one per pair: it hits one style at most, so the others stay.
-    drawn = _hash(f"pair {concept}") % 20
+    drawn = _hash(f"pair {concept}") % 20  # one draw for the concept, not one for each pair: it hits one style at most
     return "heldout-pair" if drawn == STYLES.index(style) else "train"
 
 
@@ -129,29 +106,23 @@ def emoji_captions(label: str, tags: list[str], style: str) -> tuple[str, ...]:
     label, words = label.lower(), style.replace("-", " ")
     # In an order of each style's own, without tags that the label says ("apple" for a red apple).
     new = sorted((t for t in tags if t.lower() not in label), key=lambda t: _hash(f"{style} {label} {t}"))
-    plural = re.search(r"[^su]s$", label)  # crossed swords, but a compass and a cactus
     article = "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", label) else "a"
-    phrase = label if plural else f"{article} {label}"
-    return tuple(", ".join([*parts, f"{words} style"]) for parts in
-                 ([label], [phrase], [label, *new[:1]], [phrase, *new[1:3]]))
+    phrase = label if re.search(r"[^su]s$", label) else f"{article} {label}"  # crossed swords, but a compass and a cactus
+    variants = [label], [phrase], [label, *new[:1]], [phrase, *new[1:3]]
+    return tuple(", ".join([*parts, f"{words} style"]) for parts in variants)
 
 
 def _emoji(wanted: str, side: int, data_dir: Path) -> list[Found]:
     if side > EMOJI_SIDE:
         raise ValueError(f"side={side}, but the emoji packs hold {EMOJI_SIDE} pixels: ask for that or less")
-    if not data_dir.is_dir():
-        raise FileNotFoundError(f"no folder {data_dir}: the emoji come with a clone of the project; "
-                                "in the clone run `pip install -e .`")
-    index, words = (_json(data_dir / "emoji" / name) for name in ("index.json", "captions.json"))
-    part = "heldout-pair" if wanted == "heldout" else wanted
-    found = []
+    index, words = (_shipped(data_dir / "emoji" / name) for name in ("index.json", "captions.json"))
+    part, found = "heldout-pair" if wanted == "heldout" else wanted, []
     for style in STYLES:
         pack = _pack(data_dir / "emoji" / f"{style}.pack", index[style])
         for concept, (offset, length) in index[style]["blobs"].items():
             if split(concept, style) == part:
                 captions = emoji_captions(words[concept]["label"], words[concept]["tags"], style)
-                found.append((f"{style}/{concept}", captions,
-                              partial(_decode, pack[offset:offset + length], side)))
+                found.append((f"{style}/{concept}", captions, partial(_decode, pack[offset:offset + length], side)))
     return found
 
 
@@ -162,15 +133,12 @@ def _decode(webp: bytes, side: int) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def _shipped(path: Path) -> bytes:
+def _shipped(path: Path):
+    """A file that comes with the project: its bytes, or what its JSON says."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {_RESTORE}")
-    return path.read_bytes()
-
-
-def _json(path: Path) -> dict:
     try:
-        return json.loads(_shipped(path))
+        return json.loads(path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): {_RESTORE}") from None
 
@@ -189,63 +157,52 @@ def _folder(root: Path, wanted: str, side: int, smallest: int) -> list[Found]:
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {str(root)!r}: say shapes, emoji, or a folder of pictures")
     captions = folder_captions(root)
-    names = sorted(captions)
-    if len(names) < 2:
-        raise ValueError(f"{root} has {len(names)} pictures; it needs at least two, one to hold out")
-    by_hash = sorted(names, key=_hash)
+    by_hash = sorted(captions, key=_hash)
+    if len(by_hash) < 2:
+        raise ValueError(f"{root} has {len(by_hash)} pictures; it needs at least two, one to hold out")
     heldout = {n for n in by_hash[:-1] if _hash(n) % 10 == 0} or {by_hash[0]}
-    for name in names:  # of either split: a damaged picture should be known before the training, not after
+    for name in sorted(captions):  # of either split: a damaged picture should be known before the training, not after
         read_square(root / name, side, smallest)
-    return [(n, captions[n], partial(read_square, root / n, side, smallest))
-            for n in names if (n in heldout) == (wanted == "heldout")]
+    names = sorted(heldout if wanted == "heldout" else captions.keys() - heldout)
+    return [(name, captions[name], partial(read_square, root / name, side, smallest)) for name in names]
 
 
 def folder_captions(root: Path) -> dict[str, tuple[str, ...]]:
     """Picture -> its captions, for every picture in the folder, by its path inside it."""
     files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
     files = [f for f in files if not any(part.startswith(".") for part in f.parts)]  # what systems hide
-    pictures = {f.as_posix() for f in files if f.suffix.lower() in SUFFIXES}
-    tables = [f.name for f in files if f.as_posix() in ("captions.csv", "captions.jsonl")]
+    pictures = {f.as_posix() for f in files if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")}
+    tables, captions = [t for t in ("captions.csv", "captions.jsonl") if (root / t).is_file()], {}
     if len(tables) > 1:
         raise ValueError(f"{root} has both captions.csv and captions.jsonl: remove one")
-    captions = _table(root / tables[0], pictures) if tables else _sidecars(root, files, pictures)
+    for where, file, lines in _rows(root / tables[0]) if tables else _sidecars(root, files, pictures):
+        path = Path(file)
+        if path.anchor or ".." in path.parts:
+            raise ValueError(f"{where}: {file!r} leads out of the folder; move the picture in")
+        if path.as_posix() not in pictures:
+            raise FileNotFoundError(f"{where}: no PNG, JPEG or WebP {file!r} here; add it or remove the row")
+        if path.as_posix() in captions:
+            raise ValueError(f"{where}: {file!r} has a row already; remove one")
+        captions[path.as_posix()] = tuple(" ".join(line.split()) for line in lines if line.strip())
+        if not captions[path.as_posix()]:
+            raise ValueError(f"{where}: the caption of {file!r} is empty; write one")
+    if tables and not captions:
+        raise ValueError(f"{root / tables[0]} is empty; write a row for each picture")
     for name in sorted(pictures - captions.keys()):
-        place = tables[0] if tables else Path(name).with_suffix(".txt")
-        raise ValueError(f"{root / name} has no caption; write one into {place}")
+        raise ValueError(f"{root / name} has no caption; write one into {tables[0] if tables else Path(name).with_suffix('.txt')}")
     return captions
 
 
-def _sidecars(root: Path, files: list[Path], pictures: set[str]) -> dict[str, tuple[str, ...]]:
-    owners, captions = defaultdict(list), {}
+def _sidecars(root: Path, files: list[Path], pictures: set[str]):
+    """(place, picture, captions) of each text file."""
+    owners = defaultdict(list)
     for name in pictures:
         owners[Path(name).with_suffix("")].append(name)
     for file in (f for f in files if f.suffix.lower() == ".txt"):
         beside = owners[file.with_suffix("")]
         if len(beside) != 1:
             raise ValueError(f"{root / file} has {len(beside)} pictures of its name, not one; rename it")
-        lines = _text(root / file).splitlines()
-        captions[beside[0]] = tuple(" ".join(line.split()) for line in lines if line.strip())
-        if not captions[beside[0]]:
-            raise ValueError(f"{root / file} is empty; write the caption into it")
-    return captions
-
-
-def _table(table: Path, pictures: set[str]) -> dict[str, tuple[str, ...]]:
-    captions = {}
-    for line, file, caption in _rows(table):
-        where, name = f"{table} line {line}", Path(file).as_posix()
-        if Path(file).anchor or ".." in Path(file).parts:
-            raise ValueError(f"{where}: {file!r} leads out of the folder; move the picture in")
-        if name not in pictures:
-            raise FileNotFoundError(f"{where}: no PNG, JPEG or WebP {file!r} here; add it or remove the row")
-        if name in captions:
-            raise ValueError(f"{where}: {file!r} has a row already; remove one")
-        if not caption.strip():
-            raise ValueError(f"{where}: the caption of {file!r} is empty; write one")
-        captions[name] = (" ".join(caption.split()),)
-    if not captions:
-        raise ValueError(f"{table} is empty; write a row for each picture")
-    return captions
+        yield str(root / file), beside[0], _text(root / file).splitlines()
 
 
 def _text(path: Path) -> str:
@@ -255,19 +212,18 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it again as UTF-8") from None
 
 
-def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
-    """(line number, file, caption) of each row of captions.csv or captions.jsonl."""
+def _rows(table: Path):
+    """(place, picture, its one caption) of each row of captions.csv or captions.jsonl."""
     if table.suffix == ".jsonl":
         for line, text in enumerate(_text(table).split("\n"), 1):
             try:
                 match json.loads(text.strip() or "null"):
                     case {"file": str(file), "caption": str(caption)}:
-                        yield line, file, caption
+                        yield f"{table} line {line}", file, [caption]
                     case other if other is not None:  # None: an empty line
                         raise ValueError
             except ValueError:
-                raise ValueError(f"{table} line {line} is not {{\"file\": NAME, \"caption\": TEXT}}; "
-                                 "repair it") from None
+                raise ValueError(f'{table} line {line} is not {{"file": NAME, "caption": TEXT}}; repair it') from None
         return
     rows = csv.DictReader(io.StringIO(_text(table)), strict=True)
     try:
@@ -276,7 +232,7 @@ def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
         for row in rows:
             if None in row:  # more fields than columns: half the caption would be lost
                 raise ValueError(f'{table} line {rows.line_num}: a caption with a comma needs "quotes"')
-            yield rows.line_num, row["file"] or "", row["caption"] or ""
+            yield f"{table} line {rows.line_num}", row["file"] or "", [row["caption"] or ""]
     except csv.Error as error:
         raise ValueError(f"{table} line {rows.line_num}: {error}; repair the quotes") from None
 
@@ -292,11 +248,8 @@ def read_square(path: Path, side: int, smallest: int) -> Image.Image:
                     raise ValueError("more than 8 bits a channel")
                 image = image.convert("RGBA")
     except Exception as error:  # PIL's readers raise whatever a broken file makes them trip over
-        raise ValueError(f"{path} cannot be read ({error}); save it again as a smaller 8-bit "
-                         "PNG, or remove it with its caption") from None
+        raise ValueError(f"{path} cannot be read ({error}); save it again as a smaller 8-bit PNG, or remove it") from None
     if min(image.size) < smallest:
-        raise ValueError(f"{path} is {image.width}x{image.height}; the tokenizer needs {smallest}x{smallest} "
-                         "or more: enlarge it, or remove it with its caption")
-    # White first, then the size: the colour under a transparent pixel must not bleed in.
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        raise ValueError(f"{path} is {image.width}x{image.height}; the tokenizer needs {smallest}x{smallest}: enlarge it or remove it")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")  # first: no hidden colour bleeds in
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)

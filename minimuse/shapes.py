@@ -1,11 +1,9 @@
 """Procedural scenes with an oracle: captions that are exact, pictures that can be read back.
 
-What: a scene is one to four coloured shapes on a plain background.  `scene` draws one from a
-seed, `caption` says it in words, `render` paints it, `detect` reads any picture back by rules, and
-`alignment` counts how often pictures show what their captions say.
-Why: Muse measures alignment with CLIP, a network's opinion (paper, section 3); here alignment is
-exact.  Six of the 60 (shape, colour, size) triples never occur in training, so one can also ask
-whether a model composes what it has learnt.
+A scene is one to four coloured shapes on a plain background. `scene` draws one from a seed, `caption` says it in
+words, `render` paints it, `detect` reads any picture back by rules, and `alignment` counts how often pictures show
+what their captions say. Muse measures that with CLIP, a network's opinion (paper, section 3); here it is exact. Six
+of the 60 (shape, colour, size) triples never occur in training: can a model compose what it has learnt?
 Left out: overlap, rotation, texture, and every paraphrase: a scene has one caption.
 Run: python -m minimuse.shapes   (the detector on real scenes: the best score that one can get)
 """
@@ -16,22 +14,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-# --- The vocabulary ---------------------------------------------------------------------------
-
+# --- The vocabulary ---
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 # Cyan and not orange: as seen from black, orange lies close to the direction of yellow.
-COLOURS = {
-    "red": (220, 40, 40), "green": (30, 170, 50), "blue": (40, 70, 230),
-    "yellow": (240, 215, 40), "purple": (170, 40, 210), "cyan": (40, 205, 225),
-}
+COLOURS = {"red": (220, 40, 40), "green": (30, 170, 50), "blue": (40, 70, 230),
+           "yellow": (240, 215, 40), "purple": (170, 40, 210), "cyan": (40, 205, 225)}
 BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
 SIZES = {"small": 6 / 64, "large": 10.5 / 64}  # radius of the enclosing disc / side of the picture
-# name -> (axis, sign) of things[0] minus things[1]; axis 0 is x, axis 1 is y, and y points down
-RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # (axis, sign) of things[0] - things[1]
 NUMBERS = ("", "a", "two", "three", "four")
 SPLITS = ("train", "heldout")
-
 GAP = 3 / 64  # least distance between the enclosing discs of two things
 MARGIN = 1.3 / 64  # least distance between an enclosing disc and the border
 ASLANT = 0.6  # in a relation, |across| is at most this times |along|
@@ -62,20 +56,17 @@ class Scene:
     relation: str | None  # of things[0] relative to things[1]
 
 
-# --- Drawing a scene from a seed --------------------------------------------------------------
-
+# --- Drawing a scene from a seed ---
 def _positions(rng, radii, relation):
     """Uniform positions given that nothing touches: the first of many draws that fits."""
     n = len(radii)
-    low, high = radii[:, None] + MARGIN, 1 - radii[:, None] - MARGIN
     for _ in range(64):  # the worst case, four large things, fits once in 600 draws
-        xy = rng.uniform(low, high, size=(256, n, 2))
+        xy = rng.uniform(radii[:, None] + MARGIN, 1 - radii[:, None] - MARGIN, size=(256, n, 2))
         fits = np.ones(256, bool)
         for i, j in itertools.combinations(range(n), 2):
             fits &= np.hypot(*(xy[:, i] - xy[:, j]).T) >= radii[i] + radii[j] + GAP
         if relation is not None:
-            axis, sign = RELATIONS[relation]
-            d = xy[:, 0] - xy[:, 1]
+            (axis, sign), d = RELATIONS[relation], xy[:, 0] - xy[:, 1]
             along, across = sign * d[:, axis], np.abs(d[:, 1 - axis])
             fits &= (along >= radii.sum() + GAP) & (across <= ASLANT * along)
         if fits.any():
@@ -84,10 +75,7 @@ def _positions(rng, radii, relation):
 
 
 def scene(seed: int, split: str = "train") -> Scene:
-    """The scene of this seed: one thing, two to four alike, or two different ones in a relation.
-
-    "train" never shows a held-out triple; in "heldout" every scene shows exactly one.
-    """
+    """One thing, two to four alike, or two different ones in a relation. "heldout" shows one held-out triple, "train" none."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
     rng = np.random.default_rng([SPLITS.index(split), seed])
@@ -95,10 +83,8 @@ def scene(seed: int, split: str = "train") -> Scene:
     background = str(rng.choice(list(BACKGROUNDS)))
     triple = pool[rng.integers(len(pool))]
     kind, relation = rng.integers(3), None
-    if kind == 0:
-        triples = [triple]
-    elif kind == 1:
-        triples = [triple] * int(rng.integers(2, 5))
+    if kind < 2:
+        triples = [triple] * (int(rng.integers(2, 5)) if kind else 1)
     else:
         others = [t for t in TRAIN_TRIPLES if t != triple]
         triples = [triple, others[rng.integers(len(others))]]
@@ -106,19 +92,10 @@ def scene(seed: int, split: str = "train") -> Scene:
             triples.reverse()
         relation = list(RELATIONS)[rng.integers(4)]
     xy = _positions(rng, np.array([SIZES[size] for _, _, size in triples]), relation)
-    things = tuple(Thing(*t, float(x), float(y)) for t, (x, y) in zip(triples, xy))
-    return Scene(background, things, relation)
+    return Scene(background, tuple(Thing(*t, float(x), float(y)) for t, (x, y) in zip(triples, xy)), relation)
 
 
-# --- Words ------------------------------------------------------------------------------------
-
-_THING = rf"({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_GRAMMAR = re.compile(
-    rf"({'|'.join(NUMBERS[1:])}) {_THING}(?:e?s)?(?: ({'|'.join(RELATIONS)}) a {_THING})?"
-    rf" on a ({'|'.join(BACKGROUNDS)}) background"
-)
-
-
+# --- Words ---
 def caption(s: Scene) -> str:
     """The scene in words; it says everything but the positions."""
     names, n = [f"{t.size} {t.colour} {t.shape}" for t in s.things], len(s.things)
@@ -134,122 +111,91 @@ def caption(s: Scene) -> str:
 
 def parse(text: str) -> Scene:
     """The scene that a caption describes, everything placed at the centre; undoes `caption`."""
-    words = _GRAMMAR.fullmatch(text)
+    thing = rf"({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+    words = re.fullmatch(rf"({'|'.join(NUMBERS[1:])}) {thing}(?:e?s)?(?: ({'|'.join(RELATIONS)}) a {thing})?"
+                         rf" on a ({'|'.join(BACKGROUNDS)}) background", text)
     if words is None:
         raise ValueError(f"not a caption of shapes: {text!r}")
     number, size, colour, shape, relation, size2, colour2, shape2, background = words.groups()
-    things = (Thing(shape, colour, size, 0.5, 0.5),) * NUMBERS.index(number)
-    if relation is not None:
-        things += (Thing(shape2, colour2, size2, 0.5, 0.5),)
-    found = Scene(background, things, relation)
+    alike = (Thing(shape, colour, size, 0.5, 0.5),) * NUMBERS.index(number)
+    other = (Thing(shape2, colour2, size2, 0.5, 0.5),) if relation else ()
+    found = Scene(background, alike + other, relation)
     if caption(found) != text:  # the pattern lets "two small red circle" through
         raise ValueError(f"not a caption of shapes: {text!r}; did you mean {caption(found)!r}?")
     return found
 
 
-# --- Painting ---------------------------------------------------------------------------------
-
+# --- Painting ---
 def coverage(shape: str, x, y, r: float, edge: float):
     """How much of the pixel at (x, y) from the centre is covered, in [0, 1]; all in pixels."""
-    # d is the signed distance to the outline, below 0 inside; each shape fits a disc of radius r.
     if shape == "circle":
-        d = np.hypot(x, y) - r
+        d = np.hypot(x, y) - r  # the signed distance to the outline, below 0 inside; all shapes fit a disc of radius r
     elif shape == "ring":
         d = np.abs(np.hypot(x, y) - 0.775 * r) - 0.225 * r
     elif shape == "square":
         d = np.maximum(np.abs(x), np.abs(y)) - 0.7 * r
     elif shape == "triangle":  # equilateral, one corner up: the largest of three half-planes
         d = np.maximum(y, 0.75**0.5 * np.abs(x) - 0.5 * y) - 0.5 * r
-    elif shape == "cross":  # the union of a flat bar and an upright one
-        flat = np.maximum(np.abs(x) - 0.95 * r, np.abs(y) - 0.3 * r)
-        d = np.minimum(flat, np.maximum(np.abs(x) - 0.3 * r, np.abs(y) - 0.95 * r))
+    elif shape == "cross":  # two bars: the larger of |x|, |y| runs along one, the smaller across it
+        x, y = np.abs(x), np.abs(y)
+        d = np.maximum(np.maximum(x, y) - 0.95 * r, np.minimum(x, y) - 0.3 * r)
     return np.clip(0.5 - d / edge, 0, 1)
 
 
 def render(scenes, side: int) -> torch.Tensor:
     """Paint scenes -> (B, 3, side, side) uint8."""
-    if len(scenes) > 256:  # by chunks, for less memory
-        return torch.cat([render(scenes[i : i + 256], side) for i in range(0, len(scenes), 256)])
-    # Things are painted in boxes of P x P, on a canvas P wider all round: none needs clipping.
-    P = 2 * int(np.ceil(max(SIZES.values()) * side)) + 3
-    paints = np.array([BACKGROUNDS[s.background] for s in scenes], np.float32)
-    canvas = np.tile(paints[:, None, None], (1, side + 2 * P, side + 2 * P, 1))
-    # All first things, then all second ones...: no pixel is written twice in one assignment.
-    for slot, shape in itertools.product(range(max(len(s.things) for s in scenes)), SHAPES):
-        chosen = [(b, s.things[slot]) for b, s in enumerate(scenes)
-                  if len(s.things) > slot and s.things[slot].shape == shape]
-        if not chosen:
-            continue
-        b = np.array([b for b, _ in chosen])[:, None, None]
-        centre = np.array([(t.x, t.y) for _, t in chosen], np.float32) * side - 0.5
-        radius = np.array([SIZES[t.size] for _, t in chosen], np.float32)[:, None, None] * side
-        colour = np.array([COLOURS[t.colour] for _, t in chosen], np.float32)[:, None, None]
-        box = np.round(centre).astype(int)[:, :, None] + np.arange(P) - P // 2  # (M, 2, P)
-        offset = (box - centre[:, :, None]).astype(np.float32)
-        a = coverage(shape, offset[:, 0, None], offset[:, 1, :, None], radius, 1)[..., None]
-        columns, rows = box[:, 0, None] + P, box[:, 1, :, None] + P
-        canvas[b, rows, columns] += a * (colour - canvas[b, rows, columns])
-    picture = (canvas[:, P:-P, P:-P] + 0.5).astype(np.uint8)
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(0, 3, 1, 2)))
+    pictures = np.empty((len(scenes), side, side, 3), np.uint8)
+    for s, picture in zip(scenes, pictures):
+        canvas = np.full((side, side, 3), BACKGROUNDS[s.background], np.float32)
+        for t in s.things:
+            centre = np.array((t.x, t.y), np.float32)[:, None] * side - 0.5
+            x, y = (np.arange(side) - centre).astype(np.float32)
+            cover = coverage(t.shape, x, y[:, None], np.float32(SIZES[t.size]) * side, 1)[..., None]
+            canvas += cover * (np.array(COLOURS[t.colour], np.float32) - canvas)
+        picture[:] = canvas + 0.5
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
 
-# --- Reading a picture back -------------------------------------------------------------------
-
-SOLID = 0.4  # a pixel covered more than this belongs to a thing
-SPECK = 0.003  # a blob smaller than this part of the picture is dropped (smallest thing: 0.011)
-
-
+# --- Reading a picture back ---
 def detect(images: torch.Tensor) -> list[Scene]:
-    """Read pictures (B, 3, S, S) in [-1, 1] back into scenes, by rules only; relation is None.
-
-    Every blob counts as one thing, and a broken one gets the shape that it resembles most.
-    """
+    """Pictures (B, 3, S, S) in [-1, 1] -> scenes without relation, by rules only."""
     shape = tuple(images.shape)
     if shape != (len(images), 3, shape[-1], shape[-1]) or not images.is_floating_point():
         raise ValueError(f"images are {shape} {images.dtype}; detect needs floats (B, 3, S, S)")
-    if len(images) > 64:  # by chunks, for less memory
-        return [s for chunk in images.split(64) for s in detect(chunk)]
-    pixels = ((images.detach().float().cpu() + 1) * 127.5).permute(0, 2, 3, 1).numpy()
-    border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], 1)
-    paints = np.array(list(BACKGROUNDS.values()), np.float32)
-    nearest = np.linalg.norm(np.median(border, 1)[:, None] - paints, axis=-1).argmin(1)  # (B,)
+    return [_read(pixels) for pixels in ((images.detach().float().cpu() + 1) * 127.5).permute(0, 2, 3, 1).numpy()]
 
-    # A soft edge mixes background and colour, so a pixel lies on the line between the two.  For
-    # each colour: how far along (the coverage), and how far off that line (the misfit).
-    v = pixels - paints[nearest][:, None, None]  # (B, S, S, 3)
-    lines = np.array(list(COLOURS.values()), np.float32) - paints[nearest][:, None]  # (B, 6, 3)
-    dot = np.einsum("bhwc,bkc->bhwk", v, lines)
-    square = (lines**2).sum(-1)[:, None, None]
-    cover = np.clip(dot / square, 0, 1)  # (B, S, S, 6)
+
+def _read(pixels):
+    """One picture (S, S, 3) in [0, 255]: every blob is a thing, a broken one of the shape that it resembles most."""
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    paints = np.array(list(BACKGROUNDS.values()), np.float32)
+    background = np.linalg.norm(np.median(border, 0) - paints, axis=-1).argmin()
+    # A soft edge mixes background and colour, so a pixel lies on the line between the two. For each colour:
+    # how far along that line it lies (the coverage), and how far off (the misfit).
+    v = pixels - paints[background]                                            # (S, S, 3)
+    lines = np.array(list(COLOURS.values()), np.float32) - paints[background]  # (6, 3)
+    dot, square = np.einsum("hwc,kc->hwk", v, lines), (lines**2).sum(-1)       # (S, S, 6), (6,)
+    cover = np.clip(dot / square, 0, 1)                                        # (S, S, 6)
     misfit = (v**2).sum(-1, keepdims=True) - 2 * cover * dot + cover**2 * square
     likeliest = np.take_along_axis(cover, misfit.argmin(-1)[..., None], -1)[..., 0]
 
-    labels = components(torch.from_numpy(likeliest > SOLID))
-    grown = _largest_near(labels).numpy()  # takes in the soft edge around
-    readings = []
-    for b, label_map in enumerate(labels.numpy()):
-        things = []
-        for label, count in zip(*np.unique(label_map, return_counts=True)):
-            if label > 0 and count >= SPECK * label_map.size:
-                colour = misfit[b][label_map == label].sum(0).argmin()
-                shape, size, x, y = match(np.where(grown[b] == label, cover[b, :, :, colour], 0))
-                things.append(Thing(shape, list(COLOURS)[colour], size, x, y))
-        readings.append(Scene(list(BACKGROUNDS)[nearest[b]], tuple(things), None))
-    return readings
-
-
-def _largest_near(labels):
-    return torch.nn.functional.max_pool2d(labels[:, None], 3, stride=1, padding=1)[:, 0]
+    labels = components(torch.from_numpy(likeliest > 0.4)[None])  # pixels covered more than this belong to things
+    grown = F.max_pool2d(labels, 3, stride=1, padding=1)[0].numpy()  # takes in the soft edge around
+    labels, things = labels[0].numpy(), []
+    for label, count in zip(*np.unique(labels, return_counts=True)):
+        if label > 0 and count >= 0.003 * labels.size:  # or it is a speck: the smallest thing covers 0.011
+            colour = misfit[labels == label].sum(0).argmin()
+            shape, size, x, y = match(np.where(grown == label, cover[..., colour], 0))
+            things.append(Thing(shape, list(COLOURS)[colour], size, x, y))
+    return Scene(list(BACKGROUNDS)[background], tuple(things), None)
 
 
 def components(mask: torch.Tensor) -> torch.Tensor:
     """Number the 8-connected blobs of (B, S, S) booleans: each blob's largest index spreads."""
     labels = torch.arange(1.0, mask.shape[1:].numel() + 1).reshape(mask.shape[1:]) * mask
-    while True:
-        spread = _largest_near(labels) * mask
-        if torch.equal(spread, labels):
-            return labels
+    while not torch.equal(spread := F.max_pool2d(labels, 3, stride=1, padding=1) * mask, labels):
         labels = spread
+    return labels
 
 
 @functools.lru_cache(maxsize=4)
@@ -258,8 +204,8 @@ def _templates(side):
     half = int(np.ceil(max(SIZES.values()) * side)) + 2
     grid = np.arange(-half, half + 1, dtype=np.float32)
     shifts = np.arange(-0.5, 0.51, 0.25, dtype=np.float32)
-    # The wider edge is for blurred pictures: without it a blurred small ring passes for a cross.
-    names = list(itertools.product(SHAPES, SIZES, shifts, shifts, (1, 2)))
+    edges = (1, 2)  # the wider one is for blurred pictures: without it a blurred small ring passes for a cross
+    names = list(itertools.product(SHAPES, SIZES, shifts, shifts, edges))
     return names, np.stack([coverage(shape, grid - dx, grid[:, None] - dy, SIZES[size] * side, edge)
                             for shape, size, dx, dy, edge in names])
 
@@ -269,18 +215,15 @@ def match(soft):
     names, templates = _templates(len(soft))
     P = templates.shape[-1]
     # Every shape balances about its centre, so the centre of mass finds it within a pixel.
-    centre = [soft.sum(axis) @ np.arange(len(soft)) / soft.sum() for axis in (1, 0)]
-    row, column = (round(float(c)) for c in centre)
+    column, row = (round(float(soft.sum(axis) @ np.arange(len(soft)) / soft.sum())) for axis in (0, 1))
     patch = np.pad(soft, P // 2)[row : row + P, column : column + P]
-    # Soft intersection over union, sum(min) / sum(max).
     both = np.minimum(patch, templates).sum((1, 2))
-    overlap = both / (soft.sum() + templates.sum((1, 2)) - both)
+    overlap = both / (soft.sum() + templates.sum((1, 2)) - both)  # intersection over union: sum(min) / sum(max)
     shape, size, dx, dy, _ = names[overlap.argmax()]
     return shape, size, float(column + dx + 0.5) / len(soft), float(row + dy + 0.5) / len(soft)
 
 
-# --- Judging ----------------------------------------------------------------------------------
-
+# --- Judging ---
 PARTS = ("shape", "colour", "size")
 ATTRIBUTES = (*PARTS, "count", "relation", "background", "all")
 
@@ -288,8 +231,7 @@ ATTRIBUTES = (*PARTS, "count", "relation", "background", "all")
 def agree(wanted: Scene, reading: Scene) -> dict[str, bool | None]:
     """Which attributes a reading has right, for *every* thing of the caption; None: not asked.
 
-    Things are paired so that most parts agree.  A missing thing makes all parts wrong, an
-    additional one only the count.
+    Things are paired so that most parts agree. A missing thing makes all parts wrong, an additional one only the count.
     """
     def same(want, got):
         return [got is not None and getattr(want, part) == getattr(got, part) for part in PARTS]
@@ -298,23 +240,19 @@ def agree(wanted: Scene, reading: Scene) -> dict[str, bool | None]:
     n = len(wanted.things)
     found = [*enumerate(reading.things), *((-1 - k, None) for k in range(n))]  # None: missing
     best = [sorted(found, key=lambda f: -sum(same(w, f[1])))[:n] for w in wanted.things]
-    pairings = [p for p in itertools.product(*best) if len({i for i, _ in p}) == n]
-    got = max(([thing for _, thing in p] for p in pairings),
-              key=lambda things: sum(map(sum, map(same, wanted.things, things))))
+    pairings = [[thing for _, thing in p] for p in itertools.product(*best) if len({i for i, _ in p}) == n]
+    got = max(pairings, key=lambda things: sum(map(sum, map(same, wanted.things, things))))
     answer = dict(zip(PARTS, map(all, zip(*map(same, wanted.things, got)))))
     answer["count"] = len(reading.things) == n
-    answer["relation"] = None if wanted.relation is None else holds(wanted.relation, *got)
+    answer["relation"] = None if wanted.relation is None else None not in got and holds(wanted.relation, *got)
     answer["background"] = wanted.background == reading.background
-    answer["all"] = all(right is not False for right in answer.values())
+    answer["all"] = False not in answer.values()
     return answer
 
 
-def holds(relation: str, first: Thing | None, second: Thing | None) -> bool:
+def holds(relation: str, first: Thing, second: Thing) -> bool:
     """Whether first is left of (...) second: to that side, and more along than across."""
-    if first is None or second is None:
-        return False
-    axis, sign = RELATIONS[relation]
-    d = (first.x - second.x, first.y - second.y)
+    (axis, sign), d = RELATIONS[relation], (first.x - second.x, first.y - second.y)
     return sign * d[axis] > abs(d[1 - axis])
 
 
@@ -324,8 +262,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     z, p = 1.959964, right / n  # 97.5 % of a normal distribution lies below z
     middle, spread = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    low, high = ((middle + s) / (1 + z * z / n) for s in (-spread, spread))
-    return max(0.0, low), min(1.0, high)
+    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
 def alignment(scenes, images: torch.Tensor) -> dict[str, dict[str, float]]:
@@ -336,15 +273,13 @@ def alignment(scenes, images: torch.Tensor) -> dict[str, dict[str, float]]:
     table = {}
     for k in ATTRIBUTES:
         asked = [a[k] for a in answers if a[k] is not None]
-        value = sum(asked) / len(asked) if asked else float("nan")
-        low, high = wilson(sum(asked), len(asked))
-        table[k] = {"value": value, "low": low, "high": high, "n": len(asked)}
+        low, high = wilson(sum(asked), n := len(asked))
+        table[k] = {"value": sum(asked) / n if n else float("nan"), "low": low, "high": high, "n": n}
     return table
 
 
 if __name__ == "__main__":
     for split, side in itertools.product(SPLITS, (64, 32)):
         scenes = [scene(seed, split) for seed in range(10**6, 10**6 + 1000)]
-        images = torch.nn.functional.avg_pool2d(render(scenes, 64) / 127.5 - 1, 64 // side)
-        values = [f"{k} {row['value']:.3f}" for k, row in alignment(scenes, images).items()]
-        print(f"{split} at {side} px:", ", ".join(values))
+        images = F.avg_pool2d(render(scenes, 64) / 127.5 - 1, 64 // side)
+        print(f"{split} at {side} px:", ", ".join(f"{k} {row['value']:.3f}" for k, row in alignment(scenes, images).items()))

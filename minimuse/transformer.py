@@ -13,6 +13,7 @@ Letters: B batch, N image tokens, T context tokens, D width, H heads, d width of
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -133,10 +134,25 @@ class GridPositions(nn.Module):
 
     def __init__(self, grid: int, width: int):
         super().__init__()
-        self.rows, self.columns = nn.Parameter(torch.zeros(grid, width)), nn.Parameter(torch.zeros(grid, width))
+        self.rows, self.columns = nn.Parameter(torch.empty(grid, width)), nn.Parameter(torch.empty(grid, width))
 
     def forward(self) -> torch.Tensor:
         return rearrange(self.rows[:, None] + self.columns[None], "h w D -> (h w) D")
+
+    @torch.no_grad()
+    def initialize(self, std: float) -> None:
+        """Fourier features of the place in the picture, 1/4 to 8 cycles a side: rows in one half of the width, columns in the other.
+
+        From random vectors, attention has to find out first which tokens are neighbours, and the toy then learns
+        nothing from visible tokens for thousands of steps. Places are relative to the picture, so that a low-res
+        token and the high-res tokens that it covers start alike.
+        """
+        grid, width = self.rows.shape
+        place = (torch.arange(grid) + 0.5)[:, None] / grid
+        angles = 2 * math.pi * place * torch.logspace(-2, 3, width // 4, base=2.0)  # grid width/4
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1) * std * 2**0.5
+        self.rows.zero_()[:, : waves.shape[1]] = waves
+        self.columns.zero_()[:, -waves.shape[1] :] = waves
 
 
 class TokenDecoder(nn.Module):
@@ -179,5 +195,4 @@ def initialize_weights(model: nn.Module, layers: int) -> None:
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, GridPositions):
-            nn.init.normal_(module.rows, std=0.02)
-            nn.init.normal_(module.columns, std=0.02)
+            module.initialize(0.02)
