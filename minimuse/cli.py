@@ -1,7 +1,5 @@
 """The command line: thin. Every mistake a user can make ends in one line on stderr and exit code 2."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import warnings
@@ -16,7 +14,7 @@ from minimuse.figures import decoding_gif
 from minimuse.muse import Muse, load_text, read_about
 from minimuse.train import STAGES, train_all
 
-NAMES = ("t5", *(s.replace("_", "-") for s in STAGES), "all")
+NAMES = (*(s.replace("_", "-") for s in STAGES), "all")
 
 
 class Parser(argparse.ArgumentParser):
@@ -144,7 +142,3 @@ def main(argv: list[str] | None = None) -> int:
         print("minimuse:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

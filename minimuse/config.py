@@ -6,8 +6,6 @@ A preset is one `Config`. The same code reads all of them: `tiny` (tests, second
 trained for a quarter of an hour), `toy` (the same model trained for longer).
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import typing
@@ -27,6 +25,7 @@ class Stage:
     steps: int
     batch: int
     lr: float
+    muon_lr: float = 0.0  # above 0: Muon for the matrices inside transformer blocks, AdamW for the rest
     weight_decay: float = 0.045  # Muse: .045 for the transformers, 1e-4 for the tokenizers
     betas: tuple[float, float] = (0.9, 0.96)  # Muse: (.9, .96) and (.9, .99)
     warmup: float = 0.05  # share of the steps; a cosine decay to 0 follows
@@ -78,12 +77,16 @@ def vq_stage(steps: int, batch: int, lr: float) -> Stage:
     return Stage(steps, batch, lr, weight_decay=1e-4, betas=(0.9, 0.99))
 
 
+def token_stage(steps: int, batch: int) -> Stage:
+    return Stage(steps, batch, lr=1.5e-3, muon_lr=0.012)
+
+
 TINY = Config(
     tokenizer=TokenizerConfig(side=16, codes=64, code_width=8, channels=8, multipliers=(1, 2, 2), blocks=(1, 1, 1)),
     tokenizer_hi=TokenizerConfig(side=32, codes=64, code_width=8, channels=8, multipliers=(1, 2, 2), blocks=(1, 1, 1)),
     base=BaseConfig(width=32, layers=2, heads=2),
     superres=SuperResConfig(width=32, encoder_layers=1, layers=2, heads=2, window=4),
-    stages=Stages(vq_stage(8, 8, 2e-3), vq_stage(8, 8, 2e-3), Stage(8, 8, 1e-3), Stage(8, 4, 1e-3), vq_stage(8, 8, 1e-3)),
+    stages=Stages(vq_stage(8, 8, 2e-3), vq_stage(8, 8, 2e-3), token_stage(8, 8), token_stage(8, 4), vq_stage(8, 8, 1e-3)),
     decoder_channels=16,
     decoder_blocks=(1, 2, 2),
     scenes=32,
@@ -100,9 +103,9 @@ LOOK = dict(channels=24, code_width=8, blocks=(0, 0, 0), decoder_blocks=(0, 1, 3
 TOY = Config(
     tokenizer=TokenizerConfig(side=32, codes=512, **LOOK),
     tokenizer_hi=TokenizerConfig(side=64, codes=1024, **LOOK),
-    base=BaseConfig(width=192, layers=6, heads=4),
-    superres=SuperResConfig(width=128, encoder_layers=2, layers=4, heads=4, window=4),
-    stages=Stages(vq_stage(6000, 8, 1.5e-3), vq_stage(3000, 8, 1e-3), Stage(5000, 32, 1.5e-3), Stage(2500, 16, 1.5e-3), vq_stage(800, 8, 5e-4)),
+    base=BaseConfig(width=192, layers=4, heads=3),
+    superres=SuperResConfig(width=128, encoder_layers=2, layers=4, heads=4, window=8),
+    stages=Stages(vq_stage(6000, 8, 1.5e-3), vq_stage(3000, 8, 1e-3), token_stage(5000, 32), token_stage(2500, 16), vq_stage(800, 8, 5e-4)),
     decoder_channels=48,
     decoder_blocks=(1, 1, 3),
     scenes=40_000,
@@ -111,7 +114,7 @@ TOY = Config(
 
 DEMO = dataclasses.replace(
     TOY,
-    stages=Stages(vq_stage(3000, 8, 1.5e-3), vq_stage(800, 8, 1e-3), Stage(2000, 32, 1.5e-3), Stage(900, 16, 1.5e-3), vq_stage(150, 8, 5e-4)),
+    stages=Stages(vq_stage(2500, 8, 1.5e-3), vq_stage(600, 8, 1e-3), token_stage(1500, 32), token_stage(600, 16), vq_stage(150, 8, 5e-4)),
     scenes=20_000,
     loss=LossWeights(perceptual=0.0, adversarial=0.0),  # edges of flat shapes can be predicted: there is no texture to invent
 )

@@ -10,8 +10,6 @@ Papers: MaskGIT (2202.04200) section 3.2; Muse (2301.00704) sections 2.7 (guidan
 Letters: B batch, N image tokens, K codes, S steps, k the step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Writes OUT/samples.png (captions with combinations never seen in training), OUT/
 OUT/report.json, and the model itself, which `minimuse generate --model OUT` takes.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,23 +13,20 @@ from minimuse import config as configs
 from minimuse.figures import decoding_gif, sheet
 from minimuse.metrics import shapes_report
 from minimuse.muse import Muse, load_text, write_json
+from minimuse.shapes import ATTRIBUTES
 from minimuse.train import STAGES, Record, train_all
-
-ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "background", "all")
-
 
 def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[[Iterator[Record]], None], n: int = 256) -> dict:
     """Train, measure, draw; returns the report. `show` consumes the records of a stage's training."""
     config, text = configs.preset(preset), load_text("t5-toy")
-    times = out / "seconds.json"  # of the stages already trained, for a run that is resumed
+    times = out / "seconds.json"  # of what is trained already, for a run that is resumed
     seconds = json.loads(times.read_text()) if resume and times.is_file() else {}
     stages = {}
-    for stage in STAGES:
-        started, last = time.monotonic(), {}
-        show(remember(train_all((stage,), out, config, "shapes", text, "t5-toy", seed, resume=resume or stage != STAGES[0]), last))
-        seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - started, 1)
-        stages[stage] = {k: float(v) for k, v in last.items()}
-        write_json(times, seconds)
+    try:
+        show(watch(train_all(STAGES, out, config, "shapes", text, "t5-toy", seed, resume=resume), seconds, stages))
+    finally:
+        if seconds:
+            write_json(times, seconds)
 
     started = time.monotonic()
     muse = Muse.load(out, text=text)
@@ -47,10 +42,14 @@ def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[[Iterat
     return report
 
 
-def remember(records: Iterator[Record], last: dict) -> Iterator[Record]:
-    """Pass records on, keeping the metrics of the last."""
+def watch(records: Iterator[Record], seconds: dict, stages: dict) -> Iterator[Record]:
+    """Pass records on, noting the time and the last metrics of each stage (what precedes a stage counts as its own)."""
+    before = time.monotonic()
     for record in records:
-        last.update(record.metrics)
+        now = time.monotonic()
+        seconds[record.stage] = round(seconds.get(record.stage, 0) + now - before, 3)
+        stages[record.stage] = {k: float(v) for k, v in record.metrics.items()}
+        before = now
         yield record
 
 

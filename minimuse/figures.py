@@ -1,7 +1,5 @@
 """Pictures of pictures: sheets with captions, and the tokens of one image appearing as a GIF."""
 
-from __future__ import annotations
-
 import textwrap
 from pathlib import Path
 

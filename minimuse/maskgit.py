@@ -8,8 +8,6 @@ is the model, which never masks anything by itself, and the loss.
 Letters: B batch, N image tokens, K codes, D width, T text tokens, E text width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,11 +37,8 @@ class MaskGit(nn.Module):
         super().__init__()
         self.text = nn.Sequential(nn.Linear(text_width, config.width, bias=False), norm(config.width))
         self.decoder = TokenDecoder(codes, grid, config.width, config.heads, config.layers)
+        self.mask_id = codes
         initialize_weights(self, config.layers)
-
-    @property
-    def mask_id(self) -> int:
-        return self.decoder.mask_id
 
     def context(self, text: torch.Tensor, visible: torch.Tensor) -> Context:
         """Frozen text embeddings (B, T, E) and their mask (B, T) -> what `forward` looks at."""

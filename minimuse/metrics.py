@@ -5,8 +5,6 @@ log-likelihoods of hidden tokens with and without what should help, and the toke
 held-out pictures, all with fixed seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -90,7 +88,7 @@ def tokenizer_report(muse: Muse, pictures: Pictures, batch: int = 64) -> tuple[d
         "high": torch.cat([muse.pixels(x, "high", finetuned=False) for x in flat_high.split(batch)]),
         "finetuned": torch.cat([muse.pixels(x, "high") for x in flat_high.split(batch)]),
     }
-    lite0 = Lite0.pretrained().to(muse.device) if has_lite0() else None
+    lite0 = Lite0().to(muse.device) if has_lite0() else None
     report = {}
     for name, picture in made.items():
         real, ids = (halve(images), low_ids) if name == "low" else (images, high_ids)

@@ -10,8 +10,6 @@ for the ratio, the guidance ramp and the decoding.
 Letters: B batch, N tokens of an image, S decoding steps, k = 0 .. S-1 the step.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

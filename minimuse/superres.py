@@ -9,8 +9,6 @@ base model's.
 Letters: as in `maskgit.py`; n low-res tokens, N high-res tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +42,8 @@ class SuperRes(nn.Module):
         self.low_blocks = nn.ModuleList(Block(width, config.heads, low_grid, cross=False) for _ in range(config.encoder_layers))
         self.low_norm = norm(width)
         self.decoder = TokenDecoder(codes, grid, width, config.heads, config.layers, config.window)
+        self.mask_id = codes
         initialize_weights(self, config.layers)
-
-    @property
-    def mask_id(self) -> int:
-        return self.decoder.mask_id
 
     def context(self, text: torch.Tensor, visible: torch.Tensor, low_ids: torch.Tensor) -> Context:
         """Text (B, T, E) with its mask (B, T), low-res ids (B, n) -> what `forward` looks at.

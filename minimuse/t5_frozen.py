@@ -186,18 +186,6 @@ class T5Encoder(nn.Module):
         return self.encoder.final_layer_norm(x).masked_fill(~mask[:, :, None], 0.0)
 
 
-def initialize_weights(model, config, generator):
-    """T5's initialisation, for an encoder, a decoder or both."""
-    narrow = config.d_model**-0.5
-    std = dict.fromkeys(("k", "v", "wi", "wi_0", "wi_1", "relative_attention_bias"), narrow)
-    std |= {"shared": 1.0, "o": (config.num_heads * config.d_kv)**-0.5, "wo": config.d_ff**-0.5}
-    std |= {"q": narrow * config.d_kv**-0.5}  # the 1/sqrt(d) that attention leaves out
-    for name, parameter in model.named_parameters():
-        module = name.split(".")[-2]
-        if not module.endswith("layer_norm"):  # the norms are ones already
-            nn.init.normal_(parameter, std=std[module], generator=generator)
-
-
 class Tokenizer:
     """Text to ids with a SentencePiece model: pad 0, eos 1 at the end, unknown 2."""
 

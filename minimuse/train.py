@@ -12,8 +12,6 @@ All randomness of a step is a function of (seed, stage, step) and of nothing bef
 needs weights, optimizer and step number, and ends in the same weights, bit for bit, as never stopping.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -49,7 +47,7 @@ class Record(NamedTuple):
     stage: str
     step: int  # steps done
     steps: int  # in all
-    metrics: dict[str, torch.Tensor]
+    metrics: dict[str, torch.Tensor | float]
 
 
 # Everything random, from (seed, stage, step)
@@ -69,14 +67,29 @@ def batch_at(seed: int, stage: str, step: int, batch: int, size: int) -> torch.T
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Linear warm-up, then half a cosine down to 0 after the last step."""
+    """Share of the peak: linear warm-up, then half a cosine down to 0 after the last step."""
     warmup = max(1, round(stage.warmup * stage.steps))
     if step < warmup:
-        return stage.lr * (step + 1) / warmup
-    return stage.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, stage.steps - warmup)))
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, stage.steps - warmup)))
 
 
 # The loop
+
+
+def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optimizer]:
+    """AdamW; and, where muon_lr is set, Muon for the matrices inside the transformer blocks.
+
+    Muon makes every update an orthogonal matrix, so that no direction is starved. Muse used Adafactor; on a
+    toy's budget Muon learns from far fewer pictures (NLL with a quarter hidden after 12,800: 1.21; AdamW 1.61).
+    """
+    matrices = [p for n, p in model.named_parameters() if settings.muon_lr and "blocks." in n and n.endswith("weight") and p.ndim == 2]
+    rest = [p for p in model.parameters() if p.requires_grad and all(p is not m for m in matrices)]
+    adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+    made = [adamw, torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=0.0)] if matrices else [adamw]
+    for group in (g for o in made for g in o.param_groups):
+        group["initial_lr"] = group["lr"]
+    return made
 
 
 def optimize(
@@ -88,19 +101,20 @@ def optimize(
     says what the checkpoint belongs to. Closing the generator saves; so does every minute.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+    optimizers = make_optimizers(model, settings)
     average = deepcopy(model.state_dict())
     average_every = max(1, settings.steps // settings.averages)
-    start = restore(checkpoint, model, average, optimizer, key) if checkpoint.is_file() else 0
+    start = restore(checkpoint, model, average, optimizers, key) if checkpoint.is_file() else 0
     saved = time.monotonic()
     for step in range(start, settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step)
+        for group in (g for o in optimizers for g in o.param_groups):
+            group["lr"] = group["initial_lr"] * learning_rate(settings, step)
         loss, metrics = loss_of(batch_at(seed, name, step, settings.batch, size), generator_at(seed, name, step), step)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         if (step + 1) % average_every == 0 or step + 1 == settings.steps:
             decay = settings.average_decay if step + 1 > average_every else 0.0
             for k, now in model.state_dict().items():
@@ -108,28 +122,36 @@ def optimize(
                 average[k].lerp_(now, 1 - decay) if now.is_floating_point() and "quantizer" not in k else average[k].copy_(now)
         done = step + 1 == settings.steps
         if not done and time.monotonic() - saved > SAVE_EVERY:
-            save(checkpoint, step + 1, model, average, optimizer, key)
+            save(checkpoint, step + 1, model, average, optimizers, key)
             saved = time.monotonic()
         try:
             yield Record(name, step + 1, settings.steps, {"loss": loss.detach(), **metrics})
         except GeneratorExit:
-            save(checkpoint, step + 1, model, average, optimizer, key)
+            save(checkpoint, step + 1, model, average, optimizers, key)
             raise
     model.load_state_dict(average)
 
 
-def save(path: Path, step: int, model: nn.Module, average: dict, optimizer: torch.optim.Optimizer, key: dict) -> None:
-    """One safetensors file: weights, average, optimizer, and in its header the step and what it belongs to."""
+def states(model: nn.Module, optimizers: list) -> Iterator[tuple[str, nn.Parameter, dict]]:
+    """Name, parameter, and what an optimizer remembers of it."""
+    names = {p: n for n, p in model.named_parameters()}
+    for optimizer in optimizers:
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            yield names[p], p, optimizer.state[p]
+
+
+def save(path: Path, step: int, model: nn.Module, average: dict, optimizers: list, key: dict) -> None:
+    """One safetensors file: weights, average, optimizers, and in its header the step and what it belongs to."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    for name, _, state in states(model, optimizers):
+        tensors |= {f"optimizer.{name}/{k}": v for k, v in state.items()}
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"step": str(step), "key": json.dumps(key)})
     os.replace(temporary, path)  # a reader sees the old file or the new one, never half of one
 
 
-def restore(path: Path, model: nn.Module, average: dict, optimizer: torch.optim.Optimizer, key: dict) -> int:
+def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: dict) -> int:
     """Put a checkpoint back; returns the number of steps done."""
     try:
         with safe_open(path, "pt") as file:
@@ -147,10 +169,10 @@ def restore(path: Path, model: nn.Module, average: dict, optimizer: torch.optim.
         for k, v in model.state_dict().items():
             v.copy_(tensors[f"model.{k}"])
             average[k].copy_(tensors[f"average.{k}"])
-        for i, p in enumerate(optimizer.param_groups[0]["params"]):
-            state = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"optimizer.{i}.")}
-            # empty_like keeps the parameter's memory layout (channels-last), which the fused step relies on
-            optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape and k != "step" else v for k, v in state.items()}
+        for name, p, state in states(model, optimizers):
+            for k, v in ((k.rpartition("/")[2], v) for k, v in tensors.items() if k.startswith(f"optimizer.{name}/")):
+                # empty_like keeps the parameter's memory layout (channels-last), which the fused step relies on
+                state[k] = torch.empty_like(p).copy_(v) if v.shape == p.shape and k != "step" else v
     return step
 
 
@@ -199,7 +221,7 @@ def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str
             context = model.context(text, visible) if resolution == "low" else model.context(text, visible, tokens.low[indices])
             logits = model(corrupted.ids, context, corrupted.hidden)
         loss, correct = masked_token_loss(logits, ids, corrupted.hidden)
-        return loss, {"accuracy": correct}
+        return loss, {"accuracy": correct, "chance": math.log(model.mask_id)}  # ln K: the loss of a guess
 
     return loss_of
 

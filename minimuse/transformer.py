@@ -22,51 +22,78 @@ from einops import rearrange
 from torch import nn
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None, bias: torch.Tensor | None = None):
     """Softmax attention: q (..., N, d), k and v (..., T, d) -> (..., N, d).
 
     visible (B, T) bool, for q of (B, H, N, d): keys to look at. A row without any visible key gets
-    exactly zero, and a zero gradient, instead of the NaN of a softmax over nothing.
+    exactly zero, and a zero gradient, instead of the NaN of a softmax over nothing. bias (H, N, T) is
+    added to the scores; a call has one of the two.
     """
     if visible is not None:
         alive = visible.any(dim=-1)[:, None, None, None]  # B 1 1 1
         visible = visible[:, None, None, :] | ~alive  # B 1 1 T: a dead row sees all, and is zeroed below
     if q.is_cuda:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible if bias is None else bias.to(q.dtype))
     else:  # short sequences on a CPU: written out, its backward pass is several times quicker
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # ... N T
+        if bias is not None:
+            scores = scores + bias
         if visible is not None:
             scores = scores.masked_fill(~visible, float("-inf"))
         out = scores.softmax(dim=-1).to(v.dtype) @ v
     return out if visible is None else out * alive
 
 
+class OffsetBias(nn.Module):
+    """What each head adds to its scores for every 2-D offset between two tokens of a side x side grid; learned.
+
+    Not in Muse. It starts as minus the distance, steeper in some heads, so that a token begins by looking at its
+    neighbours (NLL with a quarter hidden after 12,800 pictures: 1.61, 2.04 without, 2.05 when it starts at 0).
+    """
+
+    def __init__(self, heads: int, side: int):
+        super().__init__()
+        row, column = torch.arange(side**2) // side, torch.arange(side**2) % side
+        offset = lambda place: place[:, None] - place[None, :] + side - 1  # N N, 0 .. 2 side - 2
+        self.register_buffer("offsets", offset(row) * (2 * side - 1) + offset(column), persistent=False)
+        step = torch.arange(1 - side, side)
+        distance = (step[:, None] ** 2 + step[None, :] ** 2).sqrt().flatten()
+        self.weight = nn.Parameter(-torch.linspace(2, 0, heads)[:, None] * distance)
+
+    def forward(self) -> torch.Tensor:
+        return self.weight[:, self.offsets]  # H N N
+
+
 class SelfAttention(nn.Module):
-    """Over all tokens, or, given a window, multi-axis over windows of window x window tokens."""
+    """Over all tokens of a grid, or, given a window, multi-axis over windows of window x window tokens."""
 
     def __init__(self, width: int, heads: int, grid: int, window: int = 0):
         super().__init__()
         self.heads, self.grid, self.window = heads, grid, window
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
+        parts = [(heads // 2, window), (heads // 2, grid // window)] if window else [(heads, grid)]
+        self.biases = nn.ModuleList(OffsetBias(*part) for part in parts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         qkv = rearrange(self.qkv(x), "B N (three H d) -> three B H N d", three=3, H=self.heads)
-        mixed = multi_axis(qkv, self.grid, self.window) if self.window else attend(*qkv)
+        biases = [bias() for bias in self.biases]
+        mixed = multi_axis(qkv, self.grid, self.window, *biases) if self.window else attend(*qkv, bias=biases[0])  # B H N d
         return self.out(rearrange(mixed, "B H N d -> B N (H d)"))
 
 
-def multi_axis(qkv: torch.Tensor, grid: int, window: int) -> torch.Tensor:
+def multi_axis(qkv: torch.Tensor, grid: int, window: int, *biases: torch.Tensor) -> torch.Tensor:
     """Multi-axis self-attention over a square grid: (3, B, H, N, d) -> (B, H, N, d).
 
-    With the grid cut into windows of window x window tokens, the first half of the heads attends within
-    each window, the second half among the tokens that have the same place in their windows.
+    With the grid cut into windows of window x window tokens, the first half of the heads attends within each window,
+    the second half among the tokens that have the same place in their windows. `biases`: one for each half.
     """
     local, dilated = qkv.chunk(2, dim=2)
+    within, across = biases or (None, None)
     axes = dict(y=grid // window, x=grid // window, i=window, j=window)
     tokens = "three B H (y i x j) d"
-    local = attend(*rearrange(local, f"{tokens} -> three (B y x) H (i j) d", **axes))
-    dilated = attend(*rearrange(dilated, f"{tokens} -> three (B i j) H (y x) d", **axes))
+    local = attend(*rearrange(local, f"{tokens} -> three (B y x) H (i j) d", **axes), bias=within)
+    dilated = attend(*rearrange(dilated, f"{tokens} -> three (B i j) H (y x) d", **axes), bias=across)
     local = rearrange(local, "(B y x) H (i j) d -> B H (y i x j) d", **axes)
     dilated = rearrange(dilated, "(B i j) H (y x) d -> B H (y i x j) d", **axes)
     return torch.cat([local, dilated], dim=1)
@@ -135,12 +162,13 @@ class GridPositions(nn.Module):
     def __init__(self, grid: int, width: int):
         super().__init__()
         self.rows, self.columns = nn.Parameter(torch.empty(grid, width)), nn.Parameter(torch.empty(grid, width))
+        self.initialize()
 
     def forward(self) -> torch.Tensor:
         return rearrange(self.rows[:, None] + self.columns[None], "h w D -> (h w) D")
 
     @torch.no_grad()
-    def initialize(self, std: float) -> None:
+    def initialize(self, std: float = 0.02) -> None:
         """Fourier features of the place in the picture, 1/4 to 8 cycles a side: rows in one half of the width, columns in the other.
 
         From random vectors, attention has to find out first which tokens are neighbours, and the toy then learns
@@ -165,7 +193,6 @@ class TokenDecoder(nn.Module):
         super().__init__()
         if window and (grid % window or heads % 2):
             raise ValueError(f"multi-axis attention needs a grid ({grid}) in multiples of the window ({window}) and an even number of heads ({heads})")
-        self.codes, self.grid, self.mask_id = codes, grid, codes
         self.embedding = nn.Embedding(codes + 1, width)
         self.positions = GridPositions(grid, width)
         self.blocks = nn.ModuleList(Block(width, heads, grid, window) for _ in range(layers))
@@ -187,12 +214,10 @@ class TokenDecoder(nn.Module):
 
 
 def initialize_weights(model: nn.Module, layers: int) -> None:
-    """Normal(0.02) everywhere; what writes to the residual stream is scaled down by its depth (GPT-2)."""
+    """Normal(0.02) everywhere (positions and offset biases start as places and distances); what writes to the residual stream is scaled down by its depth (GPT-2)."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             residual = name.endswith(("attention.out", "mlp.2"))
             nn.init.normal_(module.weight, std=0.02 / (3 * layers) ** 0.5 if residual else 0.02)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, GridPositions):
-            module.initialize(0.02)

@@ -17,8 +17,6 @@ Papers: VQ-VAE (1711.00937), EMA codebook (appendix A.1 there), VQGAN (2012.0984
 Letters: B batch, H W pixels, h w token grid, f = H/h, C channels, D code width, K codes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

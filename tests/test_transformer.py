@@ -1,6 +1,7 @@
 """Attention against plain Python, and broken attention: `pytest tests/test_transformer.py`."""
 
 import pytest
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -97,6 +98,19 @@ def test_one_window_is_full_attention_in_the_first_half_of_the_heads():
     assert torch.allclose(with_one[:, 2:], whole[:, 2:], atol=1e-6) and torch.allclose(with_one[:, :2], qkv[2][:, :2], atol=1e-6)
 
 
+def test_multi_axis_adds_each_halfs_bias():
+    """A bias that hides all but one token makes every head copy that token's value, in its own window or along its own grid."""
+    qkv = torch.randn(3, 1, 4, 16, 2, generator=torch.Generator().manual_seed(0))
+    hide = torch.full((2, 4, 4), -1e9)
+    within, across = hide.clone(), hide.clone()
+    within[:, :, 1], across[:, :, 2] = 0, 0
+    out, v = multi_axis(qkv, 4, 2, within, across)[0], qkv[2, 0]
+    for n in range(16):
+        y, x = n // 4, n % 4
+        assert torch.allclose(out[:2, n], v[:2, (y // 2 * 2) * 4 + x // 2 * 2 + 1])  # second token of its window
+        assert torch.allclose(out[2:, n], v[2:, (2 + y % 2) * 4 + x % 2])  # its place in the third window
+
+
 # The modules
 
 
@@ -107,7 +121,15 @@ def test_self_attention_is_torchs():
     theirs = torch.nn.MultiheadAttention(16, 4, bias=False, batch_first=True)
     theirs.in_proj_weight.data.copy_(ours.qkv.weight)
     theirs.out_proj.weight.data.copy_(ours.out.weight)
-    assert torch.allclose(ours(x), theirs(x, x, x, need_weights=False)[0], atol=1e-5)
+    start, weight = ours.biases[0]().detach(), ours.biases[0].weight
+    assert torch.allclose(start[0, 0, 8], torch.tensor(-2 * 8**0.5)) and start.diagonal(dim1=1, dim2=2).abs().max() == 0 and not start[-1].any()
+    weight.data.copy_(torch.randn(weight.shape))
+    bias = torch.zeros(4, 9, 9)
+    for (a, b), _ in np.ndenumerate(np.zeros((9, 9))):  # one number for each (rows down, columns right) between two tokens
+        down, right = a // 3 - b // 3, a % 3 - b % 3
+        bias[:, a, b] = weight[:, (down + 2) * 5 + right + 2]
+    expected = theirs(x, x, x, attn_mask=bias.repeat(2, 1, 1), need_weights=False)[0]
+    assert torch.allclose(ours(x), expected, atol=1e-5)
 
 
 def test_cross_attention_is_torchs():
@@ -170,6 +192,8 @@ def test_initial_weights():
     decoder = TokenDecoder(codes=50, grid=4, width=64, heads=2, layers=layers)
     transformer.initialize_weights(decoder, layers)
     for name, p in decoder.named_parameters():
+        if name.startswith("positions") or ".biases." in name:
+            continue  # not random: tested with what they are part of
         if "norm" in name or name.startswith("head.2"):
             assert (p == 1).all(), name
         elif p.dim() == 1:
@@ -178,6 +202,19 @@ def test_initial_weights():
             residual = name.endswith(("attention.out.weight", "mlp.2.weight"))
             wanted = 0.02 / (3 * layers) ** 0.5 if residual else 0.02
             assert abs(float(p.detach().std()) - wanted) < 0.15 * wanted, name
+
+
+def test_positions_start_as_places_in_the_picture():
+    """As long as a token's embedding; the nearer two places, the more alike; places of two grids agree where they overlap."""
+    fine, coarse = transformer.GridPositions(8, 64), transformer.GridPositions(4, 64)
+    fine.initialize(0.02)
+    coarse.initialize(0.02)
+    x, y = fine().detach(), coarse().detach()
+    assert abs(float(x.square().mean().sqrt()) - 0.02) < 1e-4
+    alike = torch.nn.functional.cosine_similarity(x[27], x, dim=-1).view(8, 8)  # 27 is row 3, column 3
+    assert alike[3, 3] > alike[3, 4] > alike[3, 6] and alike[3, 3] > alike[4, 3] > alike[6, 3]
+    nearest = (x @ y.t()).argmax(dim=-1).view(8, 8)
+    assert torch.equal(nearest, (torch.arange(8)[:, None] // 2) * 4 + torch.arange(8)[None] // 2)
 
 
 def test_written_out_attention_is_torchs_function_in_float32():
