@@ -62,17 +62,16 @@ def show(records) -> None:
     """Progress bars: loss, accuracy and the like, smoothed a little."""
     bar, seen = None, {}
     for record in records:
-        if bar is None or bar.desc != record.stage:
-            if bar:
-                bar.close()
+        if bar is None:
             bar, seen = tqdm(total=record.steps, initial=record.step - 1, desc=record.stage, mininterval=1.0), {}
         bar.update(1)
         if record.step % 10 == 0 or record.step == record.steps:  # reading a value waits for the device
             for k, v in record.metrics.items():
                 seen[k] = 0.8 * seen.get(k, float(v)) + 0.2 * float(v)
             bar.set_postfix_str(", ".join(f"{k} {v:.3g}" for k, v in seen.items()))
-    if bar:
-        bar.close()
+        if record.step == record.steps:  # now: the next record comes after the next stage's preparation
+            bar.close()
+            bar = None
 
 
 def writable(path: Path) -> Path:
