@@ -3,7 +3,6 @@
 import argparse
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm

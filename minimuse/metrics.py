@@ -75,7 +75,7 @@ def nll_tables(muse: Muse, pictures: Pictures) -> dict:
 @torch.no_grad()
 def tokenizer_report(muse: Muse, pictures: Pictures, batch: int = 64) -> tuple[dict, dict[str, torch.Tensor]]:
     """PSNR, codes used and perplexity on pictures; and the reconstructions (low, high, finetuned)."""
-    low, high, low_ids, high_ids, images = [], [], [], [], []
+    low_ids, high_ids, images = [], [], []
     for i in torch.arange(len(pictures)).split(batch):
         images.append(pictures.batch(i).to(muse.device))
         with autocast(muse.device):

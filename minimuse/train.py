@@ -33,12 +33,12 @@ from minimuse import config as configs
 from minimuse.config import Config, Stage
 from minimuse.data import Pictures, halve, load
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
-from minimuse.muse import autocast, build, load_part, read_about, save_part, write_json
+from minimuse.muse import PARTS, autocast, build, load_part, read_about, save_part, write_json
 from minimuse.t5_frozen import FrozenT5
 from minimuse.vq import grow, perplexity
 from minimuse.vq_loss import PictureLoss
 
-STAGES = ("tokenizer", "tokenizer_hi", "base", "superres", "decoder")
+STAGES = PARTS  # each part has its stage, in this order
 NEEDS = {"tokenizer": (), "tokenizer_hi": ("tokenizer",), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
 SAVE_EVERY = 60.0  # seconds between checkpoints
 

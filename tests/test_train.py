@@ -48,7 +48,7 @@ def pictures():
 
 def run_stage(name, out, stops=(), seed=0):
     """Train a stage to its end, stopping and resuming on the way; its records."""
-    about, records = describe(out, CONFIG, "shapes", Text(), "letters", seed), []
+    about = describe(out, CONFIG, "shapes", Text(), "letters", seed)
     for stop in stops:
         torch.manual_seed(stop)  # must not matter
         run = train(name, out, about, pictures(), Text())
