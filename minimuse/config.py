@@ -78,7 +78,7 @@ def vq_stage(steps: int, batch: int, lr: float) -> Stage:
 
 
 def token_stage(steps: int, batch: int) -> Stage:
-    return Stage(steps, batch, lr=1.5e-3, muon_lr=0.012)
+    return Stage(steps, batch, lr=3e-3, muon_lr=0.025)
 
 
 TINY = Config(
@@ -104,8 +104,8 @@ TOY = Config(
     tokenizer=TokenizerConfig(side=32, codes=512, **LOOK),
     tokenizer_hi=TokenizerConfig(side=64, codes=1024, **LOOK),
     base=BaseConfig(width=192, layers=4, heads=3),
-    superres=SuperResConfig(width=128, encoder_layers=2, layers=4, heads=4, window=8),
-    stages=Stages(vq_stage(6000, 8, 1.5e-3), vq_stage(3000, 8, 1e-3), token_stage(5000, 32), token_stage(2500, 16), vq_stage(800, 8, 5e-4)),
+    superres=SuperResConfig(width=128, encoder_layers=4, layers=2, heads=4, window=8),
+    stages=Stages(vq_stage(6000, 8, 1.5e-3), vq_stage(3000, 8, 1e-3), token_stage(8000, 16), token_stage(3000, 16), vq_stage(800, 8, 2e-4)),
     decoder_channels=48,
     decoder_blocks=(1, 1, 3),
     scenes=40_000,
@@ -114,8 +114,11 @@ TOY = Config(
 
 DEMO = dataclasses.replace(
     TOY,
-    stages=Stages(vq_stage(2500, 8, 1.5e-3), vq_stage(600, 8, 1e-3), token_stage(1500, 32), token_stage(600, 16), vq_stage(150, 8, 5e-4)),
-    scenes=20_000,
+    tokenizer=TokenizerConfig(side=32, codes=256, **LOOK),  # few colours, few shapes: fewer codes are sooner learnt
+    tokenizer_hi=TokenizerConfig(side=64, codes=256, **LOOK),
+    base=BaseConfig(width=128, layers=4, heads=4),
+    stages=Stages(vq_stage(2500, 8, 1.5e-3), vq_stage(600, 8, 1e-3), token_stage(3000, 16), token_stage(1000, 16), vq_stage(200, 8, 2e-4)),
+    scenes=12_000,
     loss=LossWeights(perceptual=0.0, adversarial=0.0),  # edges of flat shapes can be predicted: there is no texture to invent
 )
 

@@ -12,11 +12,7 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
 def sheet(rows: list[torch.Tensor], captions: list[str], columns: int = 8, cell: int = 128, titles: tuple[str, ...] = ()) -> Image.Image:
-    """Each caption's pictures above one another, the caption below them.
-
-    rows: one or more batches (B, 3, H, W), in the order of the captions; titles: what each row of
-    pictures is, written in the left margin.
-    """
+    """Each caption's pictures, one of each batch in `rows` (B, 3, H, W), above one another; titles, in the margin, name the rows."""
     font, line, gap = ImageFont.load_default(11), 13, 6
     texts = [textwrap.wrap(c, cell // 6) or ["(no caption)"] for c in captions]
     lines = max(map(len, texts))

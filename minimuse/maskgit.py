@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minimuse import schedule
-from minimuse.transformer import Context, TokenDecoder, initialize_weights, norm
+from minimuse.transformer import Context, TokenDecoder, embed_like, initialize_weights, norm
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class MaskGit(nn.Module):
         self.decoder = TokenDecoder(codes, grid, config.width, config.heads, config.layers)
         self.mask_id = codes
         initialize_weights(self, config.layers)
+
+    def start(self, codes: torch.Tensor) -> None:
+        """Begin with embeddings that look like the tokenizer's code vectors (K, C)."""
+        embed_like(self.decoder.embedding, codes, std=0.1)
 
     def context(self, text: torch.Tensor, visible: torch.Tensor) -> Context:
         """Frozen text embeddings (B, T, E) and their mask (B, T) -> what `forward` looks at."""

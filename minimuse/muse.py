@@ -96,8 +96,7 @@ class Muse:
     ) -> Iterator[tuple[str, Step]]:
         """Decode len(prompts) pictures; yields ("low", step)... then ("high", step)... with (B, N) ids.
 
-        Without guidance, or where it is None, the configuration's sampling. An empty prompt is the null
-        caption. Text, with its keys and values, is embedded once per picture, not once per step.
+        An empty prompt is the null caption. Text, with its keys and values, is embedded once per picture, not per step.
         """
         sampling, sampling_hi = sampling or self.config.sampling, sampling_hi or self.config.sampling_hi
         generator = torch.Generator().manual_seed(seed)

@@ -41,9 +41,8 @@ def gamma(ratio: float | np.ndarray, law: str = "cosine") -> np.ndarray:
 def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -> torch.Tensor:
     """Mask ratios for training, one per image: (B,) float64 in [0, 1].
 
-    r = gamma(u), u uniform. For the cosine law this is the density of Muse, section 2.3:
-    p(r) = (2/pi) (1 - r^2)^(-1/2), with mean 2/pi, drawn by its inverse distribution function
-    (F(r) = (2/pi) arcsin(r), and u and 1 - u have the same law).
+    r = gamma(u), u uniform: for the cosine law this draws from the density of Muse, section 2.3,
+    p(r) = (2/pi) (1 - r^2)^(-1/2), with mean 2/pi, by its inverse distribution function.
     """
     u = torch.rand(batch, generator=generator, dtype=torch.float64)
     return torch.from_numpy(gamma(u.numpy(), law))
@@ -55,11 +54,7 @@ def mask_counts(ratios: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 def random_masks(counts: torch.Tensor, tokens: int, generator: torch.Generator) -> torch.Tensor:
-    """Masks with exactly counts[b] True in row b, uniform over positions: (B, N) bool.
-
-    Ranking noise within each row gives an exact count, where a coin per token would only match it
-    on average.
-    """
+    """Masks with exactly counts[b] True in row b (a coin per token would be right on average), uniform over positions: (B, N) bool."""
     noise = torch.rand(len(counts), tokens, generator=generator)
     ranks = noise.argsort(dim=-1).argsort(dim=-1)  # a permutation of 0..N-1 in each row
     return ranks < counts[:, None]
@@ -85,16 +80,10 @@ def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
 
 
 def guidance_at(k: int, steps: int, guidance: float, ramp: bool = True) -> float:
-    """Guidance t_k at step k: rises linearly to `guidance` at the last step (Muse, section 2.7).
-
-    t_k = t (k+1)/S, so that early steps stay diverse and the last one is guided in full.
-    """
+    """Guidance at step k: t (k+1)/S, so that early steps stay diverse and the last is guided in full (Muse, section 2.7)."""
     return guidance * (k + 1) / steps if ramp else guidance
 
 
 def noise_at(k: int, steps: int, choice_temperature: float) -> float:
-    """Scale of the Gumbel noise on confidences at step k: tau (1 - (k+1)/S), 0 at the last step.
-
-    Always computed from the starting value; multiplying it down inside the loop would anneal twice.
-    """
+    """Scale of the Gumbel noise on confidences at step k: tau (1 - (k+1)/S), 0 at the last step."""
     return choice_temperature * (1 - (k + 1) / steps)

@@ -299,7 +299,9 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
         if head_start:
             part.encoder.load_state_dict(needed["tokenizer"].encoder.state_dict())
             part.decoder.load_state_dict(needed["tokenizer"].decoder.state_dict())
-        if name not in ("base", "superres"):
+        if name in ("base", "superres"):
+            model.start(*(t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values()))
+        else:
             if name == "decoder":
                 grow(needed["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
             model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})

@@ -105,11 +105,13 @@ class Context(NamedTuple):
     keys: list[torch.Tensor]  # per layer (B, H, T, d)
     values: list[torch.Tensor]
     visible: torch.Tensor  # (B, T) bool, True = real token
+    below: torch.Tensor | float = 0.0  # (B, N, D) added to the tokens' embeddings: super-resolution's low-res picture
 
     def join(self, other: Context) -> Context:
         """Stack the rows of two contexts of equal length, to run both through the model in one batch."""
         pairs = lambda a, b: [torch.cat(p) for p in zip(a, b)]
-        return Context(pairs(self.keys, other.keys), pairs(self.values, other.values), torch.cat([self.visible, other.visible]))
+        below = torch.cat([self.below, other.below]) if torch.is_tensor(self.below) else 0.0
+        return Context(pairs(self.keys, other.keys), pairs(self.values, other.values), torch.cat([self.visible, other.visible]), below)
 
 
 class CrossAttention(nn.Module):
@@ -169,11 +171,7 @@ class GridPositions(nn.Module):
 
     @torch.no_grad()
     def initialize(self, std: float = 0.02) -> None:
-        """Fourier features of the place in the picture, 1/4 to 8 cycles a side: rows in one half of the width, columns in the other.
-
-        Neighbours start alike, and so, since places are relative to the picture, do a low-res token and the high-res
-        tokens that it covers. (Random vectors learnt as fast in the toy's base model; a trial of a few minutes.)
-        """
+        """Fourier features, 1/4 to 8 cycles a side: rows in one half of the width, columns in the other. Neighbours start alike."""
         grid, width = self.rows.shape
         place = (torch.arange(grid) + 0.5)[:, None] / grid
         angles = 2 * math.pi * place * torch.logspace(-2, 3, width // 4, base=2.0)  # grid width/4
@@ -183,10 +181,7 @@ class GridPositions(nn.Module):
 
 
 class TokenDecoder(nn.Module):
-    """Masked tokens in, logits out, looking at a context: the half that both token models have in common.
-
-    K codes; id K is the mask, which has an embedding but no logit, so that it can never be drawn.
-    """
+    """Masked tokens in, logits out: what both token models have in common. Id K, the mask, has an embedding but no logit."""
 
     def __init__(self, codes: int, grid: int, width: int, heads: int, layers: int, window: int = 0):
         super().__init__()
@@ -198,14 +193,14 @@ class TokenDecoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU(), norm(width), nn.Linear(width, codes))
         self.norm = norm(width)
 
-    def keys_values(self, context: torch.Tensor, visible: torch.Tensor) -> Context:
+    def keys_values(self, context: torch.Tensor, visible: torch.Tensor, below: torch.Tensor | float = 0.0) -> Context:
         """context (B, T, D), visible (B, T) -> keys and values for each of this model's layers."""
         pairs = [block.cross_attention.keys_values(context) for block in self.blocks]
-        return Context([k for k, _ in pairs], [v for _, v in pairs], visible)
+        return Context([k for k, _ in pairs], [v for _, v in pairs], visible, below)
 
     def forward(self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None) -> torch.Tensor:
         """ids (B, N) in 0..K, K = masked -> logits (B, N, K); with where (B, N) bool only there: (M, K)."""
-        x = self.embedding(ids) + self.positions()  # B N D
+        x = self.embedding(ids) + self.positions() + context.below  # B N D
         for block, k, v in zip(self.blocks, context.keys, context.values):
             x = block(x, k, v, context.visible)  # B N D
         x = self.norm(x if where is None else x[where])  # the head is wide: run it only where it is needed
@@ -220,3 +215,10 @@ def initialize_weights(model: nn.Module, layers: int) -> None:
             nn.init.normal_(module.weight, std=0.02 / (3 * layers) ** 0.5 if residual else 0.02)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def embed_like(embedding: nn.Embedding, codes: torch.Tensor, std: float) -> None:
+    """Start the embeddings of K codes as a random projection of their vectors (K, C): codes that look alike start alike."""
+    projected = codes @ torch.randn(codes.shape[1], embedding.embedding_dim, device=codes.device)
+    embedding.weight[: len(codes)] = std * (projected / projected.std() + 0.25 * torch.randn_like(projected))

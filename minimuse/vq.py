@@ -7,11 +7,9 @@ Fully convolutional, with no attention (Muse, section 2.2 and appendix), so that
 sides are multiples of f works. What is *not* here: the adversarial and perceptual losses that turn a
 VQ-VAE into a VQGAN (`vq_loss.py`) and the training loop (`train.py`).
 
-There is no normalisation layer, unlike in VQGAN. GroupNorm takes its statistics over the whole picture, so
-that a code would depend on what is drawn elsewhere, and a token that depends on everything is easy to
-reconstruct from and hard to predict. A norm over each position's channels is local, but forgets how strong
-a colour is; at this size it learns far more slowly than no norm. Residual blocks that start as the identity
-make up for it.
+There is no normalisation layer, unlike in VQGAN: GroupNorm would make a code depend on the whole picture, and
+such tokens are easy to reconstruct from and hard to predict; a norm over each position's channels learns far
+more slowly here than none. Residual blocks that start as the identity make up for it.
 
 Papers: VQ-VAE (1711.00937), EMA codebook (appendix A.1 there), VQGAN (2012.09841), FSQ (2309.15505).
 Letters: B batch, H W pixels, h w token grid, f = H/h, C channels, D code width, K codes.
@@ -131,11 +129,8 @@ def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
 
 
 class EMAQuantizer(nn.Module):
-    """A codebook of K vectors that follow, by moving averages, the latents assigned to them.
-
-    `forward` is pure; the codebook moves only in `update`, which the training loop calls. The codes take
-    no gradient at all, so the one loss is the commitment of the encoder to its codes.
-    """
+    """A codebook of K vectors that follow, by moving averages, the latents assigned to them: in `update`, which the
+    training loop calls. They take no gradient, so the one loss is the commitment of the encoder to its codes."""
 
     def __init__(self, codes: int, width: int, decay: float = 0.97, restart_below: float = 0.1):
         super().__init__()
@@ -177,10 +172,9 @@ class EMAQuantizer(nn.Module):
     def update(self, z: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> int:
         """Move each code towards the mean of its latents; restart dead codes. Returns how many restarted.
 
-        With moving averages over updates of the number of latents and of their sum, code i is the quotient.
-        A code whose average has fallen below `restart_below` of a fair share (1/K) is dead: nothing would
-        ever move it. It is put on a latent of this batch, drawn in proportion to the squared distance to its
-        code, as k-means++ draws its centres: most latents are background, which has its codes already.
+        A code is the moving average of its latents' sum over that of their number. One whose number has fallen
+        below `restart_below` of a fair share (1/K) is dead: nothing would ever move it. It is put on a latent of
+        this batch, drawn by squared distance to its code, like the centres of k-means++: background has codes enough.
         """
         z, ids = z.detach().reshape(-1, z.shape[-1]).float(), ids.reshape(-1)
         decay = self.decay if self.mass.any() else 0.0  # the first batch has nothing to average with
@@ -202,10 +196,8 @@ class EMAQuantizer(nn.Module):
 
 
 class FSQuantizer(nn.Module):
-    """Finite scalar quantization: bound each latent dimension and round it. No codebook, no loss (2309.15505).
-
-    ids are the mixed-radix number of the rounded digits. Has the interface of `EMAQuantizer`.
-    """
+    """Finite scalar quantization: bound each latent dimension and round it; ids are the digits as one mixed-radix
+    number (2309.15505). No codebook, no loss. Has the interface of `EMAQuantizer`."""
 
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()

@@ -53,7 +53,8 @@ def test_broken_conditioning(refuses):
 
     def with_the_caption(text, visible, low):
         context = net.context(text, visible, low)
-        return context._replace(visible=context.visible & visible.any(-1, keepdim=True))
+        captioned = visible.any(-1, keepdim=True)
+        return context._replace(visible=context.visible & captioned, below=context.below * captioned[..., None])
 
     models.low_res_matters(*looks(net, context=with_the_caption))
     refuses(models.low_res_matters, *looks(net, caption=False, context=with_the_caption))  # the null caption hides them too
@@ -61,7 +62,9 @@ def test_broken_conditioning(refuses):
     torch.nn.init.zeros_(net.low_positions.columns)
     for block in net.low_blocks:
         torch.nn.init.zeros_(block.self_attention.biases[0].weight)  # which tells places too
-    refuses(models.low_res_matters, *looks(net))  # no positions: permuting changes nothing
+    models.low_res_matters(*looks(net))  # each high-res token still starts from its own low-res token
+    placeless = lambda text, visible, low: net.context(text, visible, low)._replace(below=0.0)
+    refuses(models.low_res_matters, *looks(net, context=placeless))  # no positions at all: permuting changes nothing
     _, text, visible = models.inputs(case(net))
     refuses(models.text_matters, case(model(), context=lambda t, v: model().context(text, v, LOW)))
 
@@ -82,6 +85,29 @@ def test_text_alone_reaches_the_decoder_not_the_encoder():
     one, other = (net.context(t, visible, LOW) for t in (text, -text))
     for a, b in zip([*one.keys, *one.values], [*other.keys, *other.values]):
         assert torch.equal(a[:, :, : LOW_GRID**2], b[:, :, : LOW_GRID**2]) and not torch.equal(a, b)
+
+
+def test_a_token_starts_from_the_low_res_token_that_covers_it():
+    net = model()
+    net.low_blocks = torch.nn.ModuleList()  # attention would spread a change over the picture
+    _, text, visible = models.inputs(case(net))
+    changed = LOW.clone()
+    changed[:, 1] = 4 - LOW[:, 1]  # the upper right one of 2 x 2
+    one, other = (net.context(text, visible, low).below for low in (LOW, changed))
+    moved = (one != other).any(-1).view(3, GRID, GRID)
+    covered = torch.zeros(GRID, GRID, dtype=torch.bool)
+    covered[:2, 2:] = True
+    assert all(torch.equal(row, covered) for row in moved[:2])  # in the third row, 4 - 2 is 2
+
+
+def test_start():
+    """The embeddings of low-res and high-res codes come from the tokenizers' vectors, each from its own."""
+    net, low, high = model(), torch.randn(LOW_CODES, 3), torch.randn(CODES, 5)
+    low[1], high[1] = low[0], high[0]
+    net.start(low, high)
+    for rows in (net.low_embedding.weight, net.decoder.embedding.weight):
+        distances = torch.cdist(rows, rows).fill_diagonal_(9)
+        assert distances[0].argmin() == 1 and distances[0, 1] < distances[0, 2:].min()
 
 
 def test_rows_do_not_mix():

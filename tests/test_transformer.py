@@ -165,17 +165,30 @@ def test_positions_are_rows_plus_columns():
         assert torch.equal(out[n], positions.rows[n // 3] + positions.columns[n % 3])
 
 
-def test_join_stacks_rows():
+@pytest.mark.parametrize("below", [(), (torch.arange(128.0).view(2, 4, 16) % 7,)])
+def test_join_stacks_rows(below):
     """Two contexts joined give what each gives alone, in that order."""
     torch.manual_seed(0)
     decoder = TokenDecoder(codes=6, grid=2, width=16, heads=2, layers=2)
     ids = torch.randint(7, (2, 4))
-    contexts = [decoder.keys_values(torch.randn(2, 5, 16), torch.rand(2, 5) < 0.7) for _ in range(2)]
+    contexts = [decoder.keys_values(torch.randn(2, 5, 16), torch.rand(2, 5) < 0.7, *below) for _ in range(2)]
     both = contexts[0].join(contexts[1])
     assert isinstance(both, Context) and both.visible.shape == (4, 5) and all(k.shape[0] == 4 for k in [*both.keys, *both.values])
     alone = torch.cat([decoder(ids, c) for c in contexts])
     assert torch.allclose(decoder(torch.cat([ids, ids]), both), alone, atol=1e-5)
     assert not torch.allclose(alone[:2], alone[2:], atol=1e-3)
+
+
+def test_embed_like():
+    """Codes that lie close together get embeddings that do; the mask, the last row, is no code and stays."""
+    torch.manual_seed(0)
+    embedding, codes = torch.nn.Embedding(41, 32), torch.randn(20, 8)
+    mask = embedding.weight[-1].clone()
+    transformer.embed_like(embedding, torch.cat([codes, codes + 0.01]), std=0.3)
+    rows = embedding.weight.detach()[:40]
+    assert torch.equal(embedding.weight[-1], mask) and abs(rows.std() - 0.3) < 0.03
+    distances = torch.cdist(rows[:20], rows[20:])
+    assert torch.equal(distances.argmin(1), torch.arange(20)) and distances.diagonal().max() < distances.median() / 2
 
 
 def test_windows_divide_the_grid():
