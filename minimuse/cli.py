@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minimuse import config as configs
-from minimuse.demo import demo
+from minimuse.demo import demo, side_by_side
 from minimuse.figures import decoding_gif
 from minimuse.muse import Muse, load_text, read_about
 from minimuse.train import STAGES, train_all
@@ -57,12 +57,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def show(records) -> None:
-    """Progress bars: loss, accuracy and the like, smoothed a little."""
+def show(records, row: int = 0) -> None:
+    """Progress bars: loss, accuracy and the like, smoothed a little. `row`: how far down, where processes share a screen."""
     bar, seen = None, {}
     for record in records:
         if bar is None:
-            bar, seen = tqdm(total=record.steps, initial=record.step - 1, desc=record.stage, mininterval=1.0), {}
+            bar, seen = tqdm(total=record.steps, initial=record.step - 1, desc=record.stage, mininterval=1.0, position=row), {}
         bar.update(1)
         if record.step % 10 == 0 or record.step == record.steps:  # reading a value waits for the device
             for k, v in record.metrics.items():
@@ -114,6 +114,9 @@ def run_train(args) -> None:
     data = args.data or (there["data"] if there else "emoji")
     seed = args.seed if args.seed is not None else (there["seed"] if there else 0)
     name = args.t5 or (there["text"]["name"] if there else "t5-toy")
+    if args.stage == "all" and args.device == "cpu":
+        side_by_side(args.out, config, data, name, seed, args.resume, show)
+        return
     stages = STAGES if args.stage == "all" else (args.stage.replace("-", "_"),)
     show(train_all(stages, args.out, config, data, load_text(name, args.device), name, seed, args.device, args.resume))
 

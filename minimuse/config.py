@@ -117,8 +117,10 @@ DEMO = dataclasses.replace(
     tokenizer=TokenizerConfig(side=32, codes=256, **LOOK),  # few colours, few shapes: fewer codes are sooner learnt
     tokenizer_hi=TokenizerConfig(side=64, codes=256, **LOOK),
     base=BaseConfig(width=128, layers=4, heads=4),
-    stages=Stages(vq_stage(2500, 8, 1.5e-3), vq_stage(600, 8, 1e-3), token_stage(3000, 16), token_stage(1000, 16), vq_stage(200, 8, 2e-4)),
+    stages=Stages(vq_stage(2500, 8, 1.5e-3), vq_stage(600, 8, 1e-3), token_stage(3900, 16), token_stage(1500, 16), vq_stage(200, 8, 2e-4)),
     scenes=12_000,
+    sampling=Sampling(steps=16, temperature=0.7, choice_temperature=2.0),
+    sampling_hi=Sampling(steps=4, guidance=1.0, temperature=0.3, choice_temperature=1.0),
     loss=LossWeights(perceptual=0.0, adversarial=0.0),  # edges of flat shapes can be predicted: there is no texture to invent
 )
 

@@ -34,10 +34,7 @@ def sheet(rows: list[torch.Tensor], captions: list[str], columns: int = 8, cell:
 
 
 def decoding_gif(muse: Muse, prompts: list[str], path: str | Path, cell: int = 160, **settings) -> int:
-    """Write the decoding of some prompts as a GIF, low-res passes first; returns the number of frames.
-
-    A frame shows the present guess everywhere, with what is hidden again shaded.
-    """
+    """Write the decoding of some prompts as a GIF, low-res passes first; returns the number of frames. Shaded: hidden again."""
     frames = []
     for resolution, step in muse.steps(prompts, **settings):
         images = muse.pixels(step.ids, resolution)

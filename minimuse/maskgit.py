@@ -67,11 +67,8 @@ def hide(ids: torch.Tensor, mask_id: int, generator: torch.Generator, law: str =
 
 
 def drop_captions(visible: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Blank a random `share` of the rows of a text mask (B, T): those images are learnt without caption.
-
-    Applied to the mask, after embedding: a dropped row's text cannot leak. The model thereby learns the
-    unconditional distribution that guidance needs (10 % in Muse, section 2.7).
-    """
+    """Blank a random `share` of the rows of a text mask (B, T): those images are learnt without caption, as guidance
+    needs (10 % in Muse, section 2.7). Applied to the mask, after embedding: a dropped row's text cannot leak."""
     dropped = torch.rand(len(visible), generator=generator) < share
     return visible & ~dropped.to(visible.device)[:, None]
 
@@ -82,10 +79,7 @@ class TokenLoss(NamedTuple):
 
 
 def masked_token_loss(logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor) -> TokenLoss:
-    """logits (M, K) at the M hidden tokens, true ids (B, N), hidden (B, N) with M True.
-
-    One mean over all hidden tokens of the batch: a mean of the rows' means would weigh a token by how
-    few others were hidden beside it, and would depend on how a batch is split.
-    """
+    """logits (M, K) at the M hidden tokens, true ids (B, N), hidden (B, N) with M True -> one mean over all M: a mean
+    of the rows' means would weigh a token by how few others were hidden beside it."""
     target = ids[hidden]
     return TokenLoss(F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean())

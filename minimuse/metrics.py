@@ -1,8 +1,7 @@
 """Measures of a trained model, each with what it has to beat.
 
-`shapes_report` is what `minimuse demo` writes: alignment read back by the detector, negative
-log-likelihoods of hidden tokens with and without what should help, and the tokenizers' PSNR. All on
-held-out pictures, all with fixed seeds.
+`shapes_report` is what `minimuse demo` writes: alignment read back by the detector, NLL of hidden tokens with and
+without what should help, and the tokenizers' PSNR. All on held-out pictures, with fixed seeds.
 """
 
 from collections.abc import Callable

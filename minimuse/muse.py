@@ -94,10 +94,7 @@ class Muse:
     def steps(
         self, prompts: list[str], negative: str = "", sampling: Sampling | None = None, sampling_hi: Sampling | None = None, seed: int = 0
     ) -> Iterator[tuple[str, Step]]:
-        """Decode len(prompts) pictures; yields ("low", step)... then ("high", step)... with (B, N) ids.
-
-        An empty prompt is the null caption. Text, with its keys and values, is embedded once per picture, not per step.
-        """
+        """Decode B pictures: ("low", step)... then ("high", step)... with (B, N) ids. An empty prompt is the null caption."""
         sampling, sampling_hi = sampling or self.config.sampling, sampling_hi or self.config.sampling_hi
         generator = torch.Generator().manual_seed(seed)
         text, visible = self.text([*prompts, negative])  # together, so that all have one length

@@ -1,8 +1,7 @@
 """Schedules: how many tokens are masked, and when. Pure functions, no model.
 
 Training draws a mask ratio per image; decoding walks the same law from "everything masked" to
-"nothing masked". Everything random takes an explicit generator; everything that must be exact
-(how many tokens a step reveals) is computed once, here, in float64.
+"nothing masked". What must be exact (how many tokens a step reveals) is computed in float64.
 
 Papers: MaskGIT (2202.04200) section 3.3 for the laws; Muse (2301.00704) sections 2.3, 2.7 and 2.8
 for the ratio, the guidance ramp and the decoding.
@@ -15,10 +14,9 @@ import math
 import numpy as np
 import torch
 
-# gamma(r): the share of tokens still masked after a share r of the decoding. Every law falls from
-# gamma(0) = 1 to gamma(1) = 0. Concave ones (cosine and above) reveal few tokens while the model
-# knows little; convex ones do the opposite. `exp` and `log` depend on a scale, for which MaskGIT
-# takes the number of tokens; 256 (a 16x16 grid) is fixed here to keep them functions of r alone.
+# gamma(r): the share of tokens still masked after a share r of the decoding, from 1 to 0. Concave laws (cosine and
+# above) reveal few tokens while the model knows little; convex ones do the opposite. `exp` and `log` depend on a
+# scale, for which MaskGIT takes the number of tokens; 256 is fixed here to keep them functions of r alone.
 SCALE = 256
 LAWS = {
     "exp": lambda r: (SCALE - SCALE ** np.asarray(r, dtype=np.float64)) / (SCALE - 1),

@@ -57,10 +57,7 @@ class SuperRes(nn.Module):
         embed_like(self.decoder.embedding, codes, std=0.5)
 
     def context(self, text: torch.Tensor, visible: torch.Tensor, low_ids: torch.Tensor) -> Context:
-        """Text (B, T, E) with its mask (B, T), low-res ids (B, n) -> what `forward` looks at.
-
-        The low-res tokens are always visible: with an empty caption the model still sees them.
-        """
+        """Text (B, T, E) with its mask (B, T), low-res ids (B, n), which are always visible -> what `forward` looks at."""
         low = self.low_embedding(low_ids) + self.low_positions()  # B n D
         for block in self.low_blocks:
             low = block(low)  # B n D

@@ -8,8 +8,8 @@ tokenizer, tokenizer-hi: VQGANs. base, superres: masked transformers over the to
 with encoder and codebook frozen. The loop is a generator that yields a record per step, so that progress
 bars, plots and lessons live with the caller.
 
-All randomness of a step is a function of (seed, stage, step) and of nothing before it. Resuming therefore
-needs weights, optimizer and step number, and ends in the same weights, bit for bit, as never stopping.
+All randomness of a step is a function of (seed, stage, step). Resuming therefore needs weights, optimizer and
+step number, and ends in the same weights, bit for bit, as never stopping.
 """
 
 import dataclasses
@@ -284,7 +284,7 @@ def describe(out: Path, config: Config, data: str, text: FrozenT5, text_name: st
     return about
 
 
-def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5, device: str = "cpu", tokens: Tokens | None = None) -> Iterator[Record]:
+def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5, device: str = "cpu") -> Iterator[Record]:
     """Train one stage into OUT/NAME.safetensors, from the parts that it needs in OUT; resumes a checkpoint there."""
     config, seed = configs.from_json(about["config"]), about["seed"]
     out.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
             model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
     model.train()
     if name in ("base", "superres"):
-        loss_of = token_loss(model, tokens or Tokens(needed, text, pictures, device), config, "low" if name == "base" else "high", device)
+        loss_of = token_loss(model, Tokens(needed, text, pictures, device), config, "low" if name == "base" else "high", device)
     elif name == "decoder":
         frozen = needed["tokenizer_hi"]
         with autocast(device):
@@ -323,12 +323,8 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
     checkpoint.unlink(missing_ok=True)
 
 
-def train_all(
-    stages: tuple[str, ...], out: Path, config: Config, data: str, text: FrozenT5, text_name: str,
-    seed: int = 0, device: str = "cpu", resume: bool = False,
-) -> Iterator[Record]:  # fmt: skip
-    """Train the stages that OUT does not hold yet, in order. Without `resume`, nothing there may be in the way."""
-    about = describe(out, config, data, text, text_name, seed)
+def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
+    """The stages that OUT does not hold yet; an error where they cannot be trained."""
     todo = [s for s in stages if not (resume and (out / f"{s}.safetensors").is_file())]
     for stage in todo:
         for path in (out / f"{stage}.safetensors", out / f"{stage}.checkpoint.safetensors"):
@@ -337,14 +333,18 @@ def train_all(
         for part in NEEDS[stage]:
             if part not in todo and not (out / f"{part}.safetensors").is_file():
                 raise FileNotFoundError(f"{stage} needs {out / part}.safetensors; make it with: minimuse train {part.replace('_', '-')} --out {out}")
-    if not todo:
+    return todo
+
+
+def train_all(
+    stages: tuple[str, ...], out: Path, config: Config, data: str, text: FrozenT5, text_name: str,
+    seed: int = 0, device: str = "cpu", resume: bool = False,
+) -> Iterator[Record]:  # fmt: skip
+    """Train the stages that OUT does not hold yet, in order. Without `resume`, nothing there may be in the way."""
+    about = describe(out, config, data, text, text_name, seed)
+    if not (todo := pending(stages, out, resume)):
         return
     count = config.scenes if data == "shapes" else None
     pictures = load(data, "train", config.tokenizer_hi.side, count, smallest=config.tokenizer_hi.factor)
-    tokens = None
     for stage in todo:
-        if stage in ("base", "superres") and tokens is None:
-            wanted = {s for t in ("base", "superres") if t in todo for s in NEEDS[t]}
-            parts = {p: load_part(out, p, config, text.width).eval().to(device) for p in wanted}
-            tokens = Tokens(parts, text, pictures, device)
-        yield from train(stage, out, about, pictures, text, device, tokens)
+        yield from train(stage, out, about, pictures, text, device)

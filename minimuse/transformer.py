@@ -25,9 +25,8 @@ from torch import nn
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None, bias: torch.Tensor | None = None):
     """Softmax attention: q (..., N, d), k and v (..., T, d) -> (..., N, d).
 
-    visible (B, T) bool, for q of (B, H, N, d): keys to look at. A row without any visible key gets
-    exactly zero, and a zero gradient, instead of the NaN of a softmax over nothing. bias (H, N, T) is
-    added to the scores; a call has one of the two.
+    visible (B, T) bool, for q of (B, H, N, d): keys to look at; a row without any gets exactly zero, and a zero
+    gradient, not the NaN of a softmax over nothing. bias (H, N, T) is added to the scores; a call has one of the two.
     """
     if visible is not None:
         alive = visible.any(dim=-1)[:, None, None, None]  # B 1 1 1
@@ -131,11 +130,6 @@ class CrossAttention(nn.Module):
         return self.out(rearrange(attend(q, k, v, visible), "B H N d -> B N (H d)"))
 
 
-class MLP(nn.Sequential):
-    def __init__(self, width: int, ratio: int = 4):
-        super().__init__(nn.Linear(width, ratio * width, bias=False), nn.GELU(), nn.Linear(ratio * width, width, bias=False))
-
-
 def norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, bias=False)
 
@@ -149,7 +143,8 @@ class Block(nn.Module):
         self.cross = cross
         if cross:
             self.norm_cross, self.cross_attention = norm(width), CrossAttention(width, heads)
-        self.norm_mlp, self.mlp = norm(width), MLP(width)
+        self.norm_mlp = norm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False))
 
     def forward(self, x: torch.Tensor, k: torch.Tensor = None, v: torch.Tensor = None, visible: torch.Tensor = None) -> torch.Tensor:
         x = x + self.self_attention(self.norm_self(x))

@@ -105,9 +105,8 @@ class Decoder(nn.Sequential):
 def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
     """Start a wider and deeper decoder as the same function as a small one, to finetune it (Muse, section 2.6).
 
-    How is not in the paper; this is Net2Net (1511.05641). Every channel is copied r times, and a weight that
-    reads a channel is divided among its copies, unevenly, or they would stay equal for ever. Added residual
-    blocks start as the identity.
+    How is not in the paper; this is Net2Net (1511.05641). Every channel is copied r times, and a weight that reads one is
+    divided among its copies, unevenly, or they would stay equal for ever. Added residual blocks start as the identity.
     """
     sources = iter([layer for layer in small if list(layer.parameters())])
     source = next(sources)
@@ -224,10 +223,10 @@ class FSQuantizer(nn.Module):
             return digits / (self.sizes - 1) * 2 - 1, ids, z.new_zeros((), dtype=torch.float32)
 
     def start(self, z: torch.Tensor, generator: torch.Generator) -> None:
-        """Nothing to place."""
+        """Nothing to place, and in `update` nothing to learn."""
 
     def update(self, z: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> int:
-        return 0  # nothing is learnt
+        return 0
 
 
 class Tokenizer(nn.Module):

@@ -1,8 +1,8 @@
 """What makes a VQ-VAE a VQGAN: a discriminator on patches, and a perceptual distance.
 
-A pixel loss alone pays for blur: the mean of all plausible edges is the cheapest answer. The
-discriminator punishes what does not look real, patch by patch, and the perceptual distance compares
-features of a network trained on photographs. Muse (2301.00704, appendix) weighs them 0.1 and 0.05.
+A pixel loss alone pays for blur, the mean of all plausible edges. The discriminator punishes what does not look
+real, patch by patch, and the perceptual distance compares features of a network trained on photographs. Muse
+(2301.00704, appendix) weighs them 0.1 and 0.05.
 
 Papers: VQGAN (2012.09841) section 3.1 for the adaptive weight; hinge loss (1705.02894); PatchGAN
 (1611.07004); LPIPS (1801.03924) for comparing normalised features.
@@ -27,10 +27,8 @@ class LossWeights:
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (B, 3, H, W) -> a map of logits, one per overlapping patch: high where it looks real.
-
-    Spectral norm keeps it from growing steep, and, unlike batch norm, does not mix pictures.
-    """
+    """Images (B, 3, H, W) -> a map of logits, one per overlapping patch: high where it looks real. Spectral norm keeps
+    it from growing steep, and, unlike batch norm, does not mix pictures."""
 
     def __init__(self, channels: int = 32, layers: int = 2):
         super().__init__()
@@ -56,10 +54,7 @@ def generator_loss(fake: torch.Tensor) -> torch.Tensor:
 
 
 def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
-    """Scale that gives both losses gradients of equal length at the decoder's last layer (VQGAN, eq. 7).
-
-    Finite also where the adversarial gradient is zero, at most 1e4, and a constant to autograd.
-    """
+    """Scale, at most 1e4, that gives both losses gradients of equal length at the decoder's last layer (VQGAN, eq. 7)."""
     (g_rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (g_adv,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (g_rec.float().norm() / (g_adv.float().norm() + 1e-4)).clamp(max=1e4).detach()
@@ -68,8 +63,7 @@ def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, las
 class Lite0(nn.Module):
     """EfficientNet-Lite0 trained on ImageNet, frozen: network and weights are packages of the `eval` extra.
 
-    `stages(images)` gives the feature map after each of the seven stages, for a perceptual loss;
-    `forward` the pooled 1,280-d features, for distances between sets of pictures.
+    `stages`: the feature map after each stage, for a perceptual loss; `forward`: pooled features, to compare sets of pictures.
     """
 
     ENDS = (0, 2, 4, 7, 10, 14, 15)  # the last block of each stage
