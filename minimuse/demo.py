@@ -30,7 +30,7 @@ def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., No
     try:
         seconds, stages = side_by_side(out, configs.preset(preset), "shapes", "t5-toy", seed, resume, show)
     finally:
-        if out.is_dir():
+        if out.is_dir() and (resume or not times.is_file()):  # not where the run was refused
             write_json(times, before + time.monotonic() - begun)
 
     started = time.monotonic()

@@ -102,6 +102,7 @@ def test_a_token_starts_from_the_low_res_token_that_covers_it():
 
 def test_start():
     """The embeddings of low-res and high-res codes come from the tokenizers' vectors, each from its own."""
+    torch.manual_seed(0)
     net, low, high = model(), torch.randn(LOW_CODES, 3), torch.randn(CODES, 5)
     low[1], high[1] = low[0], high[0]
     net.start(low, high)
