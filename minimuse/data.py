@@ -7,8 +7,7 @@ Muse learns from (picture, caption) pairs and from nothing else, so one small cl
 
 - "shapes": `count` scenes from `shapes.py`; endless, and their captions are exact.
 - "emoji": some 1,600 concepts in five styles ("red apple, noto style"), made by `data/build_emoji.py`.
-- anything else is a folder: `cat.png` beside `cat.txt` (one caption a line), or a table for all pictures,
-  `captions.csv` (columns file,caption) or `captions.jsonl` ({"file": ..., "caption": ...}).
+- anything else is a folder: `cat.png` beside `cat.txt` (one caption a line), or one table, `captions.csv` (columns file,caption).
 
 What is held out follows from names by a hash, not from a shuffle: no order of files, seed or library version moves a
 picture into training. Left out: augmentation, cleaning of captions, and streaming: all pictures are in memory as uint8.
@@ -172,10 +171,8 @@ def folder_captions(root: Path) -> dict[str, tuple[str, ...]]:
     files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
     files = [f for f in files if not any(part.startswith(".") for part in f.parts)]  # what systems hide
     pictures = {f.as_posix() for f in files if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")}
-    tables, captions = [t for t in ("captions.csv", "captions.jsonl") if (root / t).is_file()], {}
-    if len(tables) > 1:
-        raise ValueError(f"{root} has both captions.csv and captions.jsonl: remove one")
-    for where, file, lines in _rows(root / tables[0]) if tables else _sidecars(root, files, pictures):
+    table, captions = root / "captions.csv", {}
+    for where, file, lines in _rows(table) if table.is_file() else _sidecars(root, files, pictures):
         path = Path(file)
         if path.anchor or ".." in path.parts:
             raise ValueError(f"{where}: {file!r} leads out of the folder; move the picture in")
@@ -186,10 +183,10 @@ def folder_captions(root: Path) -> dict[str, tuple[str, ...]]:
         captions[path.as_posix()] = tuple(" ".join(line.split()) for line in lines if line.strip())
         if not captions[path.as_posix()]:
             raise ValueError(f"{where}: the caption of {file!r} is empty; write one")
-    if tables and not captions:
-        raise ValueError(f"{root / tables[0]} is empty; write a row for each picture")
+    if table.is_file() and not captions:
+        raise ValueError(f"{table} is empty; write a row for each picture")
     for name in sorted(pictures - captions.keys()):
-        raise ValueError(f"{root / name} has no caption; write one into {tables[0] if tables else Path(name).with_suffix('.txt')}")
+        raise ValueError(f"{root / name} has no caption; write one into {table.name if table.is_file() else Path(name).with_suffix('.txt')}")
     return captions
 
 
@@ -213,18 +210,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(table: Path):
-    """(place, picture, its one caption) of each row of captions.csv or captions.jsonl."""
-    if table.suffix == ".jsonl":
-        for line, text in enumerate(_text(table).split("\n"), 1):
-            try:
-                match json.loads(text.strip() or "null"):
-                    case {"file": str(file), "caption": str(caption)}:
-                        yield f"{table} line {line}", file, [caption]
-                    case other if other is not None:  # None: an empty line
-                        raise ValueError
-            except ValueError:
-                raise ValueError(f'{table} line {line} is not {{"file": NAME, "caption": TEXT}}; repair it') from None
-        return
+    """(place, picture, its one caption) of each row."""
     rows = csv.DictReader(io.StringIO(_text(table)), strict=True)
     try:
         if not {"file", "caption"} <= set(rows.fieldnames or ()):

@@ -307,11 +307,11 @@ def picture(path, size=(20, 16), colour=(200, 30, 30)):
     Image.new("RGB" if len(colour) == 3 else "RGBA", size, colour).save(path)
 
 
-FORMS = ("txt", "csv", "jsonl")
+FORMS = ("txt", "csv")
 
 
 def folder(root, form, names=("a.png", "b.jpg", "c.webp"), caption="a {} thing, \"so\" to say"):
-    """A sound folder in one of the three forms."""
+    """A sound folder in one of the two forms."""
     rows = [(name, caption.format(Path(name).stem)) for name in names]
     for name, text in rows:
         picture(root / name)
@@ -320,14 +320,11 @@ def folder(root, form, names=("a.png", "b.jpg", "c.webp"), caption="a {} thing, 
     if form == "csv":
         with open(root / "captions.csv", "w", newline="", encoding="utf-8-sig") as file:
             csv.writer(file).writerows([("file", "caption"), *rows])
-    if form == "jsonl":
-        (root / "captions.jsonl").write_text("".join(
-            json.dumps({"file": f, "caption": c}) + "\n" for f, c in rows))
     return root
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_three_forms_say_the_same(tmp_path, form):
+def test_both_forms_say_the_same(tmp_path, form):
     names = [f"{i:02}.{suffix}" for i, suffix in enumerate(["png", "jpg", "webp", "JPEG"] * 6)] + ["sub/x.png"]
     folder(tmp_path, form, names)
     (tmp_path / "._00.png").write_bytes(b"what a system hides")
@@ -486,29 +483,24 @@ def test_empty_folder(tmp_path, form):
     one_line(error, str(tmp_path), "0 pictures" if form == "txt" else "empty")
 
 
-@pytest.mark.parametrize("form", FORMS[1:])
 @pytest.mark.parametrize("file, said", [
     ("../x.png", "leads out"), ("/etc/x.png", "leads out"), ("a/../../x.png", "leads out"),
     ("./a.png", "has a row already"), ("a.gif", "no PNG, JPEG or WebP 'a.gif'"), ("", "no PNG")])
-def test_a_bad_row_is_named(tmp_path, form, file, said):
-    folder(tmp_path, form)
+def test_a_bad_row_is_named(tmp_path, file, said):
+    folder(tmp_path, "csv")
     picture(tmp_path.parent / "x.png")
-    with open(tmp_path / f"captions.{form}", "a") as table:
-        table.write(f'"{file}",x\n' if form == "csv" else json.dumps({"file": file, "caption": "x"}) + "\n")
+    with open(tmp_path / "captions.csv", "a") as table:
+        table.write(f'"{file}",x\n')
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         load(str(tmp_path), "train", 8)
-    one_line(error, f"captions.{form} line 5" if form == "csv" else f"captions.{form} line 4", said)
+    one_line(error, "captions.csv line 5", said)
 
 
 @pytest.mark.parametrize("name, text, said", [
     ("captions.csv", "", "file,caption"), ("captions.csv", "file;caption\na.png;x\n", "file,caption"),
     ("captions.csv", "file,caption\n", "is empty"), ("captions.csv", "file,caption\na.png\n", "line 2"),
     ("captions.csv", "file,caption\na.png,red, round\n", "quotes"),
-    ("captions.csv", 'file,caption\na.png,"red\n', "quotes"),
-    ("captions.jsonl", "", "is empty"), ("captions.jsonl", '\n{"file": "a.png"}\n', "line 2"),
-    ("captions.jsonl", '{"file": "a.png", "caption": 3}\n', "line 1"),
-    ("captions.jsonl", '{"file": "a.png", "caption": "x"\n', "line 1"),
-    ("captions.jsonl", '["a.png", "x"]\n', "line 1")])
+    ("captions.csv", 'file,caption\na.png,"red\n', "quotes")])
 def test_a_bad_table_is_named(tmp_path, name, text, said):
     for file in ("a.png", "b.png"):
         picture(tmp_path / file)
@@ -518,11 +510,7 @@ def test_a_bad_table_is_named(tmp_path, name, text, said):
     one_line(error, str(tmp_path / name), said)
 
 
-def test_two_tables_or_two_pictures_for_one_text_are_refused(tmp_path):
-    folder(tmp_path, "csv")
-    (tmp_path / "captions.jsonl").write_text("")
-    with pytest.raises(ValueError, match="both captions.csv and captions.jsonl"):
-        load(str(tmp_path), "train", 8)
+def test_two_pictures_for_one_text_are_refused(tmp_path):
     other = folder(tmp_path / "sub", "txt", ["a.png", "b.png"])
     picture(other / "a.webp")
     with pytest.raises(ValueError, match="a.txt has 2 pictures"):
