@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minimuse import config as configs
-from minimuse.demo import demo, side_by_side
+from minimuse.demo import demo, evaluate, side_by_side
 from minimuse.figures import decoding_gif
 from minimuse.muse import Muse, load_text, read_about
 from minimuse.train import STAGES, train_all
@@ -43,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--model", default="toy-shapes", help="a model in data/, or a directory")
     p.add_argument("--gif", type=Path, help="also write the tokens appearing as a GIF")
+
+    p = commands.add_parser("evaluate", help="measure a model on held-out pictures; writes report.json, samples.png and decoding.gif")
+    p.add_argument("--model", default="toy-shapes", help="a model in data/, or a directory")
+    p.add_argument("--out", type=Path, required=True, help="a directory for the figures; it may be the model's")
+    p.add_argument("--n", type=int, default=256, help="held-out pictures, at most")
 
     p = commands.add_parser("train", help="train one stage, or all")
     p.add_argument("stage", choices=NAMES, metavar="STAGE", help=" | ".join(NAMES))
@@ -134,6 +139,10 @@ def main(argv: list[str] | None = None) -> int:
             demo(args.out, args.preset, args.seed, args.resume, show)
         elif args.command == "generate":
             run_generate(args)
+        elif args.command == "evaluate":
+            muse = Muse.load(args.model)
+            args.out.mkdir(parents=True, exist_ok=True)
+            evaluate(muse, args.out, args.n)
         else:
             run_train(args)
     except KeyboardInterrupt:

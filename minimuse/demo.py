@@ -1,7 +1,7 @@
 """`minimuse demo`: train the whole of Muse on procedural scenes, on this machine, and draw with it.
 
-Writes OUT/samples.png (captions with combinations never seen in training), OUT/decoding.gif,
-OUT/report.json, and the model itself, which `minimuse generate --model OUT` takes.
+Writes the model, which `minimuse generate --model OUT` takes, and what `minimuse evaluate --model OUT` writes:
+OUT/samples.png (for held-out captions: the real picture, the base model's, the final one), OUT/decoding.gif and OUT/report.json.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 from minimuse import config as configs
 from minimuse.config import Config
 from minimuse.figures import decoding_gif, sheet
-from minimuse.metrics import shapes_report
+from minimuse.metrics import report
 from minimuse.muse import Muse, load_text, write_json
 from minimuse.shapes import ATTRIBUTES
 from minimuse.train import STAGES, Record, pending, train_all
@@ -34,17 +34,23 @@ def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., No
             write_json(times, before + time.monotonic() - begun)
 
     started = time.monotonic()
-    muse = Muse.load(out)
-    report, pictures = shapes_report(muse, n)
-    rows = [pictures["low"][:16], pictures["high"][:16]]
-    sheet(rows, pictures["captions"][:16], titles=("base", "super-res")).save(out / "samples.png")
-    decoding_gif(muse, pictures["captions"][:4], out / "decoding.gif")
+    found = evaluate(Muse.load(out), out, n)
     seconds["report"] = round(time.monotonic() - started, 1)
-    report = {"seconds": seconds | {"total": round(before + time.monotonic() - begun, 1)}, "stages": stages} | report
-    write_json(out / "report.json", report)
-    print(summary(report))
+    found = {"seconds": seconds | {"total": round(before + time.monotonic() - begun, 1)}, "stages": stages} | found
+    write_json(out / "report.json", found)
+    return found
+
+
+def evaluate(muse: Muse, out: Path, n: int = 256) -> dict:
+    """Measure on n held-out pictures and draw some of them into OUT."""
+    found, pictures = report(muse, n)
+    rows = [pictures[name][:16] for name in ("real", "low", "high")]
+    sheet(rows, pictures["captions"][:16], titles=("real", "base", "super-res")).save(out / "samples.png")
+    decoding_gif(muse, pictures["captions"][:4], out / "decoding.gif")
+    write_json(out / "report.json", found)
+    print(summary(found))
     print(f"wrote {out}/samples.png, {out}/decoding.gif and {out}/report.json")
-    return report
+    return found
 
 
 def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]) -> tuple[dict, dict]:
@@ -79,11 +85,11 @@ def watch(records: Iterator[Record], seconds: dict, stages: dict) -> Iterator[Re
         yield record
 
 
-def summary(report: dict) -> str:
-    """The alignment table: share of pictures right in each attribute for every object of the caption."""
-    lines = [f"{'alignment, held-out combinations':34}" + "".join(f"{a:>11}" for a in ATTRIBUTES)]
-    for name, row in report["alignment"].items():
+def summary(found: dict) -> str:
+    """NLL, and of shapes the share of pictures right in each attribute for every thing of the caption."""
+    lines = [f"{'alignment, held-out combinations':34}" + "".join(f"{a:>11}" for a in ATTRIBUTES)] if "alignment" in found else []
+    for name, row in found.get("alignment", {}).items():
         lines.append(f"{name:34}" + "".join(f"{row[a]['value']:11.3f}" for a in ATTRIBUTES))
-    base = report["nll"]["base"]
+    base = found["nll"]["base"]
     lines.append(f"NLL of hidden tokens, all hidden: {base['caption']['1.0']:.2f} with the caption, {base['no caption']['1.0']:.2f} without")
     return "\n".join(lines)

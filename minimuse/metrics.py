@@ -1,7 +1,7 @@
 """Measures of a trained model, each with what it has to beat.
 
-`shapes_report` is what `minimuse demo` writes: alignment read back by the detector, NLL of hidden tokens with and
-without what should help, and the tokenizers' PSNR. All on held-out pictures, with fixed seeds.
+`report` is what `minimuse evaluate` writes: NLL of hidden tokens with and without what should help, the tokenizers'
+PSNR, and for shapes alignment, read back by the detector. All on held-out pictures, with fixed seeds.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 
 from minimuse import schedule, shapes
-from minimuse.data import Pictures, halve
+from minimuse.data import Pictures, halve, load
 from minimuse.muse import Muse, autocast
 from minimuse.train import Tokens, generator_at
 from minimuse.transformer import Context
@@ -74,13 +74,10 @@ def nll_tables(muse: Muse, pictures: Pictures) -> dict:
 @torch.no_grad()
 def tokenizer_report(muse: Muse, pictures: Pictures, batch: int = 64) -> tuple[dict, dict[str, torch.Tensor]]:
     """PSNR, codes used and perplexity on pictures; and the reconstructions (low, high, finetuned)."""
-    low_ids, high_ids, images = [], [], []
-    for i in torch.arange(len(pictures)).split(batch):
-        images.append(pictures.batch(i).to(muse.device))
-        with autocast(muse.device):
-            low_ids.append(muse.tokenizer.encode(halve(images[-1])))
-            high_ids.append(muse.tokenizer_hi.encode(images[-1]))
-    images, low_ids, high_ids = torch.cat(images), torch.cat(low_ids), torch.cat(high_ids)
+    images = pictures.batch(torch.arange(len(pictures))).to(muse.device)
+    encode = lambda tokenizer, images: torch.cat([tokenizer.encode(part) for part in images.split(batch)])  # B h w
+    with autocast(muse.device):
+        low_ids, high_ids = encode(muse.tokenizer, halve(images)), encode(muse.tokenizer_hi, images)
     flat_low, flat_high = rearrange(low_ids, "B h w -> B (h w)"), rearrange(high_ids, "B h w -> B (h w)")
     made = {
         "low": torch.cat([muse.pixels(x, "low") for x in flat_low.split(batch)]),
@@ -100,26 +97,18 @@ def tokenizer_report(muse: Muse, pictures: Pictures, batch: int = 64) -> tuple[d
     return report, made
 
 
-def shapes_report(muse: Muse, n: int = 256, seed: int = 0) -> tuple[dict, dict]:
-    """The report of a model trained on shapes, over n held-out scenes; and the pictures it speaks of."""
-    scenes = [shapes.scene(i, "heldout") for i in range(n)]
-    captions = [shapes.caption(s) for s in scenes]
-    side = muse.config.tokenizer_hi.side
-    pictures = Pictures(shapes.render(scenes, side), [(c,) for c in captions], captions)
+def report(muse: Muse, n: int = 256, seed: int = 0) -> tuple[dict, dict]:
+    """Every measure that fits the model's data, over at most n held-out pictures; and the pictures it speaks of."""
+    data, config = muse.about["data"], muse.config
+    pictures = load(data, "heldout", config.tokenizer_hi.side, n, seed, smallest=config.tokenizer_hi.factor)
+    captions = [variants[0] for variants in pictures.captions]
+    real = pictures.batch(torch.arange(len(pictures)))
     tokenizers, made = tokenizer_report(muse, pictures)
     low, high = muse.draw(captions, seed=seed)
-    real = pictures.batch(torch.arange(n))
-    report = {
-        "alignment": {
-            "real": shapes.alignment(scenes, real),
-            "reconstructed": shapes.alignment(scenes, made["finetuned"]),
-            "reconstructed_low": shapes.alignment(scenes, made["low"]),
-            "generated": shapes.alignment(scenes, high),
-            "generated_low": shapes.alignment(scenes, low),
-            # the same pictures against the caption of another: what chance would score
-            "shuffled": shapes.alignment(scenes[1:] + scenes[:1], high),
-        },
-        "nll": nll_tables(muse, pictures),
-        "tokenizers": tokenizers,
-    }
-    return report, {"captions": captions, "real": real, "low": low, "high": high}
+    found = {"nll": nll_tables(muse, pictures), "tokenizers": tokenizers}
+    if data == "shapes":
+        scenes = [shapes.parse(caption) for caption in captions]
+        shown = {"real": real, "reconstructed": made["finetuned"], "reconstructed_low": made["low"], "generated": high, "generated_low": low}
+        found["alignment"] = {name: shapes.alignment(scenes, images) for name, images in shown.items()}
+        found["alignment"]["shuffled"] = shapes.alignment(scenes[1:] + scenes[:1], high)  # what chance would score
+    return found, {"captions": captions, "real": real, "low": low, "high": high}

@@ -48,6 +48,15 @@ def test_demo_writes_what_it_promises(tiny_model):
         assert gif.n_frames == 4 + 2  # passes of the tiny preset, low-res and high-res
 
 
+def test_evaluate_repeats_what_demo_measured(tiny_model, tmp_path):
+    out = tmp_path / "figures"
+    assert main(["evaluate", "--model", str(tiny_model), "--out", str(out)]) == 0
+    measured, before = (json.loads((directory / "report.json").read_text()) for directory in (out, tiny_model))
+    assert measured.keys() == {"nll", "tokenizers", "alignment"} and all(measured[k] == before[k] for k in measured)
+    assert (out / "samples.png").read_bytes() == (tiny_model / "samples.png").read_bytes()
+    assert main(["evaluate", "--model", str(tiny_model), "--out", str(out), "--n", "0"]) == 2
+
+
 def test_generate(tiny_model, tmp_path, capsys):
     out = tmp_path / "apple.png"
     assert main(["generate", "a small red circle on a grey background", "--model", str(tiny_model), "-o", str(out), "--n", "2", "--gif", str(tmp_path / "a.gif")]) == 0
