@@ -95,15 +95,14 @@ TINY = Config(
     sampling_hi=Sampling(steps=2),
 )
 
-# The toy's encoders see little more than the patch of a token (no residual blocks), its decoders see far.
-# An encoder that sees far writes what lies elsewhere into the tokens of a plain background: fine for
-# reconstruction, hopeless to predict (54 codes in effective use on flat patches, against 24 like this).
+# The toy's encoders see little more than the patch of a token (no residual blocks), its decoders see far. One that sees far
+# writes what lies elsewhere into a plain background: hopeless to predict (54 codes in use on flat patches, 24 like this).
 LOOK = dict(channels=24, code_width=8, blocks=(0, 0, 0), decoder_blocks=(0, 1, 3))
 
 TOY = Config(
     tokenizer=TokenizerConfig(side=32, codes=512, **LOOK),
     tokenizer_hi=TokenizerConfig(side=64, codes=1024, **LOOK),
-    base=BaseConfig(width=192, layers=4, heads=3),
+    base=BaseConfig(width=192, layers=4, heads=4),
     superres=SuperResConfig(width=128, encoder_layers=4, layers=2, heads=4, window=8),
     stages=Stages(vq_stage(6000, 8, 1.5e-3), vq_stage(3000, 8, 1e-3), token_stage(8000, 16), token_stage(3000, 16), vq_stage(800, 8, 2e-4)),
     decoder_channels=48,
@@ -114,12 +113,13 @@ TOY = Config(
 
 DEMO = dataclasses.replace(
     TOY,
-    tokenizer=TokenizerConfig(side=32, codes=256, **LOOK),  # few colours, few shapes: fewer codes are sooner learnt
-    tokenizer_hi=TokenizerConfig(side=64, codes=256, **LOOK),
+    # without overlap one code is all of a background; few low-res codes say what lies where, the caption its outline
+    tokenizer=TokenizerConfig(side=32, codes=64, overlap=False, **LOOK),
+    tokenizer_hi=TokenizerConfig(side=64, codes=256, overlap=False, **LOOK),
     base=BaseConfig(width=128, layers=4, heads=4),
-    stages=Stages(vq_stage(2500, 8, 1.5e-3), vq_stage(600, 8, 1e-3), token_stage(3900, 16), token_stage(1500, 16), vq_stage(200, 8, 2e-4)),
+    stages=Stages(vq_stage(2500, 8, 1.5e-3), vq_stage(600, 8, 1e-3), token_stage(3600, 16), token_stage(1500, 16), vq_stage(200, 8, 2e-4)),
     scenes=12_000,
-    sampling=Sampling(steps=16, temperature=0.7, choice_temperature=2.0),
+    sampling=Sampling(steps=16, guidance=2.0, choice_temperature=10.0),
     sampling_hi=Sampling(steps=4, guidance=1.0, temperature=0.3, choice_temperature=1.0),
     loss=LossWeights(perceptual=0.0, adversarial=0.0),  # edges of flat shapes can be predicted: there is no texture to invent
 )
@@ -138,7 +138,7 @@ def override(config: Config, assignments: list[str]) -> Config:
 
     All are applied before any is checked against the others, so that their order does not matter.
     """
-    data = to_json(config)
+    data = dataclasses.asdict(config)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -166,21 +166,14 @@ def _parse(text: str, kind, key: str):
         value = None
     inner = typing.get_args(kind)  # (int, ...) or (float, float)
     fits = lambda x, k: type(x) is k or (k is float and type(x) is int)
-    if inner:
-        right = isinstance(value, tuple) and (inner[-1] is ... or len(value) == len(inner)) and all(fits(x, inner[0]) for x in value)
-    else:
-        right = fits(value, kind)
-    if not right:
+    whole = isinstance(value, tuple) and (inner[-1:] == (...,) or len(value) == len(inner))
+    if not (whole and all(fits(x, inner[0]) for x in value) if inner else fits(value, kind)):
         raise ValueError(f"{key}={text}: expected {kind if inner else kind.__name__}")
     return tuple(map(inner[0], value)) if inner else kind(value)
 
 
-def to_json(config: Config) -> dict:
-    return dataclasses.asdict(config)
-
-
 def from_json(data: dict, kind: type = Config):
-    """The inverse of `to_json`; unknown or missing keys are a ValueError that names them."""
+    """The inverse of `dataclasses.asdict`; unknown or missing keys are a ValueError that names them."""
     if not isinstance(data, dict):
         raise ValueError(f"expected settings for {kind.__name__}, found {data!r}")
     hints, names = typing.get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}

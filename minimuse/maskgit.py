@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minimuse import schedule
-from minimuse.transformer import Context, TokenDecoder, embed_like, initialize_weights, norm
+from minimuse.transformer import Context, TokenDecoder, initialize_weights, norm, start_white
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,15 @@ class MaskGit(nn.Module):
 
     def __init__(self, config: BaseConfig, codes: int, grid: int, text_width: int):
         super().__init__()
-        self.text = nn.Sequential(nn.Linear(text_width, config.width, bias=False), norm(config.width))
+        self.text = nn.Sequential(nn.Linear(text_width, config.width), norm(config.width))
         self.decoder = TokenDecoder(codes, grid, config.width, config.heads, config.layers)
         self.mask_id = codes
         initialize_weights(self, config.layers)
 
-    def start(self, codes: torch.Tensor) -> None:
-        """Begin with embeddings that look like the tokenizer's code vectors (K, C)."""
-        embed_like(self.decoder.embedding, codes, std=0.1)
+    def start(self, text: torch.Tensor, codes: torch.Tensor) -> None:
+        """Begin with what is known before training: embeddings of the captions' words (M, E), the tokenizer's code vectors (K, C)."""
+        start_white(self.text[0], text)
+        self.decoder.start(codes, std=0.3)
 
     def context(self, text: torch.Tensor, visible: torch.Tensor) -> Context:
         """Frozen text embeddings (B, T, E) and their mask (B, T) -> what `forward` looks at."""

@@ -19,13 +19,13 @@ import torch
 # scale, for which MaskGIT takes the number of tokens; 256 is fixed here to keep them functions of r alone.
 SCALE = 256
 LAWS = {
-    "exp": lambda r: (SCALE - SCALE ** np.asarray(r, dtype=np.float64)) / (SCALE - 1),
-    "cubic": lambda r: 1 - np.asarray(r, dtype=np.float64) ** 3,
-    "square": lambda r: 1 - np.asarray(r, dtype=np.float64) ** 2,
-    "cosine": lambda r: np.cos(np.pi / 2 * np.asarray(r, dtype=np.float64)),
-    "linear": lambda r: 1 - np.asarray(r, dtype=np.float64),
-    "sqrt": lambda r: 1 - np.sqrt(np.asarray(r, dtype=np.float64)),
-    "log": lambda r: -np.log(np.maximum(np.asarray(r, dtype=np.float64), 1 / SCALE)) / np.log(SCALE),
+    "exp": lambda r: (SCALE - SCALE**r) / (SCALE - 1),
+    "cubic": lambda r: 1 - r**3,
+    "square": lambda r: 1 - r**2,
+    "cosine": lambda r: np.cos(np.pi / 2 * r),
+    "linear": lambda r: 1 - r,
+    "sqrt": lambda r: 1 - np.sqrt(r),
+    "log": lambda r: -np.log(np.maximum(r, 1 / SCALE)) / np.log(SCALE),
 }
 
 
@@ -33,7 +33,7 @@ def gamma(ratio: float | np.ndarray, law: str = "cosine") -> np.ndarray:
     """Share of tokens still masked when a share `ratio` in [0, 1] of the decoding is done (float64)."""
     if law not in LAWS:
         raise ValueError(f"unknown schedule {law!r}; choose one of {', '.join(LAWS)}")
-    return np.clip(LAWS[law](ratio), 0.0, 1.0)  # cos(pi/2) is 6e-17, not 0
+    return np.clip(LAWS[law](np.asarray(ratio, dtype=np.float64)), 0.0, 1.0)  # cos(pi/2) is 6e-17, not 0
 
 
 def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -> torch.Tensor:

@@ -5,7 +5,6 @@ words, `render` paints it, `detect` reads any picture back by rules, and `alignm
 what their captions say. Muse measures that with CLIP, a network's opinion (paper, section 3); here it is exact. Six
 of the 60 (shape, colour, size) triples never occur in training: can a model compose what it has learnt?
 Left out: overlap, rotation, texture, and every paraphrase: a scene has one caption.
-Run: python -m minimuse.shapes   (the detector on real scenes: the best score that one can get)
 """
 import functools
 import itertools
@@ -22,12 +21,13 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLOURS = {"red": (220, 40, 40), "green": (30, 170, 50), "blue": (40, 70, 230),
            "yellow": (240, 215, 40), "purple": (170, 40, 210), "cyan": (40, 205, 225)}
 BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
-SIZES = {"small": 6 / 64, "large": 10.5 / 64}  # radius of the enclosing disc / side of the picture
+SIZES = {"small": 7 / 64, "large": 10.5 / 64}  # radius of the enclosing disc / side of the picture
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # (axis, sign) of things[0] - things[1]
 NUMBERS = ("", "a", "two", "three", "four")
 SPLITS = ("train", "heldout")
 GAP = 3 / 64  # least distance between the enclosing discs of two things
 MARGIN = 1.3 / 64  # least distance between an enclosing disc and the border
+LATTICE = 16  # centres are multiples of 1/16 of the side: outlines cross the tokens of an 8x8 grid in few ways
 ASLANT = 0.6  # in a relation, |across| is at most this times |along|
 
 TRIPLES = tuple(itertools.product(SHAPES, COLOURS, SIZES))
@@ -58,10 +58,10 @@ class Scene:
 
 # --- Drawing a scene from a seed ---
 def _positions(rng, radii, relation):
-    """Uniform positions given that nothing touches: the first of many draws that fits."""
-    n = len(radii)
-    for _ in range(64):  # the worst case, four large things, fits once in 600 draws
-        xy = rng.uniform(radii[:, None] + MARGIN, 1 - radii[:, None] - MARGIN, size=(256, n, 2))
+    """Uniform positions on the lattice given that nothing touches: the first of many draws that fits."""
+    n, least = len(radii), np.ceil((radii + MARGIN) * LATTICE).astype(int)[:, None]
+    for _ in range(64):  # the worst case, four large things, fits once in 170 draws
+        xy = rng.integers(least, LATTICE + 1 - least, size=(256, n, 2)) / LATTICE
         fits = np.ones(256, bool)
         for i, j in itertools.combinations(range(n), 2):
             fits &= np.hypot(*(xy[:, i] - xy[:, j]).T) >= radii[i] + radii[j] + GAP
@@ -183,7 +183,7 @@ def _read(pixels):
     grown = F.max_pool2d(labels, 3, stride=1, padding=1)[0].numpy()  # takes in the soft edge around
     labels, things = labels[0].numpy(), []
     for label, count in zip(*np.unique(labels, return_counts=True)):
-        if label > 0 and count >= 0.003 * labels.size:  # or it is a speck: the smallest thing covers 0.011
+        if label > 0 and count >= 0.003 * labels.size:  # or it is a speck: the smallest thing covers 0.015
             colour = misfit[labels == label].sum(0).argmin()
             shape, size, x, y = match(np.where(grown == label, cover[..., colour], 0))
             things.append(Thing(shape, list(COLOURS)[colour], size, x, y))
@@ -276,10 +276,3 @@ def alignment(scenes, images: torch.Tensor) -> dict[str, dict[str, float]]:
         low, high = wilson(sum(asked), n := len(asked))
         table[k] = {"value": sum(asked) / n if n else float("nan"), "low": low, "high": high, "n": n}
     return table
-
-
-if __name__ == "__main__":
-    for split, side in itertools.product(SPLITS, (64, 32)):
-        scenes = [scene(seed, split) for seed in range(10**6, 10**6 + 1000)]
-        images = F.avg_pool2d(render(scenes, 64) / 127.5 - 1, 64 // side)
-        print(f"{split} at {side} px:", ", ".join(f"{k} {row['value']:.3f}" for k, row in alignment(scenes, images).items()))

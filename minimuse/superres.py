@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from minimuse.transformer import Block, Context, GridPositions, TokenDecoder, embed_like, initialize_weights, norm
+from minimuse.transformer import Block, Context, GridPositions, TokenDecoder, initialize_weights, norm, start_like, start_white
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SuperRes(nn.Module):
         super().__init__()
         width = config.width
         self.low_grid, self.grid = low_grid, grid
-        self.text = nn.Sequential(nn.Linear(text_width, width, bias=False), norm(width))
+        self.text = nn.Sequential(nn.Linear(text_width, width), norm(width))
         self.low_embedding = nn.Embedding(low_codes, width)
         self.low_positions = GridPositions(low_grid, width)
         self.low_blocks = nn.ModuleList(Block(width, config.heads, low_grid, cross=False) for _ in range(config.encoder_layers))
@@ -51,10 +51,11 @@ class SuperRes(nn.Module):
         initialize_weights(self, config.layers)
         nn.init.normal_(self.spread.weight, std=width**-0.5)  # what it gives weighs as much as what it gets
 
-    def start(self, low_codes: torch.Tensor, codes: torch.Tensor) -> None:
-        """Begin with embeddings that look like the tokenizers' code vectors, (k, C) and (K, C), and weigh as much as `below`."""
-        embed_like(self.low_embedding, low_codes, std=0.5)
-        embed_like(self.decoder.embedding, codes, std=0.5)
+    def start(self, text: torch.Tensor, low_codes: torch.Tensor, codes: torch.Tensor) -> None:
+        """As the base model's, with both tokenizers' code vectors, (k, C) and (K, C); embeddings weigh as much as `below`."""
+        start_white(self.text[0], text)
+        start_like(self.low_embedding.weight, low_codes, std=0.5)
+        self.decoder.start(codes, std=0.5)
 
     def context(self, text: torch.Tensor, visible: torch.Tensor, low_ids: torch.Tensor) -> Context:
         """Text (B, T, E) with its mask (B, T), low-res ids (B, n), which are always visible -> what `forward` looks at."""

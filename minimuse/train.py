@@ -120,8 +120,7 @@ def optimize(
             for k, now in model.state_dict().items():
                 # codebooks are averages already, and counters cannot be averaged: take them as they are
                 average[k].lerp_(now, 1 - decay) if now.is_floating_point() and "quantizer" not in k else average[k].copy_(now)
-        done = step + 1 == settings.steps
-        if not done and time.monotonic() - saved > SAVE_EVERY:
+        if step + 1 < settings.steps and time.monotonic() - saved > SAVE_EVERY:
             save(checkpoint, step + 1, model, average, optimizers, key)
             saved = time.monotonic()
         try:
@@ -277,7 +276,7 @@ def decoder_loss(model: nn.ModuleDict, frozen: nn.Module, tokens: torch.Tensor, 
 
 def describe(out: Path, config: Config, data: str, text: FrozenT5, text_name: str, seed: int) -> dict:
     """What OUT/config.json says of such a model; a ValueError where OUT holds another."""
-    about = {"config": configs.to_json(config), "data": data, "seed": seed, "text": {"name": text_name, "fingerprint": text.fingerprint}}
+    about = {"config": dataclasses.asdict(config), "data": data, "seed": seed, "text": {"name": text_name, "fingerprint": text.fingerprint}}
     about = json.loads(json.dumps(about))
     if (out / "config.json").is_file() and read_about(out) != about:
         raise ValueError(f"{out} holds a model with other settings, data, text encoder or seed; give the same ones, or another --out")
@@ -291,6 +290,7 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
     write_json(out / "config.json", about)
     settings = getattr(config.stages, name)
     needed = {part: load_part(out, part, config, text.width).eval().requires_grad_(False).to(device) for part in NEEDS[name]}
+    tokens = Tokens(needed, text, pictures, device) if name in ("base", "superres") else None
     with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
         torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
         model = part = build(name, config, text.width).to(device)
@@ -299,15 +299,16 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
         if head_start:
             part.encoder.load_state_dict(needed["tokenizer"].encoder.state_dict())
             part.decoder.load_state_dict(needed["tokenizer"].decoder.state_dict())
-        if name in ("base", "superres"):
-            model.start(*(t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values()))
+        if tokens is not None:
+            codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
+            model.start(tokens.text[tokens.visible].float().to(device), *codes)
         else:
             if name == "decoder":
                 grow(needed["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
             model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
     model.train()
-    if name in ("base", "superres"):
-        loss_of = token_loss(model, Tokens(needed, text, pictures, device), config, "low" if name == "base" else "high", device)
+    if tokens is not None:
+        loss_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
     elif name == "decoder":
         frozen = needed["tokenizer_hi"]
         with autocast(device):
@@ -316,8 +317,7 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
     else:
         quantize_from = 0 if head_start else round(config.loss.quantize_from * settings.steps)
         loss_of = tokenizer_loss(model, pictures, config, settings, quantize_from, name == "tokenizer", device)
-    checkpoint = out / f"{name}.checkpoint.safetensors"
-    key = about | {"stage": name, "pictures": len(pictures)}
+    checkpoint, key = out / f"{name}.checkpoint.safetensors", about | {"stage": name, "pictures": len(pictures)}
     yield from optimize(name, model, loss_of, settings, len(pictures), seed, checkpoint, key)
     save_part(out, name, part)
     checkpoint.unlink(missing_ok=True)

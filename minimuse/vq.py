@@ -32,6 +32,7 @@ class TokenizerConfig:
     channels: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4)  # channels per resolution; one halving between two
     blocks: tuple[int, ...] = (2, 2, 2)  # residual blocks per resolution
+    overlap: bool = True  # False: an encoder without residual blocks sees nothing but a token's own patch
     quantizer: str = "ema"  # or "fsq"
     levels: tuple[int, ...] = ()  # FSQ: values per latent dimension
     decoder_channels: int = 0  # 0: as the encoder. Muse finetunes a decoder with twice the channels
@@ -74,10 +75,11 @@ class Encoder(nn.Sequential):
 
     def __init__(self, config: TokenizerConfig):
         widths = [config.channels * m for m in config.multipliers]
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1)]
+        first, halve = (dict(kernel_size=3, padding=1),) * 2 if config.overlap else (dict(kernel_size=1), dict(kernel_size=2))
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], **first)]
         for i, width in enumerate(widths):
             if i:
-                layers.append(nn.Conv2d(widths[i - 1], width, 3, stride=2, padding=1))  # halve
+                layers.append(nn.Conv2d(widths[i - 1], width, **halve, stride=2))
             layers += [ResidualBlock(width) for _ in range(config.blocks[i])]
         super().__init__(*layers, nn.SiLU(), nn.Conv2d(widths[-1], config.code_width, 1))
 

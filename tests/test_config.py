@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from minimuse import config
-from minimuse.config import Config, from_json, override, preset, to_json
+from minimuse.config import Config, from_json, override, preset
 
 TINY = preset("tiny")
 
@@ -25,8 +26,8 @@ def leaves(node, path=""):
 @pytest.mark.parametrize("name", config.PRESETS)
 def test_json_round_trip(name):
     settings = preset(name)
-    text = json.dumps(to_json(settings))
-    assert from_json(json.loads(text)) == settings and json.dumps(to_json(from_json(json.loads(text)))) == text
+    text = json.dumps(asdict(settings))
+    assert from_json(json.loads(text)) == settings and json.dumps(asdict(from_json(json.loads(text)))) == text
     assert {type(v) for _, v in leaves(from_json(json.loads(text)))} == {type(v) for _, v in leaves(settings)}
 
 
@@ -115,7 +116,7 @@ def test_elements_of_tuples_are_checked_too(assignment):
 
 def test_wrong_json():
     def broken(change):
-        data = json.loads(json.dumps(to_json(TINY)))
+        data = json.loads(json.dumps(asdict(TINY)))
         change(data)
         return data
 

@@ -105,7 +105,7 @@ def test_start():
     torch.manual_seed(0)
     net, low, high = model(), torch.randn(LOW_CODES, 3), torch.randn(CODES, 5)
     low[1], high[1] = low[0], high[0]
-    net.start(low, high)
+    net.start(torch.randn(50, net.text[0].in_features), low, high)
     for rows in (net.low_embedding.weight, net.decoder.embedding.weight):
         distances = torch.cdist(rows, rows).fill_diagonal_(9)
         assert distances[0].argmin() == 1 and distances[0, 1] < distances[0, 2:].min()

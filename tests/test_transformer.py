@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from minimuse import transformer
-from minimuse.transformer import Block, Context, CrossAttention, GridPositions, SelfAttention, TokenDecoder, attend, multi_axis
+from minimuse.transformer import Block, Context, CrossAttention, GridPositions, OffsetBias, SelfAttention, TokenDecoder, attend, multi_axis
 from properties import attention
 
 ATTEND_PROPERTIES = (attention.is_softmax_attention, attention.equals_torch, attention.nothing_visible_is_zero, attention.hidden_keys_do_not_matter)
@@ -179,16 +179,37 @@ def test_join_stacks_rows(below):
     assert not torch.allclose(alone[:2], alone[2:], atol=1e-3)
 
 
-def test_embed_like():
-    """Codes that lie close together get embeddings that do; the mask, the last row, is no code and stays."""
+@pytest.mark.parametrize("heads, looks_at", [(4, {(0, 1), (1, 0), (0, -1), (-1, 0)}), (2, {(0, 1), (1, 0)})])
+def test_each_head_starts_at_a_neighbour_of_its_own(heads, looks_at):
+    side, middle = 5, 12
+    first = OffsetBias(heads, side)()[:, middle].argmax(-1)  # the key that the middle token looks at most, per head
+    assert {(int(2 - k // side), int(2 - k % side)) for k in first} == looks_at
+
+
+def test_codes_that_look_alike_start_alike():
+    """In the embeddings and in the logits; the mask, the last row of the embeddings, is no code and stays."""
     torch.manual_seed(0)
-    embedding, codes = torch.nn.Embedding(41, 32), torch.randn(20, 8)
-    mask = embedding.weight[-1].clone()
-    transformer.embed_like(embedding, torch.cat([codes, codes + 0.01]), std=0.3)
-    rows = embedding.weight.detach()[:40]
-    assert torch.equal(embedding.weight[-1], mask) and abs(rows.std() - 0.3) < 0.03
-    distances = torch.cdist(rows[:20], rows[20:])
-    assert torch.equal(distances.argmin(1), torch.arange(20)) and distances.diagonal().max() < distances.median() / 2
+    decoder, codes = TokenDecoder(codes=40, grid=2, width=32, heads=2, layers=1), torch.randn(20, 8)
+    mask = decoder.embedding.weight[-1].clone()
+    decoder.start(torch.cat([codes, codes + 0.01]), std=0.3)
+    assert torch.equal(decoder.embedding.weight[-1], mask)
+    for rows, std in ((decoder.embedding.weight.detach()[:40], 0.3), (decoder.head[-1].weight.detach(), 0.3)):
+        distances = torch.cdist(rows[:20], rows[20:])
+        assert torch.equal(distances.argmin(1), torch.arange(20)) and distances.diagonal().max() < distances.median() / 2
+        assert abs(rows.std() / std - 1) < 0.1
+
+
+@pytest.mark.parametrize("width, E", [(8, 12), (12, 8)])
+def test_text_starts_white(width, E):
+    """Whatever the text's mean and its long directions, projected it has neither: as far as E numbers can fill the width."""
+    torch.manual_seed(0)
+    linear, text = torch.nn.Linear(E, width), torch.randn(4000, E) * torch.logspace(0, -1, E) @ torch.randn(E, E) + 20
+    transformer.start_white(linear, text)
+    with torch.no_grad():
+        x = linear(text)
+    assert x.mean(0).abs().max() < 1e-3
+    before, after = (torch.linalg.eigvalsh(torch.cov(y.T))[-min(width, E) :] for y in (text, x))  # the smallest are left small
+    assert before.median() < 0.2 * before.max() and after.median() > 0.7 * after.max()
 
 
 def test_windows_divide_the_grid():

@@ -388,6 +388,18 @@ def test_tokens_under_a_norm_over_the_picture_are_not(refuses):
         refuses(properties.is_local, net.latents, SMALL.factor, field(SMALL))
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_without_overlap_a_token_is_its_own_patch(overlap):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(TokenizerConfig(side=16, codes=8, code_width=4, channels=8, blocks=(0, 0, 0), overlap=overlap)).double()
+    image, f = torch.randn(1, 3, 16, 16, dtype=torch.double), 4
+    changed = image.clone()
+    changed[..., f : 2 * f, f : 2 * f] += 1
+    with torch.no_grad():
+        moved = (tokenizer.latents(image) != tokenizer.latents(changed)).any(-1)[0]
+    assert moved[1, 1] and (moved.sum() == 1) == (not overlap)
+
+
 def test_local_ids():
     """The same for whole ids, and for a decoder: a token far away changes no pixel here."""
     net = tokenizer(SMALL).eval()
