@@ -121,8 +121,7 @@ def test_self_attention_is_torchs():
     theirs = torch.nn.MultiheadAttention(16, 4, bias=False, batch_first=True)
     theirs.in_proj_weight.data.copy_(ours.qkv.weight)
     theirs.out_proj.weight.data.copy_(ours.out.weight)
-    start, weight = ours.biases[0]().detach(), ours.biases[0].weight
-    assert torch.allclose(start[0, 0, 8], torch.tensor(-2 * 8**0.5)) and start.diagonal(dim1=1, dim2=2).abs().max() == 0 and not start[-1].any()
+    weight = ours.biases[0].weight
     weight.data.copy_(torch.randn(weight.shape))
     bias = torch.zeros(4, 9, 9)
     for (a, b), _ in np.ndenumerate(np.zeros((9, 9))):  # one number for each (rows down, columns right) between two tokens
