@@ -189,7 +189,7 @@ class TokenDecoder(nn.Module):
         self.norm = norm(width)
 
     def start(self, codes: torch.Tensor, std: float) -> None:
-        """Begin with embeddings and logits alike for codes whose vectors (K, C) are (logits: NLL .83 for .96, as in OffsetBias)."""
+        """Begin with embeddings and logits alike for codes whose vectors (K, C) are (logits: NLL, a quarter hidden, 8,000 pictures: .83, .96 from random)."""
         start_like(self.embedding.weight, codes, std)
         start_like(self.head[-1].weight, codes, std=0.3)
 
@@ -229,7 +229,7 @@ def start_white(linear: nn.Linear, text: torch.Tensor) -> None:
     """Start a projection of text embeddings (M, E) such that all directions in which they differ weigh alike.
 
     T5's vectors have a large mean in common and a few long directions, which would drown what tells one caption from
-    another (NLL with everything hidden after 8,000 pictures: 1.28, 2.39 from random weights).
+    another (NLL with everything hidden, 512 codes, after 8,000 pictures: 1.28, 2.39 from random weights).
     """
     mean = text.mean(dim=0)
     lengths, directions = torch.linalg.eigh(torch.cov((text - mean).T))  # variances, in ascending order

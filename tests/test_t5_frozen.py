@@ -9,7 +9,6 @@ import shutil
 import time
 import warnings
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from minimuse.shapes import COLOURS, SHAPES, caption, scene
 from minimuse.t5_frozen import (
     FrozenT5,
     T5Config,
@@ -27,6 +25,7 @@ from minimuse.t5_frozen import (
     Tokenizer,
     relative_position_bucket,
 )
+from build_t5 import linear_probe, words_in_relations
 from t5_pretrain import T5Decoder, T5Pretrainer, corrupt, corrupt_row, initialize_weights
 
 TOY = Path(__file__).parents[1] / "data" / "t5-toy"
@@ -251,22 +250,9 @@ def test_attributes_can_be_told_apart(t5):
 
 def test_words_bind(t5):
     """At the word of a thing's shape stand its colour and where the other thing lies, for combinations not read before, linearly."""
-    def at_shapes(split):
-        scenes = [s for s in map(partial(scene, split=split), range(2400)) if s.relation][:700]
-        ids, mask = t5.tokenizer.encode([caption(s) for s in scenes])
-        words = torch.tensor([t5.tokenizer.pieces.encode(shape)[0] for shape in SHAPES])
-        opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-        colours = torch.tensor([list(COLOURS).index(thing.colour) for s in scenes for thing in s.things])
-        relations = torch.tensor([list(opposite).index(r) for s in scenes for r in (s.relation, opposite[s.relation])])
-        return t5.encoder(ids, mask)[torch.isin(ids, words)].double(), colours, relations
-
-    (x, *answers), (held_x, *held_answers) = at_shapes("train"), at_shapes("heldout")
-    mean = x.mean(0)
-    x, held_x = x - mean, held_x - mean
-    for y, held_y in zip(answers, held_answers):
-        targets = torch.nn.functional.one_hot(y).double()
-        weights = torch.linalg.solve(x.T @ x + x.square().mean() * torch.eye(x.shape[1]), x.T @ (targets - targets.mean(0)))
-        assert ((held_x @ weights + targets.mean(0)).argmax(1) == held_y).double().mean() > 0.9
+    seen, unseen = words_in_relations(t5, "train", 700), words_in_relations(t5, "heldout", 700)
+    for question in ("colour at shape", "relation at shape"):
+        assert linear_probe(*seen[question], *unseen[question]) > 0.9
 
 
 # --- Loading ----------------------------------------------------------------------------------
