@@ -1,0 +1,60 @@
+"""Muon: what it does to singular vectors and values, and that it is the published optimizer.
+
+    python -m pytest -q tests/test_muon.py
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimuse.muon import Muon, orthogonalize
+
+
+def matrix(m: int, n: int, values: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A random matrix (m, n) with these singular values, and its singular vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    k = len(values)
+    u = torch.linalg.qr(torch.randn(m, k, generator=generator, dtype=torch.float64))[0]
+    v = torch.linalg.qr(torch.randn(n, k, generator=generator, dtype=torch.float64))[0]
+    return (u * values) @ v.T, u, v
+
+
+@given(m=st.integers(1, 40), n=st.integers(1, 40), seed=st.integers(0, 2**31), scale=st.sampled_from([1e-4, 1.0, 1e4]))
+def test_singular_values_go_to_one_and_vectors_stay(m, n, seed, scale):
+    values = torch.logspace(0, -1, min(m, n), dtype=torch.float64)
+    x, u, v = matrix(m, n, values * scale, seed)
+    y = orthogonalize(x)
+    core = u.T @ y @ v  # diagonal exactly when the singular vectors are still u and v
+    assert torch.allclose(core, torch.diag(core.diagonal()), atol=1e-6)
+    assert torch.allclose(y, u @ core @ v.T, atol=1e-6)
+    assert 0.6 < core.diagonal().min() and core.diagonal().max() < 1.25
+
+
+def test_a_plain_normalisation_would_fail():
+    x, u, v = matrix(8, 8, torch.logspace(0, -1, 8, dtype=torch.float64), 0)
+    assert (u.T @ (x / x.norm()) @ v).diagonal().min() < 0.1
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
+def test_steps_are_those_of_pytorchs_muon_up_to_its_bf16(shape):
+    reference = pytest.importorskip("torch.optim", reason="torch 2.9 brought it")
+    if not hasattr(reference, "Muon"):
+        pytest.skip("torch.optim.Muon came with torch 2.9")
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape, generator=generator))
+    theirs, start = torch.nn.Parameter(ours.detach().clone()), ours.detach().clone()
+    a, b = Muon([ours], lr=0.1), reference.Muon([theirs], lr=0.1, weight_decay=0.0)
+    for _ in range(5):
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        a.step(), b.step()
+    assert (ours - theirs).norm() < 0.02 * (ours - start).norm()
+
+
+def test_all_updates_are_equally_long_whatever_the_gradient():
+    p, q = (torch.nn.Parameter(torch.zeros(8, 8)) for _ in range(2))
+    p.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    q.grad = 1e-3 * p.grad
+    Muon([p, q], lr=0.1).step()
+    assert torch.allclose(p, q, rtol=0.01, atol=1e-4) and p.norm() > 0.1
