@@ -27,7 +27,6 @@ NUMBERS = ("", "a", "two", "three", "four")
 SPLITS = ("train", "heldout")
 GAP = 3 / 64  # least distance between the enclosing discs of two things
 MARGIN = 1.3 / 64  # least distance between an enclosing disc and the border
-LATTICE = 16  # centres are multiples of 1/16 of the side: outlines cross the tokens of an 8x8 grid in few ways
 ASLANT = 0.6  # in a relation, |across| is at most this times |along|
 
 TRIPLES = tuple(itertools.product(SHAPES, COLOURS, SIZES))
@@ -58,10 +57,10 @@ class Scene:
 
 # --- Drawing a scene from a seed ---
 def _positions(rng, radii, relation):
-    """Uniform positions on the lattice given that nothing touches: the first of many draws that fits."""
-    n, least = len(radii), np.ceil((radii + MARGIN) * LATTICE).astype(int)[:, None]
-    for _ in range(64):  # the worst case, four large things, fits once in 170 draws
-        xy = rng.integers(least, LATTICE + 1 - least, size=(256, n, 2)) / LATTICE
+    """Uniform positions given that nothing touches: the first of many draws that fits."""
+    n, least = len(radii), radii[:, None] + MARGIN
+    for _ in range(64):  # the worst case, four large things, fits once in 600 draws
+        xy = rng.uniform(least, 1 - least, size=(256, n, 2))
         fits = np.ones(256, bool)
         for i, j in itertools.combinations(range(n), 2):
             fits &= np.hypot(*(xy[:, i] - xy[:, j]).T) >= radii[i] + radii[j] + GAP
