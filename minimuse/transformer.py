@@ -46,8 +46,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Ten
 class OffsetBias(nn.Module):
     """What each head adds to its scores for every 2-D offset between two tokens of a side x side grid; learned.
 
-    Not in Muse. Each head starts by looking at the neighbour in a direction of its own (as in ConViT, 2103.10697): what lies
-    where need not be found out (NLL with a quarter hidden after 4,000 pictures: .80, 1.12 where all start looking around).
+    Not in Muse. Each head starts by looking at the neighbour in a direction of its own (as in ConViT, 2103.10697).
     """
 
     def __init__(self, heads: int, side: int):
@@ -158,21 +157,10 @@ class GridPositions(nn.Module):
 
     def __init__(self, grid: int, width: int):
         super().__init__()
-        self.rows, self.columns = nn.Parameter(torch.empty(grid, width)), nn.Parameter(torch.empty(grid, width))
-        self.initialize()
+        self.rows, self.columns = (nn.Parameter(0.02 * torch.randn(grid, width)) for _ in range(2))
 
     def forward(self) -> torch.Tensor:
         return rearrange(self.rows[:, None] + self.columns[None], "h w D -> (h w) D")
-
-    @torch.no_grad()
-    def initialize(self, std: float = 0.02) -> None:
-        """Fourier features, 1/4 to 8 cycles a side: rows in one half of the width, columns in the other. Neighbours start alike."""
-        grid, width = self.rows.shape
-        place = (torch.arange(grid) + 0.5)[:, None] / grid
-        angles = 2 * math.pi * place * torch.logspace(-2, 3, width // 4, base=2.0)  # grid width/4
-        waves = torch.cat([angles.sin(), angles.cos()], dim=1) * std * 2**0.5
-        self.rows.zero_()[:, : waves.shape[1]] = waves
-        self.columns.zero_()[:, -waves.shape[1] :] = waves
 
 
 class TokenDecoder(nn.Module):
@@ -189,7 +177,7 @@ class TokenDecoder(nn.Module):
         self.norm = norm(width)
 
     def start(self, codes: torch.Tensor, std: float) -> None:
-        """Begin with embeddings and logits alike for codes whose vectors (K, C) are (logits: NLL, a quarter hidden, 8,000 pictures: .83, .96 from random)."""
+        """Begin with embeddings and logits alike for codes whose vectors (K, C) are."""
         start_like(self.embedding.weight, codes, std)
         start_like(self.head[-1].weight, codes, std=0.3)
 
@@ -208,7 +196,7 @@ class TokenDecoder(nn.Module):
 
 
 def initialize_weights(model: nn.Module, layers: int) -> None:
-    """Normal(0.02) everywhere (positions and offset biases start as places and distances); what writes to the residual stream is scaled down by its depth (GPT-2)."""
+    """Normal(0.02) in linear layers and embeddings; what writes to the residual stream is scaled down by its depth (GPT-2)."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             residual = name.endswith(("attention.out", "mlp.2"))
@@ -228,8 +216,7 @@ def start_like(weight: nn.Parameter, codes: torch.Tensor, std: float) -> None:
 def start_white(linear: nn.Linear, text: torch.Tensor) -> None:
     """Start a projection of text embeddings (M, E) such that all directions in which they differ weigh alike.
 
-    T5's vectors have a large mean in common and a few long directions, which would drown what tells one caption from
-    another (NLL with everything hidden, 512 codes, after 8,000 pictures: 1.28, 2.39 from random weights).
+    T5's vectors have a large mean in common and a few long directions, which would drown what tells captions apart.
     """
     mean = text.mean(dim=0)
     lengths, directions = torch.linalg.eigh(torch.cov((text - mean).T))  # variances, in ascending order

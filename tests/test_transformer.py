@@ -237,19 +237,6 @@ def test_initial_weights():
             assert abs(float(p.detach().std()) - wanted) < 0.15 * wanted, name
 
 
-def test_positions_start_as_places_in_the_picture():
-    """As long as a token's embedding; the nearer two places, the more alike; places of two grids agree where they overlap."""
-    fine, coarse = transformer.GridPositions(8, 64), transformer.GridPositions(4, 64)
-    fine.initialize(0.02)
-    coarse.initialize(0.02)
-    x, y = fine().detach(), coarse().detach()
-    assert abs(float(x.square().mean().sqrt()) - 0.02) < 1e-4
-    alike = torch.nn.functional.cosine_similarity(x[27], x, dim=-1).view(8, 8)  # 27 is row 3, column 3
-    assert alike[3, 3] > alike[3, 4] > alike[3, 6] and alike[3, 3] > alike[4, 3] > alike[6, 3]
-    nearest = (x @ y.t()).argmax(dim=-1).view(8, 8)
-    assert torch.equal(nearest, (torch.arange(8)[:, None] // 2) * 4 + torch.arange(8)[None] // 2)
-
-
 def test_written_out_attention_is_torchs_function_in_float32():
     q, k, v = torch.randn(3, 2, 4, 6, 8, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(attend(q, k, v), F.scaled_dot_product_attention(q, k, v), atol=1e-6)
