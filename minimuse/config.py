@@ -113,11 +113,10 @@ TOY = Config(
 
 DEMO = dataclasses.replace(
     TOY,
-    # without overlap one code is all of a background; few low-res codes say what lies where, the caption its outline
-    tokenizer=TokenizerConfig(side=32, codes=64, overlap=False, **LOOK),
+    tokenizer=TokenizerConfig(side=32, codes=256, overlap=False, **LOOK),  # without overlap one code is all of a background
     tokenizer_hi=TokenizerConfig(side=64, codes=256, overlap=False, **LOOK),
-    base=BaseConfig(width=128, layers=4, heads=4),
-    stages=Stages(vq_stage(2500, 8, 1.5e-3), vq_stage(600, 8, 1e-3), token_stage(3600, 16), token_stage(1500, 16), vq_stage(200, 8, 2e-4)),
+    base=BaseConfig(width=128, layers=3, heads=4),
+    stages=Stages(vq_stage(1800, 8, 1.5e-3), vq_stage(400, 8, 1e-3), token_stage(2400, 24), token_stage(850, 16), vq_stage(150, 8, 2e-4)),
     scenes=12_000,
     sampling=Sampling(steps=16, guidance=2.0, choice_temperature=10.0),
     sampling_hi=Sampling(steps=4, guidance=1.0, temperature=0.3, choice_temperature=1.0),

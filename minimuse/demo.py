@@ -4,7 +4,6 @@ Writes the model, which `minimuse generate --model OUT` takes, and what `minimus
 OUT/samples.png (for held-out captions: the real picture, the base model's, the final one), OUT/decoding.gif and OUT/report.json.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,18 +24,13 @@ from minimuse.train import STAGES, Record, pending, train_all
 
 def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., None], n: int = 256) -> dict:
     """Train, measure, draw; returns the report. `show(records, row)` consumes the records of stages that train in one process."""
-    begun, times = time.monotonic(), out / "seconds.json"
-    before = json.loads(times.read_text()) if resume and times.is_file() else 0.0  # of a run that is resumed
-    try:
-        seconds, stages = side_by_side(out, configs.preset(preset), "shapes", "t5-toy", seed, resume, show)
-    finally:
-        if out.is_dir() and (resume or not times.is_file()):  # not where the run was refused
-            write_json(times, before + time.monotonic() - begun)
-
-    started = time.monotonic()
+    begun = time.monotonic()
+    seconds, stages = side_by_side(out, configs.preset(preset), "shapes", "t5-toy", seed, resume, show)
+    trained = time.monotonic()
     found = evaluate(Muse.load(out), out, n)
-    seconds["report"] = round(time.monotonic() - started, 1)
-    found = {"seconds": seconds | {"total": round(before + time.monotonic() - begun, 1)}, "stages": stages} | found
+    ended = time.monotonic()
+    seconds |= {"report": round(ended - trained, 1), "total": round(ended - begun, 1)}  # of this call, where it resumed another
+    found = {"seconds": seconds, "stages": stages} | found
     write_json(out / "report.json", found)
     return found
 

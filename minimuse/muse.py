@@ -161,9 +161,6 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(x.numpy()) for x in rearrange(bytes_, "B C H W -> B H W C")]
 
 
-# Files
-
-
 def find(name: str | Path) -> Path:
     """A directory, or the name of a model in data/."""
     for directory in (Path(name), DATA / str(name)):
