@@ -116,7 +116,7 @@ DEMO = dataclasses.replace(
     tokenizer=TokenizerConfig(side=32, codes=256, overlap=False, **LOOK),  # without overlap one code is all of a background
     tokenizer_hi=TokenizerConfig(side=64, codes=256, overlap=False, **LOOK),
     base=BaseConfig(width=128, layers=3, heads=4),
-    stages=Stages(vq_stage(1800, 8, 1.5e-3), vq_stage(400, 8, 1e-3), token_stage(2400, 24), token_stage(850, 16), vq_stage(150, 8, 2e-4)),
+    stages=Stages(vq_stage(1800, 8, 1.5e-3), vq_stage(450, 8, 1e-3), token_stage(2400, 24), token_stage(750, 16), vq_stage(120, 8, 2e-4)),
     scenes=12_000,
     sampling=Sampling(steps=16, guidance=2.0, choice_temperature=10.0),
     sampling_hi=Sampling(steps=4, guidance=1.0, temperature=0.3, choice_temperature=1.0),
