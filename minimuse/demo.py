@@ -50,13 +50,14 @@ def evaluate(muse: Muse, out: Path, n: int = 256) -> dict:
 def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]) -> tuple[dict, dict]:
     """Train all stages on a CPU; returns the seconds and the last metrics of each.
 
-    Base model, super-resolution and decoder need the tokenizers but not each other, and their matrices are too small for
+    The tokenizers do not need each other, nor do base model, super-resolution and decoder, and their matrices are too small for
     two threads (base: 5.4 steps/s with two, 6.2 with one): processes with a thread each get more from the same cores.
     """
     pending(STAGES, out, resume)  # raises what there is to raise before anything is trained
     job = partial(work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show)
-    done, workers = [job(STAGES[:2], 0)], min(3, torch.get_num_threads())
+    workers = min(3, torch.get_num_threads())
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads() // workers,)) as pool:
+        done = [*pool.map(job, [("tokenizer",), ("tokenizer_hi",)], range(2))]
         done += pool.map(job, [("superres",), ("base",), ("decoder",)], range(3))
     return tuple({k: v for part in parts for k, v in part.items()} for parts in zip(*done))
 

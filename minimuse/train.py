@@ -40,7 +40,7 @@ from minimuse.vq import grow, perplexity
 from minimuse.vq_loss import PictureLoss
 
 STAGES = PARTS  # each part has its stage, in this order
-NEEDS = {"tokenizer": (), "tokenizer_hi": ("tokenizer",), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
+NEEDS = {"tokenizer": (), "tokenizer_hi": (), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
 SAVE_EVERY = 60.0  # seconds between checkpoints
 
 
@@ -219,26 +219,33 @@ def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str
     return loss_of
 
 
-def tokenizer_loss(
-    model: nn.ModuleDict, pictures: Pictures, config: Config, settings: Stage, quantize_from: int, low: bool, device: str
-) -> Callable:  # fmt: skip
+def crop(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """(B, 3, H, W) -> (B, 3, side, side), at a random place that the batch shares."""
+    y, x = (int(torch.randint(length - side + 1, (), generator=generator)) for length in images.shape[-2:])
+    return images[..., y : y + side, x : x + side]
+
+
+def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, settings: Stage, low: bool, device: str) -> Callable:
     """Of a VQGAN: pictures as they should be, and latents close to their codes. Moves the codebook.
 
-    Up to step `quantize_from` it is a plain autoencoder: codes placed among random latents would quantize
+    The high-res one learns from pieces as large as the low-res pictures, a quarter of the work: it is fully convolutional.
+
+    At first, for a share `quantize_from` of the steps, it is a plain autoencoder: codes placed among random latents would quantize
     noise, and the encoder would settle for the few it can tell apart.
     """
     tokenizer, picture_loss = model["part"], model["loss"]
+    quantize_from = round(config.loss.quantize_from * settings.steps)
 
-    def images_at(indices: torch.Tensor) -> torch.Tensor:
+    def images_at(indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         images = pictures.batch(indices).to(device)
-        return halve(images) if low else images
+        return halve(images) if low else crop(images, config.tokenizer.side, generator)
 
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int):
-        images = images_at(indices)
+        images = images_at(indices, generator)
         if step == quantize_from:
             some = torch.randint(len(pictures), (256,), generator=generator).split(32)  # few pictures would miss whole colours
             with autocast(device), torch.no_grad():
-                tokenizer.quantizer.start(torch.cat([tokenizer.latents(images_at(i)) for i in some]), generator)
+                tokenizer.quantizer.start(torch.cat([tokenizer.latents(images_at(i, generator)) for i in some]), generator)
         with autocast(device):
             if step < quantize_from:
                 return picture_loss(tokenizer.autoencode(images), images, tokenizer.decoder.last_layer, False)
@@ -285,11 +292,6 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
     with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
         torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
         model = part = build(name, config, text.width).to(device)
-        alike = config.tokenizer_hi == dataclasses.replace(config.tokenizer, side=config.tokenizer_hi.side, codes=config.tokenizer_hi.codes)
-        head_start = name == "tokenizer_hi" and alike  # fully convolutional: what reads small pictures reads large ones
-        if head_start:
-            part.encoder.load_state_dict(needed["tokenizer"].encoder.state_dict())
-            part.decoder.load_state_dict(needed["tokenizer"].decoder.state_dict())
         if tokens is not None:
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
             model.start(tokens.text[tokens.visible].float().to(device), *codes)
@@ -306,8 +308,7 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
             ids = torch.cat([frozen.encode(pictures.batch(i).to(device)) for i in torch.arange(len(pictures)).split(64)])
         loss_of = decoder_loss(model, frozen, ids, pictures, config, settings, device)
     else:
-        quantize_from = 0 if head_start else round(config.loss.quantize_from * settings.steps)
-        loss_of = tokenizer_loss(model, pictures, config, settings, quantize_from, name == "tokenizer", device)
+        loss_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
     checkpoint, key = out / f"{name}.checkpoint.safetensors", about | {"stage": name, "pictures": len(pictures)}
     yield from optimize(name, model, loss_of, settings, len(pictures), seed, checkpoint, key)
     save_part(out, name, part)

@@ -14,7 +14,7 @@ import torch
 from minimuse import config as configs
 from minimuse import train as ours
 from minimuse import vq
-from minimuse.data import Pictures
+from minimuse.data import Pictures, halve
 from minimuse.maskgit import masked_token_loss
 from minimuse.train import STAGES, batch_at, describe, generator_at, learning_rate, optimize, train, train_all
 from properties import training
@@ -236,28 +236,32 @@ def test_stopping_a_stage_changes_nothing(name, stops, trained, tmp_path):
 
 
 def test_records(trained):
-    """Every step is reported; the discriminator comes in half-way, the codebook after a fifth, or at once with a head start."""
+    """Every step is reported; the discriminator comes in half-way, the codebook after a fifth."""
     for name, records in trained[1].items():
         assert [(r.stage, r.step, r.steps) for r in records] == [(name, i + 1, STEPS) for i in range(STEPS)]
         assert all(torch.as_tensor(v).isfinite() for r in records for v in r.metrics.values())
         assert not any(torch.as_tensor(v).requires_grad for r in records for v in r.metrics.values())
         if name in DRAWING:
             assert ["discriminator" in r.metrics for r in records] == [step >= 0.5 * STEPS for step in range(STEPS)]
-    assert ["perplexity" in r.metrics for r in trained[1]["tokenizer"]] == [step >= 0.2 * STEPS for step in range(STEPS)]
-    assert all("perplexity" in r.metrics for r in trained[1]["tokenizer_hi"])
+    for name in ("tokenizer", "tokenizer_hi"):
+        assert ["perplexity" in r.metrics for r in trained[1][name]] == [step >= 0.2 * STEPS for step in range(STEPS)]
 
 
-def test_the_high_res_tokenizer_has_a_head_start_where_it_is_built_alike(trained, tmp_path, monkeypatch):
-    """Its encoder and decoder begin as the low-res tokenizer's; built otherwise, it begins as that did."""
-    begun = []
-    monkeypatch.setattr(ours, "optimize", lambda name, model, *_: begun.append(model["part"]) or iter(()))
-    for settings, alike in ((CONFIG, True), (configs.override(CONFIG, ["tokenizer_hi.channels=4"]), False)):
-        out = copy_parts(trained[0], "tokenizer_hi", tmp_path / str(alike))
-        about = describe(out, settings, "shapes", Text(), "letters", 0)
-        assert list(train("tokenizer_hi", out, about, pictures(), Text())) == []
-        low, high = load_file(out / "tokenizer.safetensors"), begun[-1].state_dict()
-        same = [torch.equal(v, high[k]) for k, v in low.items() if k.startswith(("encoder", "decoder"))]
-        assert all(same) if alike else not all(same)
+def test_the_high_res_tokenizer_learns_from_pieces(trained, tmp_path, monkeypatch):
+    """As large as the low-res pictures, and from all over the picture; the low-res one sees whole ones, halved."""
+    seen = {"tokenizer": [], "tokenizer_hi": []}
+    for name, images in seen.items():
+        out = copy_parts(trained[0], name, tmp_path / name)
+        with monkeypatch.context() as patch:
+            patch.setattr(vq.Tokenizer, "forward", lambda self, x, forward=vq.Tokenizer.forward: images.append(x) or forward(self, x))
+            list(train(name, out, describe(out, CONFIG, "shapes", Text(), "letters", 0), pictures(), Text()))
+    whole = pictures().batch(torch.arange(6))
+    windows = whole.unfold(2, 16, 1).unfold(3, 16, 1)  # 6 3 17 17 16 16
+    places = [(windows == x[None, :, None, None]).all(dim=(1, 4, 5)).nonzero() for batch in seen["tokenizer_hi"] for x in batch]
+    assert all(len(p) == 1 for p in places), "a true piece of a true picture"
+    assert len({tuple(p[0, 1:].tolist()) for p in places}) == len(seen["tokenizer_hi"]), "a place for each step"
+    halves = halve(whole)
+    assert all((halves == x).all(dim=(1, 2, 3)).any() for batch in seen["tokenizer"] for x in batch)
 
 
 @pytest.mark.parametrize("stops", [(), (1,), (2,)])
