@@ -77,8 +77,8 @@ def vq_stage(steps: int, batch: int, lr: float) -> Stage:
     return Stage(steps, batch, lr, weight_decay=1e-4, betas=(0.9, 0.99))
 
 
-def token_stage(steps: int, batch: int) -> Stage:
-    return Stage(steps, batch, lr=3e-3, muon_lr=0.025)
+def token_stage(steps: int, batch: int, lr: float = 3e-3) -> Stage:
+    return Stage(steps, batch, lr, muon_lr=0.025)
 
 
 TINY = Config(
@@ -95,16 +95,16 @@ TINY = Config(
     sampling_hi=Sampling(steps=2),
 )
 
-# The toy's encoders see little more than the patch of a token (no residual blocks), its decoders see far. One that sees far
-# writes what lies elsewhere into a plain background: hopeless to predict (54 codes in use on flat patches, 24 like this).
-LOOK = dict(channels=24, code_width=8, blocks=(0, 0, 0), decoder_blocks=(0, 1, 3))
+# The toy's encoders see nothing but the patch of a token: what lies elsewhere, written into a plain background, is hopeless
+# to predict. Its low-res tokens span 16 pixels each: they say what is where, and super-resolution how it looks.
+LOOK = dict(channels=24, code_width=8, overlap=False)
 
 TOY = Config(
-    tokenizer=TokenizerConfig(side=32, codes=512, **LOOK),
-    tokenizer_hi=TokenizerConfig(side=64, codes=1024, **LOOK),
+    tokenizer=TokenizerConfig(side=32, codes=512, multipliers=(1, 2, 4, 6), blocks=(0, 0, 0, 0), decoder_blocks=(0, 0, 2, 2), **LOOK),
+    tokenizer_hi=TokenizerConfig(side=64, codes=512, blocks=(0, 0, 0), decoder_blocks=(0, 1, 3), **LOOK),
     base=BaseConfig(width=192, layers=4, heads=4),
-    superres=SuperResConfig(width=128, encoder_layers=4, layers=2, heads=4, window=8),
-    stages=Stages(vq_stage(6000, 8, 1.5e-3), vq_stage(3000, 8, 1e-3), token_stage(8000, 16), token_stage(3000, 16), vq_stage(800, 8, 2e-4)),
+    superres=SuperResConfig(width=128, encoder_layers=2, layers=2, heads=8, window=8),
+    stages=Stages(vq_stage(3000, 8, 1.5e-3), vq_stage(3000, 8, 1.5e-3), token_stage(3000, 32), token_stage(2500, 16, 6e-3), vq_stage(300, 8, 2e-4)),
     decoder_channels=48,
     decoder_blocks=(1, 1, 3),
     scenes=40_000,
@@ -113,13 +113,12 @@ TOY = Config(
 
 DEMO = dataclasses.replace(
     TOY,
-    tokenizer=TokenizerConfig(side=32, codes=256, overlap=False, **LOOK),  # without overlap one code is all of a background
-    tokenizer_hi=TokenizerConfig(side=64, codes=256, overlap=False, **LOOK),
+    tokenizer_hi=dataclasses.replace(TOY.tokenizer_hi, codes=256),
     base=BaseConfig(width=128, layers=3, heads=4),
-    stages=Stages(vq_stage(1800, 8, 1.5e-3), vq_stage(450, 8, 1e-3), token_stage(2400, 24), token_stage(750, 16), vq_stage(120, 8, 2e-4)),
-    scenes=12_000,
+    stages=Stages(vq_stage(2400, 8, 1.5e-3), vq_stage(2400, 8, 1.5e-3), token_stage(2400, 48), token_stage(1500, 16, 6e-3), vq_stage(120, 8, 2e-4)),
+    scenes=24_000,
     sampling=Sampling(steps=16, guidance=2.0, choice_temperature=10.0),
-    sampling_hi=Sampling(steps=4, guidance=1.0, temperature=0.3, choice_temperature=1.0),
+    sampling_hi=Sampling(steps=6, guidance=1.0, temperature=0.5, choice_temperature=1.0),
     loss=LossWeights(perceptual=0.0, adversarial=0.0),  # edges of flat shapes can be predicted: there is no texture to invent
 )
 
