@@ -115,8 +115,8 @@ DEMO = dataclasses.replace(
     TOY,
     tokenizer_hi=dataclasses.replace(TOY.tokenizer_hi, codes=256),
     base=BaseConfig(width=128, layers=3, heads=4),
-    stages=Stages(vq_stage(2400, 8, 1.5e-3), vq_stage(2400, 8, 1.5e-3), token_stage(2400, 48), token_stage(1500, 16, 6e-3), vq_stage(120, 8, 2e-4)),
-    scenes=24_000,
+    stages=Stages(vq_stage(2200, 8, 1.5e-3), vq_stage(2200, 8, 1.5e-3), token_stage(2600, 48), token_stage(1300, 16, 6e-3), vq_stage(120, 8, 2e-4)),
+    scenes=20_000,
     sampling=Sampling(steps=16, guidance=2.0, choice_temperature=10.0),
     sampling_hi=Sampling(steps=6, guidance=1.0, temperature=0.5, choice_temperature=1.0),
     loss=LossWeights(perceptual=0.0, adversarial=0.0),  # edges of flat shapes can be predicted: there is no texture to invent
