@@ -87,13 +87,10 @@ TINY = Config(
     base=BaseConfig(width=32, layers=2, heads=2),
     superres=SuperResConfig(width=32, encoder_layers=1, layers=2, heads=2, window=4),
     stages=Stages(vq_stage(8, 8, 2e-3), vq_stage(8, 8, 2e-3), token_stage(8, 8), token_stage(8, 4), vq_stage(8, 8, 1e-3)),
-    decoder_channels=16,
-    decoder_blocks=(1, 2, 2),
-    scenes=32,
+    decoder_channels=16, decoder_blocks=(1, 2, 2), scenes=32,
     loss=LossWeights(discriminator_channels=8, perceptual=0.0),
-    sampling=Sampling(steps=4),
-    sampling_hi=Sampling(steps=2),
-)
+    sampling=Sampling(steps=4), sampling_hi=Sampling(steps=2),
+)  # fmt: skip
 
 # The toy's encoders see nothing but the patch of a token: what lies elsewhere, written into a plain background, is hopeless
 # to predict. Its low-res tokens span 16 pixels each: they say what is where, and super-resolution how it looks.
@@ -105,11 +102,9 @@ TOY = Config(
     base=BaseConfig(width=192, layers=4, heads=4),
     superres=SuperResConfig(width=128, encoder_layers=2, layers=2, heads=8, window=8),
     stages=Stages(vq_stage(3000, 8, 1.5e-3), vq_stage(3000, 8, 1.5e-3), token_stage(3000, 32), token_stage(2500, 16, 6e-3), vq_stage(300, 8, 2e-4)),
-    decoder_channels=48,
-    decoder_blocks=(1, 1, 3),
-    scenes=40_000,
+    decoder_channels=48, decoder_blocks=(1, 1, 3), scenes=40_000,
     loss=LossWeights(perceptual=0.0),  # on a CPU, Lite0 costs several times the tokenizer's own step
-)
+)  # fmt: skip
 
 DEMO = dataclasses.replace(
     TOY,
