@@ -101,7 +101,7 @@ TOY = Config(
     tokenizer_hi=TokenizerConfig(side=64, codes=512, blocks=(0, 0, 0), decoder_blocks=(0, 1, 3), **LOOK),
     base=BaseConfig(width=192, layers=4, heads=4),
     superres=SuperResConfig(width=128, encoder_layers=2, layers=2, heads=8, window=8),
-    stages=Stages(vq_stage(3000, 8, 1.5e-3), vq_stage(3000, 8, 1.5e-3), token_stage(3000, 32), token_stage(2500, 16, 6e-3), vq_stage(300, 8, 2e-4)),
+    stages=Stages(vq_stage(3000, 8, 1.5e-3), vq_stage(3000, 8, 1.5e-3), token_stage(3000, 32), token_stage(2500, 16, 6e-3), vq_stage(1200, 8, 2e-4)),
     decoder_channels=48, decoder_blocks=(1, 1, 3), scenes=40_000,
     loss=LossWeights(perceptual=0.0),  # on a CPU, Lite0 costs several times the tokenizer's own step
 )  # fmt: skip
@@ -110,7 +110,7 @@ DEMO = dataclasses.replace(
     TOY,
     tokenizer_hi=dataclasses.replace(TOY.tokenizer_hi, codes=256),
     base=BaseConfig(width=128, layers=3, heads=4),
-    stages=Stages(vq_stage(2200, 8, 1.5e-3), vq_stage(2200, 8, 1.5e-3), token_stage(2600, 48), token_stage(1300, 16, 6e-3), vq_stage(120, 8, 2e-4)),
+    stages=Stages(vq_stage(2200, 8, 1.5e-3), vq_stage(2200, 8, 1.5e-3), token_stage(2600, 48), token_stage(1300, 16, 6e-3), vq_stage(700, 8, 2e-4)),
     scenes=20_000,
     sampling=Sampling(steps=16, guidance=2.0, choice_temperature=10.0),
     sampling_hi=Sampling(steps=6, guidance=1.0, temperature=0.5, choice_temperature=1.0),

@@ -258,14 +258,14 @@ def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, set
     return loss_of
 
 
-def decoder_loss(model: nn.ModuleDict, frozen: nn.Module, tokens: torch.Tensor, pictures: Pictures, config: Config, settings: Stage, device: str) -> Callable:
-    """Of the finetuned decoder: the same picture loss, from the frozen tokenizer's codes."""
+def decoder_loss(model: nn.ModuleDict, frozen: nn.Module, pictures: Pictures, config: Config, settings: Stage, device: str) -> Callable:
+    """Of the finetuned decoder: the same picture loss, from the frozen encoder's codes of pieces as small as the tokenizer's."""
     decoder, picture_loss = model["part"], model["loss"]
 
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int):
-        images = pictures.batch(indices).to(device)
+        images = crop(pictures.batch(indices).to(device), config.tokenizer.side, generator)
         with autocast(device):
-            fake = decoder(rearrange(frozen.quantizer.lookup(tokens[indices]), "B h w D -> B D h w"))
+            fake = decoder(rearrange(frozen.quantizer.lookup(frozen.encode(images)), "B h w D -> B D h w"))
             adversarial = step >= config.loss.adversarial_from * settings.steps
             return picture_loss(fake, images, decoder.last_layer, adversarial)
 
@@ -303,10 +303,7 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
     if tokens is not None:
         loss_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
     elif name == "decoder":
-        frozen = needed["tokenizer_hi"]
-        with autocast(device):
-            ids = torch.cat([frozen.encode(pictures.batch(i).to(device)) for i in torch.arange(len(pictures)).split(64)])
-        loss_of = decoder_loss(model, frozen, ids, pictures, config, settings, device)
+        loss_of = decoder_loss(model, needed["tokenizer_hi"], pictures, config, settings, device)
     else:
         loss_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
     checkpoint, key = out / f"{name}.checkpoint.safetensors", about | {"stage": name, "pictures": len(pictures)}

@@ -316,7 +316,7 @@ def test_the_decoder_stage_starts_from_the_tokenizers_decoder(trained):
     from minimuse.muse import autocast, load_part
 
     net = load_part(trained[0], "tokenizer_hi", CONFIG, 16).eval()
-    images = pictures().batch(batch_at(0, "decoder", 0, 4, 6))
+    images = ours.crop(pictures().batch(batch_at(0, "decoder", 0, 4, 6)), CONFIG.tokenizer.side, generator_at(0, "decoder", 0))
     with autocast("cpu"), torch.no_grad():
         fake = net(images)[0]
     psnr = 10 * torch.log10(4 / (fake.float() - images).square().mean())
