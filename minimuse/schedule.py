@@ -3,7 +3,7 @@
 Training draws a mask ratio per image; decoding walks the same law from "everything masked" to
 "nothing masked". What must be exact (how many tokens a step reveals) is computed in float64.
 
-Papers: MaskGIT (2202.04200) section 3.3 for the laws; Muse (2301.00704) sections 2.3, 2.7 and 2.8
+Papers: MaskGIT (2202.04200) section 3.3 for the laws; Muse (2301.00704) sections 2.6, 2.7 and 2.8
 for the ratio, the guidance ramp and the decoding.
 
 Letters: B batch, N tokens of an image, S decoding steps, k = 0 .. S-1 the step.
@@ -39,7 +39,7 @@ def gamma(ratio: float | np.ndarray, law: str = "cosine") -> np.ndarray:
 def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -> torch.Tensor:
     """Mask ratios for training, one per image: (B,) float64 in [0, 1].
 
-    r = gamma(u), u uniform: for the cosine law this draws from the density of Muse, section 2.3,
+    r = gamma(u), u uniform: for the cosine law this draws from the density of Muse, section 2.6,
     p(r) = (2/pi) (1 - r^2)^(-1/2), with mean 2/pi, by its inverse distribution function.
     """
     u = torch.rand(batch, generator=generator, dtype=torch.float64)

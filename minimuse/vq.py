@@ -105,7 +105,7 @@ class Decoder(nn.Sequential):
 
 @torch.no_grad()
 def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
-    """Start a wider and deeper decoder as the same function as a small one, to finetune it (Muse, section 2.6).
+    """Start a wider and deeper decoder as the same function as a small one, to finetune it (Muse, section 2.5).
 
     How is not in the paper; this is Net2Net (1511.05641). Every channel is copied r times, and a weight that reads one is
     divided among its copies, unevenly, or they would stay equal for ever. Added residual blocks start as the identity.

@@ -72,7 +72,7 @@ def hides_by_replacing(hide):
 
 
 def shares_differ_within_a_batch(hide):
-    """Every image has a ratio of its own: in one batch the hidden shares spread as the arcsine law does (Muse, section 2.3)."""
+    """Every image has a ratio of its own: in one batch the hidden shares spread as the arcsine law does (Muse, section 2.6)."""
     batch, tokens = 4000, 256
     _, hidden = hide(torch.zeros(batch, tokens, dtype=torch.long), 1, generator())
     shares = hidden.double().mean(dim=-1).sort().values.numpy()

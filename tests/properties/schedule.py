@@ -25,8 +25,19 @@ def is_a_mask_schedule(gamma):
     check()
 
 
+def is_the_cosine(gamma):
+    """cos(pi/2 r), to twelve digits: Muse's law (section 2.6 and MaskGIT, section 3.3)."""
+
+    @given(unit)
+    @example(1 / 3)
+    def check(r):
+        assert abs(float(gamma(r)) - math.cos(math.pi / 2 * r)) < 1e-12, f"gamma({r}) is {float(gamma(r))}"
+
+    check()
+
+
 def ratios_follow_the_arcsine_law(sample_ratios):
-    """F(r) = (2/pi) arcsin(r) over the whole of [0, 1], in one batch or in many (Muse, section 2.3).
+    """F(r) = (2/pi) arcsin(r) over the whole of [0, 1], in one batch or in many (Muse, section 2.6).
 
     sample_ratios(batch, generator) -> (B,). Not the mean: arccos(u) 2/pi has the same mean, 2/pi, and
     half of the ratios above .9. The bound on the largest gap to F is the Kolmogorov-Smirnov test's at p = 1e-6.
