@@ -7,10 +7,9 @@ PSNR, and for shapes alignment, read back by the detector. All on held-out pictu
 from collections.abc import Callable
 
 import torch
-from einops import rearrange
 
 from minimuse import schedule, shapes
-from minimuse.data import Pictures, halve, load
+from minimuse.data import halve, load
 from minimuse.muse import Muse, autocast
 from minimuse.train import Tokens, generator_at
 from minimuse.transformer import Context
@@ -44,13 +43,11 @@ def masked_nll(model, ids: torch.Tensor, context: Callable[[slice], Context], ra
     return total / int(hidden.sum())
 
 
-def nll_tables(muse: Muse, pictures: Pictures) -> dict:
+def nll_tables(muse: Muse, tokens: Tokens) -> dict:
     """Per mask ratio: the base model with its caption, without, and with another picture's; super-resolution
     with its low-res tokens, with those of another picture, and without caption."""
-    tokens = Tokens(muse.parts, muse.text, pictures, str(muse.device))
-    text, visible = tokens.captions(torch.arange(len(pictures)))
-    none = torch.zeros_like(visible)
-    other = torch.arange(len(pictures)).roll(1)
+    text, visible = tokens.captions(torch.arange(len(tokens.low)))
+    none, other = torch.zeros_like(visible), torch.arange(len(text)).roll(1)
     base, superres, low = muse.base, muse.superres, tokens.low
     cases = {
         "base": {
@@ -65,29 +62,19 @@ def nll_tables(muse: Muse, pictures: Pictures) -> dict:
         },
     }
     models = {"base": (base, low), "superres": (superres, tokens.high)}
-    return {
-        part: {case: {str(ratio): masked_nll(*models[part], context, ratio) for ratio in RATIOS} for case, context in contexts.items()}
-        for part, contexts in cases.items()
-    }
+    table = lambda part, context: {str(ratio): masked_nll(*models[part], context, ratio) for ratio in RATIOS}
+    return {part: {case: table(part, context) for case, context in contexts.items()} for part, contexts in cases.items()}
 
 
 @torch.no_grad()
-def tokenizer_report(muse: Muse, pictures: Pictures, batch: int = 64) -> tuple[dict, dict[str, torch.Tensor]]:
-    """PSNR, codes used and perplexity on pictures; and the reconstructions (low, high, finetuned)."""
-    images = pictures.batch(torch.arange(len(pictures))).to(muse.device)
-    encode = lambda tokenizer, images: torch.cat([tokenizer.encode(part) for part in images.split(batch)])  # B h w
-    with autocast(muse.device):
-        low_ids, high_ids = encode(muse.tokenizer, halve(images)), encode(muse.tokenizer_hi, images)
-    flat_low, flat_high = rearrange(low_ids, "B h w -> B (h w)"), rearrange(high_ids, "B h w -> B (h w)")
-    made = {
-        "low": torch.cat([muse.pixels(x, "low") for x in flat_low.split(batch)]),
-        "high": torch.cat([muse.pixels(x, "high", finetuned=False) for x in flat_high.split(batch)]),
-        "finetuned": torch.cat([muse.pixels(x, "high") for x in flat_high.split(batch)]),
-    }
+def tokenizer_report(muse: Muse, tokens: Tokens, images: torch.Tensor, batch: int = 64) -> tuple[dict, dict[str, torch.Tensor]]:
+    """PSNR, codes used and perplexity on pictures (B, 3, H, W); and the reconstructions (low, high, finetuned)."""
+    decode = lambda ids, *how: torch.cat([muse.pixels(part, *how) for part in ids.split(batch)])
+    made = {"low": decode(tokens.low, "low"), "high": decode(tokens.high, "high", False), "finetuned": decode(tokens.high, "high")}
     lite0 = Lite0().to(muse.device) if has_lite0() else None
     report = {}
     for name, picture in made.items():
-        real, ids = (halve(images), low_ids) if name == "low" else (images, high_ids)
+        real, ids = (halve(images), tokens.low) if name == "low" else (images, tokens.high)
         codes = (muse.tokenizer if name == "low" else muse.tokenizer_hi).config.codes
         entropy, used = perplexity(ids, codes)
         report[name] = {"psnr": psnr(picture, real), "perplexity": entropy, "used": used, "codes": codes}
@@ -102,10 +89,11 @@ def report(muse: Muse, n: int = 256, seed: int = 0) -> tuple[dict, dict]:
     data, config = muse.about["data"], muse.config
     pictures = load(data, "heldout", config.tokenizer_hi.side, n, seed, smallest=config.tokenizer_hi.factor)
     captions = [variants[0] for variants in pictures.captions]
-    real = pictures.batch(torch.arange(len(pictures)))
-    tokenizers, made = tokenizer_report(muse, pictures)
+    real = pictures.batch(torch.arange(len(pictures))).to(muse.device)
+    tokens = Tokens(muse.parts, muse.text, pictures, str(muse.device))
+    tokenizers, made = tokenizer_report(muse, tokens, real)
     low, high = muse.draw(captions, seed=seed)
-    found = {"nll": nll_tables(muse, pictures), "tokenizers": tokenizers}
+    found = {"nll": nll_tables(muse, tokens), "tokenizers": tokenizers}
     if data == "shapes":
         scenes = [shapes.parse(caption) for caption in captions]
         shown = {"real": real, "reconstructed": made["finetuned"], "reconstructed_low": made["low"], "generated": high, "generated_low": low}

@@ -4,7 +4,7 @@
     muse = Muse.load("toy-shapes")                      # a name in data/, or a directory
     picture = muse.generate("a small red circle on a grey background", seed=0)[0]
 
-caption -> frozen T5 -> base model: 8x8 tokens -> super-resolution: 16x16 tokens -> finetuned decoder ->
+caption -> frozen T5 -> base model: 4x4 tokens -> super-resolution: 16x16 tokens -> finetuned decoder ->
 pixels. (Grids of the toy; 16x16 and 64x64 in the paper, 2301.00704, figure 3.)
 
 A model directory holds `config.json` and one safetensors file per part; the text encoder stays in its
@@ -66,8 +66,7 @@ class Muse:
         self.config, self.text, self.about = config, text, about
         self.parts = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
         self.tokenizer, self.tokenizer_hi = parts["tokenizer"], parts["tokenizer_hi"]
-        self.base, self.superres = parts["base"], parts["superres"]
-        self.decoder = parts["decoder"]
+        self.base, self.superres, self.decoder = parts["base"], parts["superres"], parts["decoder"]
         self.device = next(self.base.parameters()).device
 
     @classmethod
