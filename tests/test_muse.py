@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minimuse import shapes
 from minimuse.data import load
 from minimuse.metrics import masked_nll, nll_tables, psnr
 from minimuse.muse import Muse, load_part
@@ -104,7 +105,7 @@ def test_masked_nll_against_a_slow_loop(muse, tiny_model):
             p = base(blank, context(slice(i, i + 1))).log_softmax(-1)[0]
             total -= float(sum(p[n, tokens.low[i, n]] for n in range(tokens.low.shape[1])))
     assert everything == pytest.approx(total / tokens.low.numel(), rel=2e-2)  # one of the two runs in bf16 where that is fast
-    tables = nll_tables(muse, pictures)
+    tables = nll_tables(muse, tokens)
     assert tables["base"].keys() == {"caption", "no caption", "other caption"}
     assert tables["superres"].keys() == {"low-res and caption", "no caption", "other low-res"}
 
@@ -113,3 +114,11 @@ def test_psnr_by_hand():
     a = torch.zeros(2, 3, 4, 4)
     b = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 0.02)])
     assert psnr(a, b) == pytest.approx((20 + 40) / 2, abs=1e-4)  # the mean of the pictures' figures, peak to peak 2
+
+
+def test_the_shipped_model_draws_what_it_is_told():
+    muse = Muse.load("toy-shapes")
+    caption = "a large red circle on a black background"
+    _, images = muse.draw([caption] * 4, seed=0)
+    right = shapes.alignment([shapes.parse(caption)] * 4, images)
+    assert right["background"]["value"] == 1 and right["colour"]["value"] >= 0.75
