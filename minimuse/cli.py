@@ -1,6 +1,7 @@
 """The command line: thin. Every mistake a user can make ends in one line on stderr and exit code 2."""
 
 import argparse
+import importlib
 import sys
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minimuse import config as configs
+from minimuse.data import DATA
 from minimuse.demo import demo, evaluate, side_by_side
 from minimuse.figures import decoding_gif
 from minimuse.muse import Muse, load_text, read_about
@@ -59,6 +61,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     p.add_argument("--resume", action="store_true", help="go on with what --out holds")
     p.add_argument("settings", nargs="*", metavar="key=value", help="override the preset, such as base.width=256")
+
+    p = commands.add_parser("check", help="do your functions in lessons/exercises do what they should?")
+    p.add_argument("lesson", nargs="?", help="such as 04; left out: how far you are in all of them")
+    p.add_argument("--package", action="store_true", help="look at the package's functions instead")
+
+    p = commands.add_parser("notebooks", help="write the lessons as Jupyter notebooks")
+    p.add_argument("folder", type=Path)
     return top
 
 
@@ -143,6 +152,11 @@ def main(argv: list[str] | None = None) -> int:
             muse = Muse.load(args.model)
             args.out.mkdir(parents=True, exist_ok=True)
             evaluate(muse, args.out, args.n)
+        elif args.command in ("check", "notebooks"):
+            sys.path[:0] = [str(DATA.parent / folder) for folder in ("tests", "lessons")]  # what serves the lessons alone stays with them
+            if args.command == "check":
+                return importlib.import_module("exercises.check").check(args.lesson, args.package)
+            importlib.import_module("notebooks").write(args.folder)
         else:
             run_train(args)
     except KeyboardInterrupt:

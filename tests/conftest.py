@@ -4,6 +4,7 @@
 """
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
@@ -15,6 +16,22 @@ settings.register_profile(
 )
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--lessons", action="store_true", help="run the code of the lessons instead of the tests")
+
+
+def pytest_configure(config):
+    if config.option.lessons:
+        config.args = [str(Path(__file__).parents[1] / "lessons")]
+
+
+@pytest.fixture
+def planted_profile():
+    settings.load_profile("planted")
+    yield
+    settings.load_profile(PROFILE)
 
 
 @pytest.fixture

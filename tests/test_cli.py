@@ -1,7 +1,9 @@
 """The command line: what works, and every mistake in one line. Run: pytest tests/test_cli.py"""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -168,3 +170,24 @@ def test_a_run_in_the_way_is_not_overwritten(fails, tiny_model, tmp_path):
     assert "--resume" in fails("train", "all", "--out", out)
     assert "other settings" in fails("train", "all", "--out", out, "--preset", "tiny", "--resume", "base.layers=3")
     assert "other settings" in fails("train", "all", "--out", out, "--seed", "5", "--resume")
+
+
+def test_check(capsys):
+    """0: all hold, 1: some do not, 2: no such lesson."""
+    assert main(["check", "00", "--package"]) == 0
+    assert main(["check", "99"]) == 2
+    assert "'99'" in capsys.readouterr().err
+
+
+def test_notebooks(tmp_path):
+    jupytext = pytest.importorskip("jupytext", reason="of the lessons extra")
+    assert main(["notebooks", str(tmp_path / "new")]) == 0
+    lessons = sorted(Path("lessons").glob("[0-9]*.md"))
+    written = sorted((tmp_path / "new").glob("*.ipynb"))
+    assert [p.stem for p in written] == [p.stem for p in lessons] and len(written) >= 10
+    for lesson, notebook in zip(lessons, written):
+        cells = jupytext.read(notebook).cells
+        assert sum(cell.cell_type == "code" for cell in cells) == lesson.read_text().count("```python\n")
+        for cell in cells:  # what the text shows lies beside the notebook
+            for figure in re.findall(r"\]\((figures/[^)]+)\)", cell.source):
+                assert (tmp_path / "new" / figure).is_file(), figure

@@ -1,0 +1,28 @@
+"""`minimuse notebooks DIR`: the lessons as Jupyter notebooks, to be run with DIR as the working directory."""
+
+import shutil
+from pathlib import Path
+
+import jupytext
+
+LESSONS = Path(__file__).parent
+SETUP = """# Paths in the lesson are those of a clone
+import os, sys
+
+os.chdir({root!r})
+sys.path[:0] = ["tests", "data"]"""
+
+
+def write(folder: Path) -> list[Path]:
+    """One notebook per lesson, and the figures that their text shows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(LESSONS / "figures", folder / "figures", dirs_exist_ok=True)
+    written = []
+    for path in sorted(LESSONS.glob("[0-9][0-9]-*.md")):
+        notebook = jupytext.read(path)
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first.source = SETUP.format(root=str(LESSONS.parent)) + "\n\n" + first.source
+        written.append(folder / f"{path.stem}.ipynb")
+        jupytext.write(notebook, written[-1])
+        print(written[-1])
+    return written

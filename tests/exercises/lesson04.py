@@ -1,0 +1,94 @@
+import math
+
+import numpy as np
+import torch
+from minimuse import schedule
+from properties import masks
+from properties import schedule as laws
+
+from exercises import Exercise
+
+TITLE = "masks and schedules"
+
+
+def uniform(batch, generator):
+    return torch.rand(batch, generator=generator, dtype=torch.float64)
+
+
+def counts(masked, steps, of=None, least=1, shift=1, last=True, cap=True):
+    """MaskGIT's counts, with switches that break them."""
+    unknown, left = masked, []
+    for k in range(steps):
+        n = math.floor((of or masked) * math.cos(math.pi / 2 * ((k + shift) / steps)))
+        unknown = min(unknown, max(least, min(unknown - 1, n) if cap else n))
+        left.append(0 if last and k == steps - 1 else unknown)
+    return left
+
+
+EXERCISES = [
+    Exercise(
+        "cosine_gamma",
+        schedule.gamma,
+        (laws.is_a_mask_schedule, laws.is_the_cosine),
+        hint="which quarter of the wave falls from 1 to 0, and what is cos(pi / 2) in floating point?",
+        wrong=(
+            lambda r: math.sin(math.pi / 2 * r),  # backwards
+            lambda r: math.cos(math.pi * r),  # half a wave
+            lambda r: 1 - r,  # another law
+            lambda r: math.cos(math.pi / 2 * r) ** 2,
+            lambda r: (1 + math.cos(math.pi * r)) / 2,
+        ),
+    ),
+    Exercise(
+        "sample_ratios",
+        schedule.sample_ratios,
+        (laws.ratios_follow_the_arcsine_law,),
+        hint="invert the distribution function. The right mean alone (2 / pi) proves nothing: look at the tails.",
+        wrong=(
+            lambda B, g: torch.arccos(uniform(B, g)) * 2 / math.pi,  # mean only
+            uniform,
+            lambda B, g: torch.cos(math.pi / 2 * uniform(1, g)).expand(B),  # one ratio for the batch
+            lambda B, g: 1 - torch.cos(math.pi / 2 * uniform(B, g)),
+            lambda B, g: torch.cos(math.pi / 2 * torch.linspace(0, 1, B, dtype=torch.float64)),  # not drawn at all
+        ),
+    ),
+    Exercise(
+        "mask_counts",
+        schedule.mask_counts,
+        (laws.rounds_up_to_at_least_one,),
+        hint="a row with nothing masked has nothing to learn from.",
+        wrong=(
+            lambda r, n: (r * n).long().clamp(1, n),  # rounded down
+            lambda r, n: (r * n).round().long().clamp(1, n),
+            lambda r, n: (r * n).ceil().long(),  # may be none
+            lambda r, n: ((r * n).long() + 1).clamp(1, n),  # off by one where it fits
+        ),
+    ),
+    Exercise(
+        "random_masks",
+        schedule.random_masks,
+        (masks.exact_count_in_every_row, masks.uniform_over_positions, masks.rows_are_independent),
+        hint="a row of random numbers has a k-th smallest. Mind the axis, and try batches of one and of many.",
+        wrong=(
+            lambda c, n, g: torch.rand(len(c), n, generator=g) < c[:, None] / n,  # a coin per token
+            lambda c, n, g: torch.rand(len(c), n, generator=g).argsort(0).argsort(0) < c[:, None],  # wrong axis
+            lambda c, n, g: torch.rand(n, generator=g).argsort().argsort()[None] < c[:, None],  # one mask for the batch
+            lambda c, n, g: torch.arange(n)[None] < c[:, None],  # always the first
+            lambda c, n, g: torch.rand(len(c), n, generator=g).argsort(-1).argsort(-1) <= c[:, None],  # one too many
+        ),
+    ),
+    Exercise(
+        "masked_after",
+        schedule.masked_after,
+        (laws.reveals_everything_once, laws.reveals_follow_maskgit, laws.halves_exactly_at_two_thirds),
+        hint="N0 is what was masked at the start, not the size of the picture. And (k + 1) / steps is computed first: floor() sees the last bit.",
+        wrong=(
+            lambda n, S: counts(n, S, of=256),  # counts from the picture
+            lambda n, S: counts(n, S, least=0),
+            lambda n, S: counts(n, S, shift=0),  # off by one step
+            lambda n, S: counts(n, S, last=False),  # one token stays masked
+            lambda n, S: [math.floor(n * math.cos(math.pi / 2 * (k + 1) / S)) for k in range(S)],  # no floor of one a step, and the last bit
+            lambda n, S: [int(n * float(np.cos(np.float32(np.pi / 2) * np.float32((k + 1) / S)))) for k in range(S)],
+        ),
+    ),
+]
