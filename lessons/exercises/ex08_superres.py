@@ -1,0 +1,57 @@
+"""Lesson 08: from few tokens to many, and attention over a fine grid.
+
+Write each function where it says so, then run `minimuse check 08`. Each docstring is a slow, plain specification; yours
+should work on whole tensors. A grid is square, and flattened as one reads a page: token n is in row n // grid, column n % grid.
+"""
+
+import torch
+
+
+def halve(images: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, 3, H, W) -> half as high and half as wide: (B, 3, H / 2, W / 2). An odd side is a ValueError that names it.
+
+    Slowly: each pixel is the mean of the four that it covers.
+    """
+    raise NotImplementedError
+
+
+def attention_pairs(grid: int, window: int) -> tuple[int, int, int]:
+    """How many (query, key) pairs one head scores on a grid x grid of tokens: in full, local and dilated attention.
+
+    Slowly: for each token count the tokens that it sees. In full attention that is every token (itself too); in local attention
+    every token of the same window, where the grid is cut into windows of window x window tokens; in dilated attention every token
+    that has the same place within its own window.
+    """
+    raise NotImplementedError
+
+
+def sees(grid: int, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which token sees which, in local and in dilated attention: two masks (N, N) bool, N = grid * grid; [n, m]: n sees m.
+
+    Slowly: for each pair of tokens, compare in which windows they lie, and at which places of these.
+    """
+    raise NotImplementedError
+
+
+def spread(given: torch.Tensor, low_grid: int, grid: int) -> torch.Tensor:
+    """Give each high-res token its piece of the low-res token that covers it: (B, n, i * i * D) -> (B, N, D).
+
+    n = low_grid * low_grid, N = grid * grid, and i = grid / low_grid: a low-res token covers i x i high-res tokens. Slowly: the
+    first D of a low-res token's numbers go to the upper left one of those, the next D to its right neighbour, and so on, row by row.
+    """
+    raise NotImplementedError
+
+
+def multi_axis(qkv: torch.Tensor, grid: int, window: int) -> torch.Tensor:
+    """Queries, keys and values (3, B, H, N, d) of a grid x grid of tokens -> (B, H, N, d). H is even.
+
+    Slowly: for each token and each head in the first half, softmax attention over the tokens of its window; for each head in the
+    second half, over the tokens at its place in every window. Quicker: move tokens into groups that attend among themselves, use
+    `minimuse.transformer.attend` (or yours of lesson 05) on all groups at once, and move them back to where they were.
+    """
+    raise NotImplementedError
+
+
+def other_low_res(low_ids: torch.Tensor) -> torch.Tensor:
+    """Open-ended: edit low-res tokens (B, n) by hand: move, mirror, exchange, mix. The lesson says what to try with it."""
+    raise NotImplementedError

@@ -1,0 +1,285 @@
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from hypothesis import example, given
+from hypothesis import strategies as st
+from minimuse import data
+from minimuse.superres import SuperRes
+from minimuse.transformer import attend, multi_axis
+from properties import attention
+
+from exercises import Exercise
+
+TITLE = "super-resolution"
+seeds, small = st.integers(0, 2**31 - 1), st.integers(1, 4)
+
+
+# Properties that are not in tests/properties
+
+
+def is_the_mean_of_each_four(halve):
+    """Pixel (y, x) is the mean of the four pixels that it covers, in every picture and channel."""
+
+    @given(st.integers(1, 2), small, small, seeds)
+    @example(1, 1, 2, 0)
+    def check(B, h, w, seed):
+        images = torch.randint(-8, 9, (B, 3, 2 * h, 2 * w), generator=torch.Generator().manual_seed(seed)).float()
+        out = halve(images)
+        assert out.shape == (B, 3, h, w), f"{tuple(images.shape)} became {tuple(out.shape)}"
+        for b, c, y, x in torch.cartesian_prod(*map(torch.arange, out.shape)).tolist():
+            four = [images[b, c, 2 * y + dy, 2 * x + dx].item() for dy in (0, 1) for dx in (0, 1)]
+            got = out[b, c, y, x].item()
+            assert abs(got - sum(four) / 4) < 1e-5, f"pixels {four} became {got}, at {(y, x)} of a picture of {2 * h} x {2 * w}"
+
+    check()
+
+
+def refuses_odd_sides(halve):
+    """A side that cannot be halved is a ValueError that says how long it is."""
+    for H, W in ((3, 4), (4, 5), (1, 2)):
+        try:
+            halve(torch.zeros(1, 3, H, W))
+        except ValueError as error:
+            assert str(H if H % 2 else W) in str(error), f"the error does not name the side: {error}"
+        else:
+            raise AssertionError(f"a picture of {H} x {W} was halved")
+
+
+def seen_by(n, grid, window):
+    """The tokens that token n sees in local and in dilated attention, by walking over the grid."""
+    y, x = divmod(n, grid)
+    local, dilated = set(), set()
+    for row in range(grid):
+        for column in range(grid):
+            if row // window == y // window and column // window == x // window:
+                local.add(row * grid + column)
+            if row % window == y % window and column % window == x % window:
+                dilated.add(row * grid + column)
+    return local, dilated
+
+
+def counts_every_pair(attention_pairs):
+    """As many pairs as one counts on the grid, for windows from a single token to the whole grid."""
+
+    @given(small, small)
+    @example(2, 3)
+    @example(1, 4)
+    @example(4, 1)
+    def check(windows, window):
+        grid = windows * window
+        seen = [seen_by(n, grid, window) for n in range(grid * grid)]
+        wanted = (grid**4, sum(len(local) for local, _ in seen), sum(len(dilated) for _, dilated in seen))
+        got = tuple(int(x) for x in attention_pairs(grid, window))
+        assert got == wanted, f"grid {grid}, window {window}: {got}, not {wanted} (full, local, dilated)"
+
+    check()
+
+
+def sees_windows_and_places(sees):
+    """Local: the same window. Dilated: the same place within it. Compared pair by pair."""
+
+    @given(small, small)
+    @example(2, 2)
+    @example(2, 3)
+    def check(windows, window):
+        grid = windows * window
+        masks = sees(grid, window)
+        for name, mask, which in (("local", masks[0], 0), ("dilated", masks[1], 1)):
+            assert mask.dtype == torch.bool and mask.shape == (grid**2, grid**2), f"{name}: {mask.dtype}, {tuple(mask.shape)}"
+            for n in range(grid * grid):
+                got, wanted = mask[n].nonzero()[:, 0].tolist(), sorted(seen_by(n, grid, window)[which])
+                assert got == wanted, f"grid {grid}, window {window}: in {name} attention, token {n} sees {got}, not {wanted}"
+
+    check()
+
+
+def gives_each_token_its_piece(spread):
+    """High-res token (y, x) gets piece (y % i, x % i) of low-res token (y // i, x // i)."""
+
+    @given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+    @example(1, 2, 2, 1)
+    @example(1, 2, 2, 2)
+    @example(1, 1, 3, 2)
+    def check(B, low_grid, i, D):
+        grid, n = low_grid * i, low_grid**2
+        given = torch.arange(B * n * i * i * D).view(B, n, i * i * D).float()
+        out = spread(given, low_grid, grid)
+        assert out.shape == (B, grid**2, D), f"{tuple(given.shape)} became {tuple(out.shape)}"
+        for b in range(B):
+            for y in range(grid):
+                for x in range(grid):
+                    piece = y % i * i + x % i
+                    wanted = given[b, y // i * low_grid + x // i, piece * D : (piece + 1) * D].tolist()
+                    got = out[b, y * grid + x].tolist()
+                    assert got == wanted, f"{low_grid} x {low_grid} to {grid} x {grid}, D = {D}: token {(y, x)} has {got}, not {wanted}"
+
+    check()
+
+
+# The package's functions
+
+
+def sees_in_the_package(grid, window):
+    """Where `multi_axis` takes its values from: each token's value is a 1 at a place of its own."""
+    N = grid * grid
+    zeros = torch.zeros(1, 2, N, N)
+    local, dilated = multi_axis(torch.stack([zeros, zeros, torch.eye(N).expand(1, 2, N, N)]), grid, window)[0]
+    return local > 0, dilated > 0
+
+
+def pairs_in_the_package(grid, window):
+    local, dilated = sees_in_the_package(grid, window)
+    return grid**4, int(local.sum()), int(dilated.sum())
+
+
+def spread_in_the_package(given, low_grid, grid):
+    """`SuperRes.context` of a stand-in whose low-res tokens are such that its `spread` gives `given`; what comes out as `below`."""
+    B, n, _ = given.shape
+    same = lambda x: x
+    stand_in = SimpleNamespace(
+        low_embedding=lambda ids: torch.zeros(B, n, 1), low_positions=lambda: 0.0, low_blocks=[], low_norm=same, text=same,
+        spread=lambda low: given, low_grid=low_grid, grid=grid, decoder=SimpleNamespace(keys_values=lambda both, visible, below: below),
+    )  # fmt: skip
+    return SuperRes.context(stand_in, torch.zeros(B, 1, 1), torch.ones(B, 1, dtype=torch.bool), torch.zeros(B, n, dtype=torch.long))
+
+
+# Planted bugs
+
+
+def no_check(images):
+    return F.avg_pool2d(images, 2)  # drops the last row without a word
+
+
+def checked(function):
+    def halve(images):
+        if images.shape[-1] % 2 or images.shape[-2] % 2:
+            raise ValueError(f"image is {images.shape[-2]}x{images.shape[-1]}")
+        return function(images)
+
+    return halve
+
+
+def places(grid, window):
+    """Row and column of each token's window, and of its place in it: (N,) each."""
+    y, x = torch.arange(grid * grid) // grid, torch.arange(grid * grid) % grid
+    return y // window, x // window, y % window, x % window
+
+
+def same(*keys):
+    return torch.stack([k[:, None] == k[None] for k in keys]).all(0)
+
+
+def sees_planted(how):
+    def sees(grid, window):
+        Y, X, i, j = places(grid, window)
+        return how(Y, X, i, j, grid, window)
+
+    return sees
+
+
+def near(Y, X, i, j, grid, window):
+    """A window that slides: the neighbours of each token."""
+    y, x = Y * window + i, X * window + j
+    return ((y[:, None] - y).abs() < window) & ((x[:, None] - x).abs() < window)
+
+
+def spread_planted(pattern):
+    def spread(given, low_grid, grid):
+        i = grid // low_grid
+        return rearrange(given, pattern, y=low_grid, x=low_grid, i=i, j=i)
+
+    return spread
+
+
+def the_first_piece_for_all(given, low_grid, grid):
+    pieces = (grid // low_grid) ** 2
+    return spread_in_the_package(given[..., : given.shape[-1] // pieces].repeat(1, 1, pieces), low_grid, grid)
+
+
+def axes(qkv, grid, window, swap=False, blocks=False, stay=False):
+    """multi_axis with switches that break it."""
+    first, second = qkv.chunk(2, dim=2)
+    sizes = dict(y=grid // window, x=grid // window, i=window, j=window)
+    tokens = "three B H (i y j x) d" if blocks else "three B H (y i x j) d"
+    back = "B H (y x i j) d" if stay else tokens[6:]
+    grouped = lambda x, groups: attend(*rearrange(x, f"{tokens} -> three {groups} d", **sizes))
+    attended = lambda x, groups: rearrange(grouped(x, groups), f"{groups} d -> {back}", **sizes)
+    local, dilated = (lambda x: attended(x, "(B y x) H (i j)")), (lambda x: attended(x, "(B i j) H (y x)"))
+    return torch.cat([dilated(first), local(second)] if swap else [local(first), dilated(second)], dim=1)
+
+
+EXERCISES = [
+    Exercise(
+        "halve",
+        data.halve,
+        (is_the_mean_of_each_four, refuses_odd_sides),
+        hint="there is a pooling that takes means. And what does it do with a row that is left over?",
+        wrong=(
+            no_check,
+            checked(lambda x: x[..., ::2, ::2]),  # every second pixel
+            checked(lambda x: F.max_pool2d(x, 2)),
+            checked(lambda x: F.avg_pool2d(x, 2).transpose(-1, -2)),
+            checked(lambda x: F.interpolate(x, scale_factor=0.5, mode="bicubic")),
+            checked(lambda x: F.avg_pool2d(x, (2, 1))),  # one side only
+        ),
+    ),
+    Exercise(
+        "attention_pairs",
+        pairs_in_the_package,
+        (counts_every_pair,),
+        hint="how many tokens are in a window, and how many windows are there? Every one of the N tokens asks.",
+        wrong=(
+            lambda g, w: (g**2, w**2, (g // w) ** 2),  # of one token
+            lambda g, w: (g**4, g**2 * (g // w) ** 2, g**2 * w**2),  # exchanged
+            lambda g, w: (g**4, g**2 * w**2, g**2 * w**2),  # right where window^2 = grid only
+            lambda g, w: (g**4, w**4, (g // w) ** 4),  # of one group
+            lambda g, w: (g**4, g**2 * w, g**2 * (g // w)),  # sides for areas
+            lambda g, w: (g**4 - g**2, g**2 * (w**2 - 1), g**2 * ((g // w) ** 2 - 1)),  # a token sees itself too
+        ),
+    ),
+    Exercise(
+        "sees",
+        sees_in_the_package,
+        (sees_windows_and_places,),
+        hint="dividing a row by the window says two things: the quotient one, the remainder the other.",
+        wrong=(
+            sees_planted(lambda Y, X, i, j, g, w: (same(i, j), same(Y, X))),  # exchanged
+            sees_planted(lambda Y, X, i, j, g, w: (same(Y), same(i))),  # rows only
+            sees_planted(lambda Y, X, i, j, g, w: (near(Y, X, i, j, g, w), same(i, j))),
+            sees_planted(lambda Y, X, i, j, g, w: (same(Y, X), same(i, j) & ~torch.eye(g * g, dtype=torch.bool))),  # but not itself
+            sees_planted(lambda Y, X, i, j, g, w: (same(torch.arange(g * g) // w**2), same(torch.arange(g * g) % w**2))),  # of the flat list
+            sees_planted(lambda Y, X, i, j, g, w: (same(Y, X), same(Y * w + i) | same(X * w + j))),  # row and column
+        ),
+    ),
+    Exercise(
+        "spread",
+        spread_in_the_package,
+        (gives_each_token_its_piece,),
+        hint="name all six axes (B, y, x, i, j, D), and write down in which order they come before and after. view() alone cannot exchange two.",
+        wrong=(
+            lambda x, low, g: x.reshape(len(x), g * g, -1),  # a view: pieces one after another
+            spread_planted("B (y x) (j i D) -> B (y i x j) D"),  # each piece turned over
+            spread_planted("B (y x) (D i j) -> B (y i x j) D"),
+            spread_planted("B (y x) (i j D) -> B (i y j x) D"),  # dilated
+            spread_planted("B (x y) (i j D) -> B (y i x j) D"),  # low-res rows for columns
+            the_first_piece_for_all,
+        ),
+    ),
+    Exercise(
+        "multi_axis",
+        multi_axis,
+        (attention.is_multi_axis,),
+        hint="a token has four coordinates: the row and column of its window, and those of its place in it. Two of them name the "
+        "group, the other two its members; and on the way back all four must return to where they came from.",
+        wrong=(
+            lambda qkv, grid, window: attend(*qkv),  # over everything
+            lambda qkv, grid, window: axes(qkv, grid, window, swap=True),
+            lambda qkv, grid, window: axes(qkv, grid, window, blocks=True),  # cut along the wrong axes
+            lambda qkv, grid, window: axes(qkv, grid, window, stay=True),  # tokens do not return to their places
+            lambda qkv, grid, window: torch.cat([axes(qkv, grid, window)[:, : qkv.shape[2] // 2]] * 2, dim=1),  # windows only
+            lambda qkv, grid, window: axes(qkv, grid, grid // window),  # windows as many as they should be large
+        ),
+    ),
+]
