@@ -229,7 +229,8 @@ def test_half_precision_noise(dtype, refuses):
 def test_impossible_sampling():
     with pytest.raises(ValueError, match="steps is 0"):
         Sampling(steps=0)
-    with pytest.raises(ValueError, match="-0.5"):
-        Sampling(guidance=-0.5)
+    for setting in ("guidance", "temperature", "choice_temperature"):
+        with pytest.raises(ValueError, match="-0.5"):
+            Sampling(**{setting: -0.5})
     with pytest.raises(ValueError, match="'circle'"):
         Sampling(law="circle")

@@ -168,6 +168,11 @@ def test_counts_of_every_law(law):
     properties.reveals_everything_once(partial(schedule.masked_after, law=law))
 
 
+def test_counts_follow_the_law_that_is_asked_for():
+    assert schedule.masked_after(16, 4, "linear") == [12, 8, 4, 0]
+    assert schedule.masked_after(16, 4, "square") == [15, 12, 7, 0]
+
+
 def counts(masked, steps, of=None, least=1, angle=lambda s, S: math.pi / 2 * (s / S), cap=True, last=True):
     """masked_after with switches; without any, it is right."""
     unknown, left = masked, []

@@ -190,7 +190,7 @@ EXERCISES = [
     Exercise(
         "attend",
         transformer.attend,
-        (attention.is_softmax_attention, attention.equals_torch, attention.hidden_keys_do_not_matter, attention.nothing_visible_is_zero),
+        (attention.is_softmax_attention, attention.survives_large_scores, attention.equals_torch, attention.hidden_keys_do_not_matter, attention.nothing_visible_is_zero),
         hint="a hidden key must get no weight at all, so it leaves before the softmax. A softmax over nothing is 0/0, and its gradient stays "
         "NaN whatever you multiply it by: let such a row look at something, and take the answer away.",
         wrong=(

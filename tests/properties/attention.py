@@ -48,6 +48,15 @@ def is_softmax_attention(attend):
     check()
 
 
+def survives_large_scores(attend):
+    """Scores in the thousands: exp() of them overflows, the softmax is simply 1 at the largest. With a mask and without."""
+    q, k = torch.full((1, 1, 1, 1), 100.0), torch.tensor([[[[10.0], [-10.0], [20.0]]]])
+    v = torch.tensor([[[[1.0], [2.0], [3.0]]]])
+    for visible, wanted in ((None, 3.0), (torch.tensor([[True, True, False]]), 1.0)):
+        got = float(attend(q, k, v, visible))
+        assert abs(got - wanted) < 1e-6, f"scores 1000, -1000, 2000, values 1, 2, 3, visible {visible}: {got}, not {wanted}"
+
+
 def equals_torch(attend):
     """The same as torch.nn.functional.scaled_dot_product_attention, value and gradient, where every row sees something."""
 
@@ -108,8 +117,12 @@ def is_multi_axis(multi_axis):
     @example(0, 3, 1, 2)
     def check(seed, windows, window, H):
         grid, d = windows * window, 2
-        qkv = torch.randn(3, 1, H, grid * grid, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        out, (q, k, v), places = multi_axis(qkv, grid, window)[0], qkv[:, 0].tolist(), range(grid * grid)
+        qkv = torch.randn(3, 2, H, grid * grid, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        both = multi_axis(qkv, grid, window)
+        for b in range(2):  # a batch, in which pictures might be mixed up; each is what it is alone
+            assert torch.allclose(both[b], multi_axis(qkv[:, b : b + 1], grid, window)[0]), f"picture {b} of two is not what it is alone"
+        b = seed % 2
+        out, (q, k, v), places = both[b], qkv[:, b].tolist(), range(grid * grid)
         for h in range(H):
             for n in range(grid * grid):
                 y, x = divmod(n, grid)

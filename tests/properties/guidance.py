@@ -20,6 +20,7 @@ def neutral_at_zero(guide):
         cond = torch.from_numpy(cond) / 3
         got = guide(cond, cond.flip(0) * 7 + shift, 0.0)
         assert torch.equal(got, cond), f"{cond.tolist()} became {got.tolist()}"
+        assert torch.equal(guide(cond, torch.full_like(cond, -torch.inf), 0.0), cond), "not neutral where an unconditional logit is -inf"
 
     check()
 

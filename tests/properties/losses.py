@@ -38,6 +38,10 @@ def is_one_mean_over_hidden_tokens(masked_token_loss):
         assert math.isclose(float(correct), sum(right) / len(right), rel_tol=1e-5)
 
     check()
+    logits = torch.tensor([[1000.0, 0.0]], requires_grad=True)
+    loss, _ = masked_token_loss(logits, torch.tensor([[1]]), torch.tensor([[True]]))
+    assert abs(float(loss.detach()) - 1000) < 1e-2, f"logits 1000 and 0, the second is true: the loss is {float(loss.detach())}, not 1000"
+    assert loss.requires_grad, "the loss has no gradient"
 
 
 def does_not_depend_on_the_split(masked_token_loss):

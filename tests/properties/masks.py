@@ -15,7 +15,10 @@ def generator(seed=0):
 
 
 def exact_count_in_every_row(random_masks):
-    """Row b has exactly counts[b] True, whatever the batch, from 0 to N. random_masks(counts (B,), tokens, generator) -> (B, N)."""
+    """Row b has exactly counts[b] True, whatever the batch, from 0 to N; and the generator alone decides which.
+
+    random_masks(counts (B,), tokens, generator) -> (B, N).
+    """
 
     @st.composite
     def cases(draw):
@@ -31,6 +34,7 @@ def exact_count_in_every_row(random_masks):
         masks = random_masks(torch.tensor(counts), tokens, generator(seed))
         assert masks.dtype == torch.bool and masks.shape == (len(counts), tokens)
         assert masks.sum(dim=-1).tolist() == counts, f"rows have {masks.sum(dim=-1).tolist()}"
+        assert torch.equal(masks, random_masks(torch.tensor(counts), tokens, generator(seed))), "the same generator gave other masks"
 
     check()
 
@@ -66,6 +70,7 @@ def hides_by_replacing(hide):
         masked, hidden = hide(ids, codes, generator(seed + 1))
         assert torch.equal(ids, before), "the ids given were changed in place"
         assert hidden.dtype == torch.bool and hidden.any(dim=-1).all(), "a row without a hidden token"
+        assert torch.equal(hide(ids, codes, generator(seed + 1))[1], hidden), "the same generator hid other tokens"
         assert torch.equal(masked, torch.where(hidden, codes, ids)), f"{ids.tolist()} became {masked.tolist()}, hidden {hidden.tolist()}"
 
     check()
@@ -112,6 +117,7 @@ def drops_the_share_of_captions(drop_captions):
         kept = drop_captions(visible, share, generator(1))
         dropped = ~kept.any(dim=-1)
         assert torch.equal(kept, visible & ~dropped[:, None]), "a caption was dropped in part"
+        assert torch.equal(drop_captions(visible, share, generator(1)), kept), "the same generator dropped other captions"
         sigma = math.sqrt(share * (1 - share) / rows)
         seen = float(dropped.double().mean())
         assert abs(seen - share) <= 5 * sigma, f"{seen:.3f} of the captions are gone, not {share}"
