@@ -16,7 +16,7 @@ def noise_at(k: int, steps: int, choice_temperature: float) -> float:
     """How much the Gumbel noise on confidences is scaled at step k.
 
     It falls on a straight line: by choice_temperature / steps with each step, and it has fallen once already when step 0
-    uses it, so that the last step has exactly 0. Every step computes it anew from the value that is given.
+    uses it, so that the last step has 0. Every step computes it anew from the value that is given.
     """
     raise NotImplementedError
 
@@ -24,8 +24,8 @@ def noise_at(k: int, steps: int, choice_temperature: float) -> float:
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Independent standard Gumbel noise, float32, of any shape: P(noise <= x) = exp(-exp(-x)).
 
-    Slowly: draw a uniform u from the generator, and look for the x at which exp(-exp(-x)) reaches u. Always finite: the
-    generator draws 0 about once in 16 million times.
+    Slowly: draw a uniform u with torch.rand (all of them in one call, so that the same generator gives everybody the same noise), and
+    look for the x at which exp(-exp(-x)) reaches u. Always finite: torch.rand draws 0 about once in 16 million times.
     """
     raise NotImplementedError
 
