@@ -1,5 +1,6 @@
 """`minimuse notebooks DIR`: the lessons as Jupyter notebooks, to be run with DIR as the working directory."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ LESSONS = Path(__file__).parent
 SETUP = """# Paths in the lesson are those of a clone
 import os, sys
 
+os.environ.setdefault("LESSON_FIGURES", {figures!r})  # beside the notebook: reload it to see yours in the text
 os.chdir({root!r})
 sys.path[:0] = ["tests", "data"]"""
 
@@ -21,7 +23,9 @@ def write(folder: Path) -> list[Path]:
     for path in sorted(LESSONS.glob("[0-9][0-9]-*.md")):
         notebook = jupytext.read(path)
         first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-        first.source = SETUP.format(root=str(LESSONS.parent)) + "\n\n" + first.source
+        first.source = SETUP.format(figures=str((folder / "figures").resolve()), root=str(LESSONS.parent)) + "\n\n" + first.source
+        for cell in (cell for cell in notebook.cells if cell.cell_type == "markdown"):  # links to lessons, and into the clone
+            cell.source = re.sub(r"\]\((\d\d-[\w-]+)\.md\)", r"](\1.ipynb)", cell.source).replace("](../", f"]({LESSONS.parent}/")
         written.append(folder / f"{path.stem}.ipynb")
         jupytext.write(notebook, written[-1])
         print(written[-1])

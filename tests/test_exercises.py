@@ -85,3 +85,25 @@ def test_check_shows_the_counterexample_and_a_hint(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "mask_counts                  fails: rounds up to at least one" in out
     assert "[0.0] of 1 tokens: [0]" in out and "hint: a row with nothing masked" in out
+
+
+def test_check_survives_a_file_that_python_cannot_read(capsys, monkeypatch, tmp_path):
+    def broken(number):
+        (tmp_path / f"ex{number}_x.py").write_text("import math\n\nx = (1\n")
+        return student(number, tmp_path)
+
+    monkeypatch.setattr("exercises.check.student", broken)
+    assert check("4", package=False) == 1  # 4 is 04
+    out = capsys.readouterr().out
+    assert "cannot be read: SyntaxError" in out and "(line 3)" in out and "not written yet" in out
+
+
+def test_check_says_where_a_function_failed(capsys, monkeypatch, tmp_path):
+    def failing(number):
+        (tmp_path / f"ex{number}_x.py").write_text("def cosine_gamma(ratio):\n    return {}['a']\n")
+        return student(number, tmp_path)
+
+    monkeypatch.setattr("exercises.check.student", failing)
+    assert check("04", package=False) == 1
+    out = capsys.readouterr().out
+    assert "KeyError: 'a'" in out and "at line 2 of your file" in out

@@ -11,7 +11,6 @@ def cosine_gamma(ratio: float) -> float:
     """The share of tokens still masked after a share `ratio` of the decoding, by the cosine law.
 
     A quarter of a cosine wave: 1 where nothing is done (ratio 0), 0 where all is (ratio 1), and falling all the way.
-    Exactly 0 at the end, and never below: what a floating-point cosine gives there is not.
     """
     raise NotImplementedError
 

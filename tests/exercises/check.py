@@ -11,6 +11,26 @@ import pytest
 from exercises import FOLDER, LESSONS, lesson, student
 
 
+def unwritten(*_, **__):
+    raise NotImplementedError
+
+
+def written(number: str):
+    """The student's module; one that Python cannot read says so, and counts as not written."""
+    try:
+        return student(number)
+    except Exception as error:
+        print(f"lesson {number}: your file cannot be read: {traceback.format_exception_only(error)[-1].strip()} (line {line_of(error, number)})")
+
+
+def line_of(error: Exception, number: str) -> int:
+    """Where in the student's file it happened."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name.startswith(f"ex{number}_")]
+    return lines[-1] if lines else 0
+
+
 def test_exercise(function, prop):
     prop(function)
 
@@ -20,8 +40,8 @@ class Check:
 
     def __init__(self, lessons: tuple[str, ...], package: bool):
         self.exercises = [(number, e) for number in lessons for e in lesson(number).EXERCISES]
-        mine = {} if package else {number: student(number) for number in lessons}
-        self.functions = [e.ours if package else getattr(mine[number], e.name) for number, e in self.exercises]
+        mine = {number: None if package else written(number) for number in lessons}
+        self.functions = [e.ours if package else getattr(mine[number], e.name, unwritten) for number, e in self.exercises]
         self.failed: dict[int, tuple[str, Exception]] = {}  # exercise -> first property that fails, and how
         self.ran = set()
 
@@ -51,6 +71,8 @@ class Check:
                 continue
             print(f"  {exercise.name:28} fails: {prop.replace('_', ' ')}")
             said = str(error).split("\nassert ")[0] if isinstance(error, AssertionError) else "".join(traceback.format_exception_only(error))
+            if not isinstance(error, AssertionError) and (line := line_of(error, self.exercises[i][0])):
+                print(f"      at line {line} of your file")
             for line in [*said.strip().splitlines(), *(line for note in getattr(error, "__notes__", ()) for line in note.splitlines())]:
                 print(f"      {line}")
             print(f"      hint: {exercise.hint}")
@@ -58,6 +80,7 @@ class Check:
 
 def check(number: str | None, package: bool) -> int:
     """The exit code: 0 if all hold, 1 if some fail; an unknown lesson is a ValueError."""
+    number = number and number.zfill(2)
     if number is not None and number not in LESSONS:
         raise ValueError(f"lesson {number!r} has no exercises to check; choose one of {', '.join(LESSONS)}")
     found = Check(LESSONS if number is None else (number,), package)
@@ -67,5 +90,6 @@ def check(number: str | None, package: bool) -> int:
         print(f"{lesson_number} {lesson(lesson_number).TITLE}: {sum(right)} of {len(right)} hold")
     if number is not None:
         found.tell()
-        print("" if package or all(right) else f"your functions are in {next(FOLDER.glob(f'ex{number}_*.py'))}")
+        if not package and not all(right):
+            print(f"your functions are in {next(FOLDER.glob(f'ex{number}_*.py'))}")
     return 0 if all(all(found.holds(n)) for n in (LESSONS if number is None else (number,))) else 1

@@ -30,7 +30,7 @@ EXERCISES = [
         "cosine_gamma",
         schedule.gamma,
         (laws.is_a_mask_schedule, laws.is_the_cosine),
-        hint="which quarter of the wave falls from 1 to 0, and what is cos(pi / 2) in floating point?",
+        hint="which quarter of the wave falls from 1 to 0?",
         wrong=(
             lambda r: math.sin(math.pi / 2 * r),  # backwards
             lambda r: math.cos(math.pi * r),  # half a wave

@@ -32,7 +32,7 @@ def exact_count_in_every_row(random_masks):
     def check(case):
         tokens, counts, seed = case
         masks = random_masks(torch.tensor(counts), tokens, generator(seed))
-        assert masks.dtype == torch.bool and masks.shape == (len(counts), tokens)
+        assert masks.dtype == torch.bool and masks.shape == (len(counts), tokens), f"masks are {tuple(masks.shape)} {masks.dtype}, not {(len(counts), tokens)} bool"
         assert masks.sum(dim=-1).tolist() == counts, f"rows have {masks.sum(dim=-1).tolist()}"
         assert torch.equal(masks, random_masks(torch.tensor(counts), tokens, generator(seed))), "the same generator gave other masks"
 

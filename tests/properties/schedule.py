@@ -45,10 +45,13 @@ def ratios_follow_the_arcsine_law(sample_ratios):
     generator = torch.Generator().manual_seed(0)
     for batch, times in ((8000, 1), (8, 1000), (1, 2000)):
         ratios = torch.cat([sample_ratios(batch, generator) for _ in range(times)]).double().sort().values.numpy()
-        assert ratios.shape == (batch * times,) and 0 <= ratios.min() <= ratios.max() <= 1
+        assert ratios.shape == (batch * times,), f"{times} batches of {batch}: the shape is {ratios.shape}"
+        assert 0 <= ratios.min() <= ratios.max() <= 1, f"ratios from {ratios.min()} to {ratios.max()}"
         law = 2 / np.pi * np.arcsin(ratios)
         gap = np.abs(law - (np.arange(len(ratios)) + 0.5) / len(ratios)).max()
         assert gap < 2.7 / len(ratios) ** 0.5, f"batches of {batch}: the distribution is off by up to {gap:.3f}"
+    twice = [sample_ratios(3, torch.Generator().manual_seed(1)).tolist() for _ in range(2)]
+    assert twice[0] == twice[1], f"one generator state gave {twice[0]} and then {twice[1]}"
 
 
 def rounds_up_to_at_least_one(mask_counts):
@@ -58,7 +61,9 @@ def rounds_up_to_at_least_one(mask_counts):
     @example([0.0], 1)
     @example([1e-9, 0.5, 1.0], 4)
     def check(ratios, tokens):
-        counts = mask_counts(torch.tensor(ratios, dtype=torch.float64), tokens).tolist()
+        counts = mask_counts(torch.tensor(ratios, dtype=torch.float64), tokens)
+        assert counts.dtype == torch.int64, f"counts are {counts.dtype}, not int64"
+        counts = counts.tolist()
         assert counts == [max(1, math.ceil(r * tokens)) for r in ratios], f"{ratios} of {tokens} tokens: {counts}"
 
     check()
@@ -112,7 +117,8 @@ def reveals_follow_maskgit(masked_after):
     @example(1, 3)
     @example(2, 5)
     def check(masked, steps):
-        assert masked_after(masked, steps) == maskgit_counts(masked, steps)
+        left, wanted = masked_after(masked, steps), maskgit_counts(masked, steps)
+        assert left == wanted, f"{masked} masked, {steps} steps: {left} left, not {wanted}"
 
     check()
 
