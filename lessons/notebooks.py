@@ -1,4 +1,4 @@
-"""`minimuse notebooks DIR`: the lessons as Jupyter notebooks, to be run with DIR as the working directory."""
+"""`minimuse notebooks DIR`: the lessons as Jupyter notebooks, which run in this clone and draw into DIR."""
 
 import re
 import shutil
@@ -15,18 +15,15 @@ os.chdir({root!r})
 sys.path[:0] = ["tests", "data"]"""
 
 
-def write(folder: Path) -> list[Path]:
+def write(folder: Path) -> None:
     """One notebook per lesson, and the figures that their text shows."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(LESSONS / "figures", folder / "figures", dirs_exist_ok=True)
-    written = []
     for path in sorted(LESSONS.glob("[0-9][0-9]-*.md")):
         notebook = jupytext.read(path)
         first = next(cell for cell in notebook.cells if cell.cell_type == "code")
         first.source = SETUP.format(figures=str((folder / "figures").resolve()), root=str(LESSONS.parent)) + "\n\n" + first.source
         for cell in (cell for cell in notebook.cells if cell.cell_type == "markdown"):  # links to lessons, and into the clone
             cell.source = re.sub(r"\]\((\d\d-[\w-]+)\.md\)", r"](\1.ipynb)", cell.source).replace("](../", f"]({LESSONS.parent}/")
-        written.append(folder / f"{path.stem}.ipynb")
-        jupytext.write(notebook, written[-1])
-        print(written[-1])
-    return written
+        jupytext.write(notebook, folder / f"{path.stem}.ipynb")
+        print(folder / f"{path.stem}.ipynb")

@@ -6,13 +6,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from exercises.lesson04 import arccos_ratios, bernoulli, counts, first_positions, one_mask_for_the_batch, ranked_over_the_batch, uniform
 from minimuse import schedule
 from properties import masks
 from properties import schedule as properties
-
-
-def uniform(batch, generator):
-    return torch.rand(batch, generator=generator, dtype=torch.float64)
 
 
 # The laws
@@ -42,11 +39,6 @@ def test_laws_halfway():
 
 
 # Ratios and masks for training
-
-
-def arccos_ratios(batch, generator):
-    """The same mean, 2/pi, and the wrong tails."""
-    return torch.arccos(uniform(batch, generator)) * 2 / math.pi
 
 
 def one_ratio_for_the_batch(batch, generator):
@@ -93,16 +85,6 @@ def test_masks(prop):
     prop(schedule.random_masks)
 
 
-def bernoulli(counts, tokens, generator):
-    """A coin per token: right on average."""
-    return torch.rand(len(counts), tokens, generator=generator) < counts[:, None] / tokens
-
-
-def ranked_over_the_batch(counts, tokens, generator):
-    """Every token against the same place in the other images: at batch 1, where rank 0 is all there is, everything."""
-    return torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=0) < counts[:, None]
-
-
 def ranked_twice(counts, tokens, generator):
     """Over the batch, and then within the row: exact, and uniform in a large batch, but at batch 1 all noise is equal."""
     return torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=-1) < counts[:, None]
@@ -112,14 +94,6 @@ def ranked_over_all(counts, tokens, generator):
     """Exact over the whole batch and, by chance, in a row; invisible at batch 1."""
     noise = torch.rand(len(counts) * tokens, generator=generator)
     return (noise.argsort().argsort() < counts.sum()).view(len(counts), tokens)
-
-
-def one_mask_for_the_batch(counts, tokens, generator):
-    return torch.rand(tokens, generator=generator).argsort().argsort()[None] < counts[:, None]
-
-
-def first_positions(counts, tokens, generator):
-    return torch.arange(tokens)[None] < counts[:, None]
 
 
 def one_argsort(counts, tokens, generator):
@@ -171,17 +145,6 @@ def test_counts_of_every_law(law):
 def test_counts_follow_the_law_that_is_asked_for():
     assert schedule.masked_after(16, 4, "linear") == [12, 8, 4, 0]
     assert schedule.masked_after(16, 4, "square") == [15, 12, 7, 0]
-
-
-def counts(masked, steps, of=None, least=1, angle=lambda s, S: math.pi / 2 * (s / S), cap=True, last=True):
-    """masked_after with switches; without any, it is right."""
-    unknown, left = masked, []
-    for s in range(1, steps + 1):
-        n = math.floor((masked if of is None else of) * math.cos(angle(s, steps)))
-        n = max(least, min(unknown - 1, n) if cap else n)
-        unknown = min(unknown, n) if cap else n
-        left.append(0 if last and s == steps else unknown)
-    return left
 
 
 def test_right_counts_pass():

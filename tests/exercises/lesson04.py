@@ -11,17 +11,44 @@ from exercises import Exercise
 TITLE = "masks and schedules"
 
 
+# Broken ones, which `tests/test_schedule.py` plants too
+
+
 def uniform(batch, generator):
     return torch.rand(batch, generator=generator, dtype=torch.float64)
 
 
-def counts(masked, steps, of=None, least=1, shift=1, last=True, cap=True):
-    """MaskGIT's counts, with switches that break them."""
+def arccos_ratios(batch, generator):
+    """The same mean, 2/pi, and the wrong tails."""
+    return torch.arccos(uniform(batch, generator)) * 2 / math.pi
+
+
+def bernoulli(counts, tokens, generator):
+    """A coin per token: right on average."""
+    return torch.rand(len(counts), tokens, generator=generator) < counts[:, None] / tokens
+
+
+def ranked_over_the_batch(counts, tokens, generator):
+    """Every token against the same place in the other images: at batch 1, where rank 0 is all there is, everything."""
+    return torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=0) < counts[:, None]
+
+
+def one_mask_for_the_batch(counts, tokens, generator):
+    return torch.rand(tokens, generator=generator).argsort().argsort()[None] < counts[:, None]
+
+
+def first_positions(counts, tokens, generator):
+    return torch.arange(tokens)[None] < counts[:, None]
+
+
+def counts(masked, steps, of=None, least=1, angle=lambda s, S: math.pi / 2 * (s / S), cap=True, last=True):
+    """masked_after with switches; without any, it is right."""
     unknown, left = masked, []
-    for k in range(steps):
-        n = math.floor((of or masked) * math.cos(math.pi / 2 * ((k + shift) / steps)))
-        unknown = min(unknown, max(least, min(unknown - 1, n) if cap else n))
-        left.append(0 if last and k == steps - 1 else unknown)
+    for s in range(1, steps + 1):
+        n = math.floor((masked if of is None else of) * math.cos(angle(s, steps)))
+        n = max(least, min(unknown - 1, n) if cap else n)
+        unknown = min(unknown, n) if cap else n
+        left.append(0 if last and s == steps else unknown)
     return left
 
 
@@ -45,7 +72,7 @@ EXERCISES = [
         (laws.ratios_follow_the_arcsine_law,),
         hint="invert the distribution function. The right mean alone (2 / pi) proves nothing: look at the tails.",
         wrong=(
-            lambda B, g: torch.arccos(uniform(B, g)) * 2 / math.pi,  # mean only
+            arccos_ratios,
             uniform,
             lambda B, g: torch.cos(math.pi / 2 * uniform(1, g)).expand(B),  # one ratio for the batch
             lambda B, g: 1 - torch.cos(math.pi / 2 * uniform(B, g)),
@@ -70,10 +97,10 @@ EXERCISES = [
         (masks.exact_count_in_every_row, masks.uniform_over_positions, masks.rows_are_independent),
         hint="a row of random numbers has a k-th smallest. Mind the axis, and try batches of one and of many.",
         wrong=(
-            lambda c, n, g: torch.rand(len(c), n, generator=g) < c[:, None] / n,  # a coin per token
-            lambda c, n, g: torch.rand(len(c), n, generator=g).argsort(0).argsort(0) < c[:, None],  # wrong axis
-            lambda c, n, g: torch.rand(n, generator=g).argsort().argsort()[None] < c[:, None],  # one mask for the batch
-            lambda c, n, g: torch.arange(n)[None] < c[:, None],  # always the first
+            bernoulli,
+            ranked_over_the_batch,
+            one_mask_for_the_batch,
+            first_positions,
             lambda c, n, g: torch.rand(len(c), n, generator=g).argsort(-1).argsort(-1) <= c[:, None],  # one too many
         ),
     ),
@@ -85,7 +112,7 @@ EXERCISES = [
         wrong=(
             lambda n, S: counts(n, S, of=256),  # counts from the picture
             lambda n, S: counts(n, S, least=0),
-            lambda n, S: counts(n, S, shift=0),  # off by one step
+            lambda n, S: counts(n, S, angle=lambda s, S: math.pi / 2 * ((s - 1) / S)),  # off by one step
             lambda n, S: counts(n, S, last=False),  # one token stays masked
             lambda n, S: [math.floor(n * math.cos(math.pi / 2 * (k + 1) / S)) for k in range(S)],  # no floor of one a step, and the last bit
             lambda n, S: [int(n * float(np.cos(np.float32(np.pi / 2) * np.float32((k + 1) / S)))) for k in range(S)],

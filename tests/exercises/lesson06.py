@@ -14,16 +14,9 @@ from properties import schedule as laws
 from exercises import Exercise
 
 TITLE = "parallel decoding"
-ZERO = 146  # a seed with which torch.rand draws an exact 0 among its first 40,000 numbers
 
 
 # Properties that only this lesson needs
-
-
-def is_finite_where_the_uniform_is_zero(gumbel):
-    """torch.rand may draw 0, of which the logarithm is not finite."""
-    noise = gumbel((400, 100), decoding.generator(ZERO))
-    assert noise.isfinite().all(), f"noise {noise[~noise.isfinite()].tolist()} at {(~noise.isfinite()).nonzero().tolist()}"
 
 
 @st.composite
@@ -230,7 +223,7 @@ EXERCISES = [
     Exercise(
         "gumbel",
         ours.gumbel,
-        (decoding.noise_is_standard_gumbel, is_finite_where_the_uniform_is_zero),
+        (decoding.noise_is_standard_gumbel,),
         hint="invert the distribution function, in float32; then ask what happens at both ends of the uniform.",
         wrong=(
             lambda shape, g: torch.log(-torch.log(uniform(shape, g))),  # upside down
