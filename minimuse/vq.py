@@ -264,8 +264,9 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) in [-1, 1] -> ids (B, h, w) int64 in 0..K-1."""
-        return self.quantizer.nearest(self.latents(images))
+        """images (B, 3, H, W) in [-1, 1] -> ids (B, h, w) int64 in 0..K-1, in float32: bf16 would pick other codes among close ones."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.quantizer.nearest(self.latents(images))
 
     @torch.no_grad()
     def decode(self, ids: torch.Tensor) -> torch.Tensor:

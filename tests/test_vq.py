@@ -327,6 +327,16 @@ def test_batch_split_is_the_whole():
 
 
 @pytest.mark.parametrize("settings", [TINY, FSQ])
+def test_ids_do_not_depend_on_autocast(settings):
+    net, pictures = tokenizer(settings).eval(), images(32, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = net.quantizer.nearest(net.latents(pictures))
+        ids = net.encode(pictures)
+    assert torch.equal(ids, net.encode(pictures))
+    assert not torch.equal(ids, rounded), "in bf16 all codes are as in fp32: this test cannot fail"
+
+
+@pytest.mark.parametrize("settings", [TINY, FSQ])
 def test_state_dict_round_trip(settings):
     net, other = tokenizer(settings), tokenizer(settings, seed=1)
     pictures = images(2, 3, 8, 8)
