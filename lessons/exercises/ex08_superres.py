@@ -4,6 +4,8 @@ Write each function where it says so, then run `minimuse check 08`. Each docstri
 should work on whole tensors. A grid is square, and flattened as one reads a page: token n is in row n // grid, column n % grid.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -25,10 +27,13 @@ def attention_pairs(grid: int, window: int) -> tuple[int, int, int]:
     raise NotImplementedError
 
 
-def sees(grid: int, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which token sees which, in local and in dilated attention: two masks (N, N) bool, N = grid * grid; [n, m]: n sees m.
+def sees_after(layers: Sequence[str], grid: int, window: int) -> torch.Tensor:
+    """Which token has seen which after these layers, the first of them first: (N, N) bool, N = grid * grid; [n, m]: n has seen m.
 
-    Slowly: for each pair of tokens, compare in which windows they lie, and at which places of these.
+    In a "local" layer a token sees the tokens of its own window, in a "dilated" one those with the same place in their windows. A "shifted"
+    layer is a local one whose cuts between windows lie window // 2 rows further down and as many columns further to the right:
+    windows at the border are smaller there, and nothing goes round it. Slowly: at first each token has seen itself. In each layer,
+    for each token, go to every token that it sees there, and collect all that *these* have seen before this layer.
     """
     raise NotImplementedError
 

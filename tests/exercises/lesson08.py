@@ -47,17 +47,23 @@ def refuses_odd_sides(halve):
             raise AssertionError(f"a picture of {H} x {W} was halved")
 
 
+KINDS = ("local", "dilated", "shifted")
+
+
 def seen_by(n, grid, window):
-    """The tokens that token n sees in local and in dilated attention, by walking over the grid."""
-    y, x = divmod(n, grid)
-    local, dilated = set(), set()
-    for row in range(grid):
-        for column in range(grid):
-            if row // window == y // window and column // window == x // window:
-                local.add(row * grid + column)
-            if row % window == y % window and column % window == x % window:
-                dilated.add(row * grid + column)
-    return local, dilated
+    """The tokens that token n sees in each kind of attention, by walking over the grid."""
+    found, cut = {kind: set() for kind in KINDS}, window // 2
+    for m in range(grid * grid):
+        pairs = list(zip(divmod(n, grid), divmod(m, grid)))  # rows, columns
+        same = {
+            "local": all(a // window == b // window for a, b in pairs),
+            "dilated": all(a % window == b % window for a, b in pairs),
+            "shifted": all((a - cut) // window == (b - cut) // window for a, b in pairs),
+        }
+        for kind in KINDS:
+            if same[kind]:
+                found[kind].add(m)
+    return found
 
 
 def counts_every_pair(attention_pairs):
@@ -70,27 +76,34 @@ def counts_every_pair(attention_pairs):
     def check(windows, window):
         grid = windows * window
         seen = [seen_by(n, grid, window) for n in range(grid * grid)]
-        wanted = (grid**4, sum(len(local) for local, _ in seen), sum(len(dilated) for _, dilated in seen))
+        wanted = (grid**4, *(sum(len(sees[kind]) for sees in seen) for kind in ("local", "dilated")))
         got = tuple(int(x) for x in attention_pairs(grid, window))
         assert got == wanted, f"grid {grid}, window {window}: {got}, not {wanted} (full, local, dilated)"
 
     check()
 
 
-def sees_windows_and_places(sees):
-    """Local: the same window. Dilated: the same place within it. Compared pair by pair."""
+def sees_through_others(sees_after):
+    """Layer by layer, a token has seen all that those whom it sees had seen. Compared with sets, token by token."""
 
-    @given(small, small)
-    @example(2, 2)
-    @example(2, 3)
-    def check(windows, window):
+    @given(st.lists(st.sampled_from(KINDS), max_size=3), st.integers(1, 3), st.integers(1, 3))
+    @example(["local"], 2, 2)
+    @example(["dilated"], 2, 3)
+    @example(["shifted"], 2, 3)  # half of an odd window
+    @example(["local", "shifted"], 3, 2)  # another order is another mask
+    @example([], 2, 1)
+    @example(["local"] * 3 + ["shifted"] * 3, 1, 4)  # 4,096 ways from each token to some
+    def check(layers, windows, window):
         grid = windows * window
-        masks = sees(grid, window)
-        for name, mask, which in (("local", masks[0], 0), ("dilated", masks[1], 1)):
-            assert mask.dtype == torch.bool and mask.shape == (grid**2, grid**2), f"{name}: {mask.dtype}, {tuple(mask.shape)}"
-            for n in range(grid * grid):
-                got, wanted = mask[n].nonzero()[:, 0].tolist(), sorted(seen_by(n, grid, window)[which])
-                assert got == wanted, f"grid {grid}, window {window}: in {name} attention, token {n} sees {got}, not {wanted}"
+        sees = [seen_by(n, grid, window) for n in range(grid * grid)]
+        wanted = [{n} for n in range(grid * grid)]
+        for kind in layers:
+            wanted = [set().union(*(wanted[m] for m in sees[n][kind])) for n in range(grid * grid)]
+        mask = sees_after(layers, grid, window)
+        assert mask.dtype == torch.bool and mask.shape == (grid**2, grid**2), f"{mask.dtype}, {tuple(mask.shape)}"
+        for n in range(grid * grid):
+            got = mask[n].nonzero()[:, 0].tolist()
+            assert got == sorted(wanted[n]), f"grid {grid}, window {window}, layers {layers}: token {n} has seen {got}, not {sorted(wanted[n])}"
 
     check()
 
@@ -123,10 +136,27 @@ def gives_each_token_its_piece(spread):
 
 def sees_in_the_package(grid, window):
     """Where `multi_axis` takes its values from: each token's value is a 1 at a place of its own."""
-    N = grid * grid
-    zeros = torch.zeros(1, 2, N, N)
-    local, dilated = multi_axis(torch.stack([zeros, zeros, torch.eye(N).expand(1, 2, N, N)]), grid, window)[0]
-    return local > 0, dilated > 0
+    return [heads > 0 for heads in averages(torch.eye(grid * grid), grid, window)]
+
+
+def averages(values, grid, window):
+    """What a local head and a dilated one make of values (N, d) if all queries are zero."""
+    zeros = torch.zeros(1, 2, *values.shape)
+    return multi_axis(torch.stack([zeros, zeros, values.expand(1, 2, -1, -1)]), grid, window)[0]
+
+
+def sees_after_in_the_package(layers, grid, window):
+    """Everybody begins with a value of its own, and averages what it sees; shifted windows are those of a grid with a margin."""
+    seen, up, down = torch.eye(grid * grid), window - window // 2, window // 2
+    for kind in layers:
+        if kind == "shifted":
+            inside = F.pad(rearrange(seen, "(y x) d -> d y x", y=grid), (up, down, up, down))
+            out = averages(rearrange(inside, "d y x -> (y x) d"), grid + window, window)[0]
+            out = rearrange(out, "(y x) d -> y x d", y=grid + window)[up:-down or None, up:-down or None].flatten(0, 1)
+        else:
+            out = averages(seen, grid, window)[("local", "dilated").index(kind)]
+        seen = (out > 0).float()
+    return seen > 0
 
 
 def pairs_in_the_package(grid, window):
@@ -161,28 +191,33 @@ def checked(function):
     return halve
 
 
-def places(grid, window):
-    """Row and column of each token's window, and of its place in it: (N,) each."""
-    y, x = torch.arange(grid * grid) // grid, torch.arange(grid * grid) % grid
-    return y // window, x // window, y % window, x % window
-
-
 def same(*keys):
     return torch.stack([k[:, None] == k[None] for k in keys]).all(0)
 
 
-def sees_planted(how):
-    def sees(grid, window):
-        Y, X, i, j = places(grid, window)
-        return how(Y, X, i, j, grid, window)
-
-    return sees
-
-
-def near(Y, X, i, j, grid, window):
+def near(y, x, window):
     """A window that slides: the neighbours of each token."""
-    y, x = Y * window + i, X * window + j
     return ((y[:, None] - y).abs() < window) & ((x[:, None] - x).abs() < window)
+
+
+def seen_after(layers, grid, window, bug=None):
+    """sees_after with switches that break it."""
+    y, x = torch.arange(grid * grid) // grid, torch.arange(grid * grid) % grid
+    s = {"shifted by a whole": window, "shifted up and left": -(window // 2), "half is rounded up": (window + 1) // 2}.get(bug, window // 2)
+    masks = {
+        "local": near(y, x, window) if bug == "slides" else same(y // window) if bug == "rows only" else same(y // window, x // window),
+        "dilated": same(y % window, x % window),
+        "shifted": same((y - s) // window, (x - s) // window),
+    }
+    if bug == "goes round":
+        masks["shifted"] = same((y - s) % grid // window, (x - s) % grid // window)
+    if bug == "exchanged":
+        masks["local"], masks["dilated"] = masks["dilated"], masks["local"]
+    seen = torch.eye(grid * grid, dtype=torch.uint8 if bug == "counts in bytes" else torch.float64)
+    for kind in layers[::-1] if bug == "last layer first" else layers:
+        now = masks[kind].to(seen.dtype)
+        seen = (seen + now).clamp(max=1) if bug == "one step each" else now @ seen
+    return seen > 0
 
 
 def spread_planted(pattern):
@@ -240,17 +275,17 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "sees",
-        sees_in_the_package,
-        (sees_windows_and_places,),
-        hint="dividing a row by the window says two things: the quotient one, the remainder the other.",
-        wrong=(
-            sees_planted(lambda Y, X, i, j, g, w: (same(i, j), same(Y, X))),  # exchanged
-            sees_planted(lambda Y, X, i, j, g, w: (same(Y), same(i))),  # rows only
-            sees_planted(lambda Y, X, i, j, g, w: (near(Y, X, i, j, g, w), same(i, j))),
-            sees_planted(lambda Y, X, i, j, g, w: (same(Y, X), same(i, j) & ~torch.eye(g * g, dtype=torch.bool))),  # but not itself
-            sees_planted(lambda Y, X, i, j, g, w: (same(torch.arange(g * g) // w**2), same(torch.arange(g * g) % w**2))),  # of the flat list
-            sees_planted(lambda Y, X, i, j, g, w: (same(Y, X), same(Y * w + i) | same(X * w + j))),  # row and column
+        "sees_after",
+        sees_after_in_the_package,
+        (sees_through_others,),
+        hint="who sees whom in one layer is a matrix, and dividing a row by the window says two things. What is a step after a step, and which of two matrices "
+        "stands on the left? A count of ways may be large.",
+        wrong=tuple(
+            lambda layers, grid, window, bug=bug: seen_after(layers, grid, window, bug)
+            for bug in (
+                "exchanged", "rows only", "slides", "last layer first", "one step each", "goes round", "shifted by a whole",
+                "shifted up and left", "half is rounded up", "counts in bytes",
+            )
         ),
     ),
     Exercise(
