@@ -105,6 +105,7 @@ def test_heads_divide_the_width():
 def test_hide():
     masks.hides_by_replacing(hide)
     masks.shares_differ_within_a_batch(hide)
+    masks.hides_any_places(hide)
     net = model()
     context = net.context(*models.inputs(case(net))[1:])
 
@@ -187,8 +188,12 @@ def all_or_none(visible, share, generator):
     return visible & (torch.rand(1, generator=generator) >= share)
 
 
+def an_exact_count(visible, share, generator):
+    return visible & (torch.randperm(len(visible), generator=generator) >= round(share * len(visible)))[:, None]
+
+
 def test_broken_caption_dropout(refuses):
-    for planted in (inverted, words_one_by_one, all_or_none):
+    for planted in (inverted, words_one_by_one, all_or_none, an_exact_count):
         refuses(masks.drops_the_share_of_captions, planted)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from exercises.lesson04 import arccos_ratios, bernoulli, counts, first_positions, one_mask_for_the_batch, ranked_over_the_batch, uniform
+from exercises.lesson04 import arccos_ratios, bernoulli, counts, first_positions, one_mask_for_the_batch, ranked_over_the_batch, runs, uniform
 from minimuse import schedule
 from properties import masks
 from properties import schedule as properties
@@ -77,7 +77,7 @@ def test_broken_counts(planted, refuses):
     refuses(properties.rounds_up_to_at_least_one, planted)
 
 
-MASK_PROPERTIES = (masks.exact_count_in_every_row, masks.uniform_over_positions, masks.rows_are_independent)
+MASK_PROPERTIES = (masks.exact_count_in_every_row, masks.uniform_over_positions, masks.every_set_is_as_likely, masks.rows_are_independent)
 
 
 @pytest.mark.parametrize("prop", MASK_PROPERTIES)
@@ -112,6 +112,7 @@ def test_broken_masks(refuses):
     for prop, planted in [
         *((masks.exact_count_in_every_row, p) for p in (bernoulli, ranked_over_the_batch, ranked_over_all, with_ties)),
         *((masks.uniform_over_positions, p) for p in (first_positions, ranked_over_the_batch, ranked_twice, one_mask_for_the_batch)),
+        (masks.every_set_is_as_likely, runs),
         *((masks.rows_are_independent, p) for p in (one_mask_for_the_batch, first_positions)),
     ]:
         refuses(prop, planted)

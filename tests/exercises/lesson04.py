@@ -37,6 +37,12 @@ def one_mask_for_the_batch(counts, tokens, generator):
     return torch.rand(tokens, generator=generator).argsort().argsort()[None] < counts[:, None]
 
 
+def runs(counts, tokens, generator):
+    """Neighbours, from a place that is drawn, around the end: each position as often as any other."""
+    start = torch.randint(tokens, (len(counts), 1), generator=generator)
+    return (torch.arange(tokens) - start) % tokens < counts[:, None]
+
+
 def first_positions(counts, tokens, generator):
     return torch.arange(tokens)[None] < counts[:, None]
 
@@ -94,13 +100,14 @@ EXERCISES = [
     Exercise(
         "random_masks",
         schedule.random_masks,
-        (masks.exact_count_in_every_row, masks.uniform_over_positions, masks.rows_are_independent),
+        (masks.exact_count_in_every_row, masks.uniform_over_positions, masks.every_set_is_as_likely, masks.rows_are_independent),
         hint="a row of random numbers has a k-th smallest. Mind the axis, and try batches of one and of many.",
         wrong=(
             bernoulli,
             ranked_over_the_batch,
             one_mask_for_the_batch,
             first_positions,
+            runs,
             lambda c, n, g: torch.rand(len(c), n, generator=g).argsort(-1).argsort(-1) <= c[:, None],  # one too many
         ),
     ),

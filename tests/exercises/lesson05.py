@@ -86,6 +86,13 @@ def one_order_for_the_batch(ids, mask_id, generator):
     return ids.masked_fill(hidden, mask_id), hidden
 
 
+def a_run(ids, mask_id, generator):
+    """Neighbours, from a place that is drawn, around the end: each place as often as any other."""
+    counts, tokens = schedule.mask_counts(schedule.sample_ratios(len(ids), generator), ids.shape[1]), ids.shape[1]
+    hidden = (torch.arange(tokens) - torch.randint(tokens, (len(ids), 1), generator=generator)) % tokens < counts[:, None]
+    return ids.masked_fill(hidden, mask_id), hidden
+
+
 def random_ids_for_masks(ids, mask_id, generator):
     hidden = maskgit.hide(ids, mask_id, generator).hidden
     return torch.where(hidden, torch.randint(mask_id, ids.shape, generator=generator), ids), hidden
@@ -102,6 +109,12 @@ def the_first_rows(visible, share, generator):
 
 def as_many_as_the_share_says(visible, share, generator):
     return visible & (torch.randperm(len(visible), generator=generator) >= round(share * len(visible)))[:, None]
+
+
+def as_many_on_average(visible, share, generator):
+    """The share's count, rounded by a coin: right for a batch of one."""
+    count = int(share * len(visible) + float(torch.rand((), generator=generator)))
+    return visible & (torch.randperm(len(visible), generator=generator) >= count)[:, None]
 
 
 def softmax_attention(q, k, v, visible=None, scale=None, fill=float("-inf"), dead=True, after=False):
@@ -161,7 +174,7 @@ EXERCISES = [
     Exercise(
         "hide",
         maskgit.hide,
-        (masks.hides_by_replacing, hides_anywhere, masks.shares_differ_within_a_batch),
+        (masks.hides_by_replacing, hides_anywhere, masks.hides_any_places, masks.shares_differ_within_a_batch),
         hint="a ratio, a count, places, each for every picture on its own; and what the model gets must not hold what it is asked.",
         wrong=(
             keeps_the_ids,
@@ -170,6 +183,7 @@ EXERCISES = [
             random_ids_for_masks,
             one_count_for_the_batch,
             one_order_for_the_batch,
+            a_run,
             lambda ids, m, g: (ids.masked_fill(h := maskgit.hide(ids, m, g).hidden, 0), h),  # a real code for the mask
         ),
     ),
@@ -184,6 +198,7 @@ EXERCISES = [
             lambda v, s, g: v & (torch.rand(1, generator=g) >= s),  # all or none
             the_first_rows,
             as_many_as_the_share_says,
+            as_many_on_average,
             lambda v, s, g: v.masked_fill_((torch.rand(len(v), generator=g) < s)[:, None], False),  # in place
         ),
     ),

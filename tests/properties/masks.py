@@ -1,6 +1,8 @@
 """Properties of random masks, of hiding tokens and of dropping captions (`schedule.py`, `maskgit.py`)."""
 
+import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import torch
@@ -49,6 +51,26 @@ def uniform_over_positions(random_masks):
         assert (hits - share).abs().max() < 5 * sigma, f"{count} of {tokens}, batches of {batch}: positions are masked with shares {hits.tolist()}"
 
 
+def sets_come_as_often(masks):
+    """Of all masks (M, N) with k True, every set of k positions has the same share, within 5 sigma.
+
+    A run that begins anywhere and goes round the end has each position as often as any other, and is no random mask.
+    """
+    tokens = masks.shape[1]
+    for count in range(1, tokens):
+        seen = Counter(tuple(row.nonzero()[:, 0].tolist()) for row in masks[masks.sum(dim=-1) == count])
+        share, rows = 1 / math.comb(tokens, count), seen.total()
+        for places in itertools.combinations(range(tokens), count):
+            off = abs(seen[places] - rows * share)
+            assert off <= 5 * math.sqrt(rows * share * (1 - share)), f"of {rows} rows with {count} of {tokens} True, {seen[places]} have just {places}, not {rows * share:.0f}"
+
+
+def every_set_is_as_likely(random_masks):
+    """Not positions alone: every set of them comes as often as any other of its size."""
+    for count in (2, 3):
+        sets_come_as_often(random_masks(torch.full((3000,), count), 6, generator(count)))
+
+
 def rows_are_independent(random_masks):
     """Two rows overlap as often as chance says: k^2/N positions on average, within 5 sigma."""
     pairs, tokens, count = 3000, 12, 4
@@ -74,6 +96,11 @@ def hides_by_replacing(hide):
         assert torch.equal(masked, torch.where(hidden, codes, ids)), f"{ids.tolist()} became {masked.tolist()}, hidden {hidden.tolist()}"
 
     check()
+
+
+def hides_any_places(hide):
+    """Whatever the count of a row, every set of so many places is hidden as often as any other."""
+    sets_come_as_often(hide(torch.zeros(6000, 6, dtype=torch.long), 1, generator())[1])
 
 
 def shares_differ_within_a_batch(hide):
@@ -109,7 +136,7 @@ def drops_the_share_of_captions(drop_captions):
     """A `share` of the rows loses its whole caption, the others lose nothing; 10 % in Muse, section 2.7.
 
     drop_captions(visible (B, T), share, generator) -> (B, T). Counted within 5 sigma: dropping with 1 - share
-    is a published bug.
+    is a published bug. Each row has a coin of its own, so that how many of a batch go varies as it does with coins.
     """
     rows = 4000
     visible = torch.arange(6)[None] < torch.randint(1, 7, (rows, 1), generator=generator())
@@ -121,3 +148,9 @@ def drops_the_share_of_captions(drop_captions):
         sigma = math.sqrt(share * (1 - share) / rows)
         seen = float(dropped.double().mean())
         assert abs(seen - share) <= 5 * sigma, f"{seen:.3f} of the captions are gone, not {share}"
+    draw, batch, times, share = generator(2), 8, 1000, 0.3
+    gone = [int((~drop_captions(torch.ones(batch, 2, dtype=torch.bool), share, draw).any(dim=-1)).sum()) for _ in range(times)]
+    variance = batch * share * (1 - share)
+    sigma = variance * math.sqrt((2 + (1 / variance - 6 / batch)) / times)  # of a variance: by the fourth moment of a binomial law
+    off = abs(np.var(gone) - variance)
+    assert off <= 5 * sigma, f"batches of {batch}, share {share}: the number that is gone has variance {np.var(gone):.2f}, not {variance:.2f}; the first are {gone[:8]}"
