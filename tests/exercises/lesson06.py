@@ -231,6 +231,7 @@ EXERCISES = [
             lambda shape, g: -torch.log(-torch.log(torch.rand(shape, generator=g))),  # infinite once in 16 million
             lambda shape, g: -torch.log(-torch.log(uniform(shape, g, torch.float16))).float(),
             lambda shape, g: -torch.log(-torch.log(uniform(shape, None))),  # another generator
+            lambda shape, g: -torch.log(-torch.log(torch.rand(shape, generator=g).clamp(1e-3, 1 - 1e-3))),  # without tails
             lambda shape, g: torch.randn(shape, generator=g),
         ),
     ),
