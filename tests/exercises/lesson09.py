@@ -168,6 +168,18 @@ def copies_part(widen):
     check()
 
 
+def shares_are_drawn(widen):
+    """Another state of the generator, other shares, for every unit. In which order the copies stand is not asked."""
+    w1, b1, w2 = small_network(0, 3, 2, 3)
+    for copies in (2, 3):
+        columns = []
+        for seed in (0, 1):
+            new1, newb, new2 = (w.double() for w in widen(w1, b1, w2, copies, generator(seed)))
+            columns.append([sorted((new2[:, found] / w2[:, j : j + 1]).T.tolist()) for j, found in enumerate(copies_of(w1, b1, new1, newb))])
+        for j, (one, other) in enumerate(zip(*columns)):
+            assert not torch.allclose(torch.tensor(one), torch.tensor(other), atol=1e-5), f"two generators, one set of shares for unit {j}, copy by copy: {one}"
+
+
 # Properties: deeper
 
 
@@ -183,7 +195,7 @@ def changes_nothing_yet(make):
     @given(seeds, st.integers(1, 4), st.integers(1, 2), st.integers(1, 5))
     def check(seed, channels, B, side):
         x = torch.randn(B, channels, side, side + 1, generator=generator(seed)) * 3
-        y = block_of(make, channels, seed)(x)
+        y = block_of(make, channels, seed)(x).detach()
         assert y.shape == x.shape and torch.equal(y, x), f"{tuple(x.shape)} becomes {tuple(y.shape)}, off by up to {float((y - x).abs().max()) if y.shape == x.shape else math.nan:.2g}"
 
     check()
@@ -219,6 +231,22 @@ def sees_two_pixels_far(make):
     assert rows == columns == list(range(2, 7)), f"output 4, 4 of 9x9 depends on rows {rows} and columns {columns}"
 
 
+def is_two_convolutions_after_silu(make):
+    """If both kernels let only their middle through, times a, and no bias is left, f(x) = a silu(a silu(x)), pixel by pixel."""
+    block, x = block_of(make, 1).double(), torch.linspace(-4, 4, 15, dtype=torch.float64).view(1, 1, 3, 5)
+    for a in (1.0, -2.0):
+        with torch.no_grad():
+            for p in block.parameters():
+                p.zero_()
+                if p.dim() == 4:
+                    p[..., p.shape[-2] // 2, p.shape[-1] // 2] = a
+            got = (block(x) - x).flatten().tolist()
+        silu = lambda z: z / (1 + math.exp(-z))
+        for number, y in zip(x.flatten().tolist(), got):
+            wanted = a * silu(a * silu(number))
+            assert math.isclose(y, wanted, rel_tol=1e-6, abs_tol=1e-6), f"kernels {a:g} in the middle, no biases: f({number:.3f}) = {y:.4f}, not {wanted:.4f}"
+
+
 # What the package has under another signature
 
 
@@ -242,6 +270,8 @@ def widened(even=False, total=1.0, first_only=False, where="w2", bias=True, glob
     def widen(w1, b1, w2, copies, g):
         J = len(w1)
         u = 0.5 * torch.rand(copies, len(w2), J, generator=None if global_draw else g, dtype=torch.float64)
+        if fixed:
+            u = torch.arange(copies, dtype=torch.float64)[:, None, None].expand_as(u) / 2
         shares = torch.softmax(u * (not even), dim=0) * total
         if first_only:
             shares = torch.zeros_like(shares)
@@ -298,16 +328,17 @@ def rolled(images, side, g):
 class Block(nn.Module):
     """x + f(x), with switches that break it."""
 
-    def __init__(self, channels, zero=("conv2",), kernels=(3, 3), skip=True, scale=1.0, frozen=False, padding="zeros"):
+    def __init__(self, channels, zero=("conv2",), kernels=(3, 3), skip=True, scale=1.0, frozen=False, acts=(F.silu, F.silu)):
         super().__init__()
         self.conv1, self.conv2 = (nn.Conv2d(channels, channels, k, padding=k // 2) for k in kernels)
         for p in (p for name in zero for p in getattr(self, name).parameters()):
             nn.init.zeros_(p)
         self.conv2.requires_grad_(not frozen)
-        self.skip, self.scale = skip, scale
+        self.skip, self.scale, self.acts = skip, scale, acts
 
     def forward(self, x):
-        return self.skip * x + self.scale * self.conv2(F.silu(self.conv1(F.silu(x))))
+        first, second = self.acts
+        return self.skip * x + self.scale * self.conv2(second(self.conv1(first(x))))
 
 
 EXERCISES = [
@@ -345,10 +376,11 @@ EXERCISES = [
     Exercise(
         "widen_linear",
         widen_linear,
-        (computes_the_same, has_every_unit_as_often, copies_part),
+        (computes_the_same, has_every_unit_as_often, copies_part, shares_are_drawn),
         hint="a copy has the value of its unit, so what must the weights that read all the copies add up to? And what would keep two of them equal?",
         wrong=(
             widened(even=True),  # twins for ever
+            widened(fixed=True),  # uneven, and not drawn
             widened(total=2.0),
             lambda w1, b1, w2, copies, g: (w1.repeat(copies, 1), b1.repeat(copies), w2.repeat(1, copies)),  # nothing divided
             widened(where="w1"),  # phi is not linear
@@ -362,7 +394,7 @@ EXERCISES = [
     Exercise(
         "identity_block",
         ResidualBlock,
-        (changes_nothing_yet, wakes_up, sees_two_pixels_far),
+        (changes_nothing_yet, wakes_up, sees_two_pixels_far, is_two_convolutions_after_silu),
         hint="f(x) is zero if one of its factors is; if two are, nothing moves. Which one gets a gradient all the same?",
         wrong=(
             lambda c: Block(c, zero=()),  # not the identity
@@ -373,6 +405,10 @@ EXERCISES = [
             lambda c: Block(c, kernels=(3, 1)),  # sees one pixel far
             lambda c: Block(c, kernels=(1, 1)),
             lambda c: nn.Identity(),
+            lambda c: Block(c, acts=(nn.Identity(), nn.Identity())),  # linear
+            lambda c: Block(c, acts=(F.silu, nn.Identity())),
+            lambda c: Block(c, acts=(nn.Identity(), F.silu)),
+            lambda c: Block(c, acts=(F.relu, F.relu)),
             lambda c: Block(c, zero=("conv1",)),  # the bias of the second one remains
         ),
     ),
