@@ -1,11 +1,12 @@
 """Exercises check themselves: stubs fail, the package passes, and at least four planted bugs each are refused."""
 
 import inspect
+import math
 import subprocess
 
 import pytest
 from exercises import FOLDER, LESSONS, lesson, student
-from exercises.check import check
+from exercises.check import PRINTED, check
 
 ALL = [(number, exercise) for number in LESSONS for exercise in lesson(number).EXERCISES]
 names = lambda case: f"{case[0]}-{case[1].name}"
@@ -85,6 +86,26 @@ def test_check_shows_the_counterexample_and_a_hint(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "mask_counts                  fails: rounds up to at least one" in out
     assert "[0.0] of 1 tokens: [0]" in out and "hint: a row with nothing masked" in out
+
+
+def test_check_shows_what_a_failing_function_printed(capsys, monkeypatch):
+    """The last lines, which are those of the counterexample shown; and none of a function that holds."""
+    module = student("04")
+
+    def mask_counts(ratios, tokens):
+        print("asked for", ratios.tolist(), tokens)
+        return (ratios * tokens).ceil().long()  # may be none
+
+    def cosine_gamma(ratio):
+        print("not shown")
+        return math.cos(math.pi / 2 * ratio)
+
+    module.mask_counts, module.cosine_gamma = mask_counts, cosine_gamma
+    monkeypatch.setattr("exercises.check.student", lambda number: module)
+    assert check("04", package=False) == 1
+    out = capsys.readouterr().out
+    assert "cosine_gamma                 holds" in out and "not shown" not in out
+    assert "      | asked for [0.0] 1\n      hint:" in out and out.count("asked for") <= PRINTED
 
 
 def test_check_survives_a_file_that_python_cannot_read(capsys, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """`minimuse check 04`: the properties of a lesson's exercises, run by pytest on the student's functions or on ours.
 
-Says for each function whether all that must hold of it does; and if not, the smallest counterexample and a hint.
+Says for each function whether all that must hold of it does; and if not, the smallest counterexample, what the function
+printed last, and a hint.
 """
 
 import traceback
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from exercises import FOLDER, LESSONS, lesson, student
+
+
+PRINTED = 12  # lines shown; a property calls a function many times, with the smallest counterexample last
 
 
 def unwritten(*_, **__):
@@ -42,19 +46,22 @@ class Check:
         self.exercises = [(number, e) for number in lessons for e in lesson(number).EXERCISES]
         mine = {number: None if package else written(number) for number in lessons}
         self.functions = [e.ours if package else getattr(mine[number], e.name, unwritten) for number, e in self.exercises]
-        self.failed: dict[int, tuple[str, Exception]] = {}  # exercise -> first property that fails, and how
+        self.failed: dict[int, tuple[str, Exception, list[str]]] = {}  # exercise -> first property that fails, how, and lines printed
         self.ran = set()
 
     def pytest_generate_tests(self, metafunc):
         self.cases = [(i, f, prop) for i, ((_, e), f) in enumerate(zip(self.exercises, self.functions)) for prop in e.properties]
         metafunc.parametrize("function, prop", [case[1:] for case in self.cases], ids=map(str, range(len(self.cases))))
 
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
+        report = yield  # it has what was printed
         if call.when == "call":
             i, _, prop = self.cases[int(item.callspec.id)]
             self.ran.add(i)
             if call.excinfo is not None:
-                self.failed.setdefault(i, (prop.__name__, call.excinfo.value))
+                self.failed.setdefault(i, (prop.__name__, call.excinfo.value, report.capstdout.splitlines()))
+        return report
 
     def holds(self, number: str) -> list[bool]:
         return [i in self.ran and i not in self.failed for i, (n, _) in enumerate(self.exercises) if n == number]
@@ -65,9 +72,10 @@ class Check:
             if i not in self.failed:
                 print(f"  {exercise.name:28} holds")
                 continue
-            prop, error = self.failed[i]
+            prop, error, printed = self.failed[i]
             if isinstance(error, NotImplementedError):
                 print(f"  {exercise.name:28} not written yet")
+                show(printed)
                 continue
             print(f"  {exercise.name:28} fails: {prop.replace('_', ' ')}")
             said = str(error).split("\nassert ")[0] if isinstance(error, AssertionError) else "".join(traceback.format_exception_only(error))
@@ -75,7 +83,15 @@ class Check:
                 print(f"      at line {line} of your file")
             for line in [*said.strip().splitlines(), *(line for note in getattr(error, "__notes__", ()) for line in note.splitlines())]:
                 print(f"      {line}")
+            show(printed)
             print(f"      hint: {exercise.hint}")
+
+
+def show(printed: list[str]) -> None:
+    if printed:
+        print(f"      it printed{f', last of {len(printed)} lines' if len(printed) > PRINTED else ''}:")
+    for line in printed[-PRINTED:]:
+        print(f"      | {line}")
 
 
 def check(number: str | None, package: bool) -> int:
