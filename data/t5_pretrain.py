@@ -24,10 +24,10 @@ from minimuse.t5_frozen import (
     PAD,
     Attention,
     FeedForwardLayer,
-    RMSNorm,
     SelfAttentionLayer,
     T5Encoder,
     mask_bias,
+    norm,
 )
 
 
@@ -102,7 +102,7 @@ class CrossAttentionLayer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.EncDecAttention = Attention(config, owns_bias=False, bidirectional=False)
-        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.layer_norm = norm(config)
 
     def forward(self, x, text, bias):
         return x + self.EncDecAttention(self.layer_norm(x), text, bias)
@@ -129,7 +129,7 @@ class T5Decoder(nn.Module):
     def __init__(self, config, num_layers):
         super().__init__()
         self.block = nn.ModuleList([DecoderBlock(config, owns_bias=i == 0) for i in range(num_layers)])
-        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.final_layer_norm = norm(config)
 
     def forward(self, x, text, text_mask):
         """x (B, U, E), text (B, T, E), text_mask (B, T) -> (B, U, E)."""

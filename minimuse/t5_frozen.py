@@ -61,17 +61,9 @@ class T5Config:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
-class RMSNorm(nn.Module):
-    """LayerNorm without the mean and without the bias."""
-
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
-
-    def forward(self, x):
-        # The variance in fp32: T5's residual stream grows to thousands, whose squares bf16 sums badly.
-        scale = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * (x * scale).to(self.weight.dtype)
+def norm(config):
+    """LayerNorm without the mean and without the bias. Its variance is in fp32: T5's residual stream grows to thousands."""
+    return nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
 
 
 def relative_position_bucket(distance, bidirectional, num_buckets, max_distance):
@@ -144,7 +136,7 @@ class SelfAttentionLayer(nn.Module):
     def __init__(self, config, owns_bias, bidirectional):
         super().__init__()
         self.SelfAttention = Attention(config, owns_bias, bidirectional)
-        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.layer_norm = norm(config)
 
     def forward(self, x, bias):
         h = self.layer_norm(x)
@@ -155,7 +147,7 @@ class FeedForwardLayer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.DenseReluDense = FeedForward(config)
-        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.layer_norm = norm(config)
 
     def forward(self, x):
         return x + self.DenseReluDense(self.layer_norm(x))
@@ -171,8 +163,7 @@ class T5Encoder(nn.Module):
         pairs = [nn.ModuleList([SelfAttentionLayer(config, owns_bias=i == 0, bidirectional=True), FeedForwardLayer(config)])
                  for i in range(config.num_layers)]
         blocks = nn.ModuleList(nn.ModuleDict({"layer": pair}) for pair in pairs)
-        norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-        self.encoder = nn.ModuleDict({"block": blocks, "final_layer_norm": norm})
+        self.encoder = nn.ModuleDict({"block": blocks, "final_layer_norm": norm(config)})
 
     def forward(self, ids, mask):
         """ids (B, T) int64, mask (B, T) bool, True = real token -> (B, T, E), zero where padded."""

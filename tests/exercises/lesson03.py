@@ -37,7 +37,7 @@ def masked_mean(embeddings, mask):
 
 
 def rms_norm(x, weight, eps):
-    norm = t5_frozen.RMSNorm(len(weight), eps).requires_grad_(False)
+    norm = t5_frozen.norm(SimpleNamespace(d_model=len(weight), layer_norm_epsilon=eps)).requires_grad_(False)
     norm.weight.data = weight
     return norm(x)
 
