@@ -23,11 +23,11 @@ from minimuse.t5_frozen import (
     EOS,
     PAD,
     Attention,
-    FeedForwardLayer,
-    SelfAttentionLayer,
+    FeedForward,
     T5Encoder,
     mask_bias,
     norm,
+    residual,
 )
 
 
@@ -96,31 +96,21 @@ def corrupt(ids, mask, vocab_size, generator, rate=0.15, mean_span=3.0):
     return encoder_ids, encoder_mask, F.pad(targets[:, :-1], (1, 0), value=PAD), targets
 
 
-class CrossAttentionLayer(nn.Module):
-    """x + attention(norm(x), encoder output); without a position bias, as in T5."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.EncDecAttention = Attention(config, owns_bias=False, bidirectional=False)
-        self.layer_norm = norm(config)
-
-    def forward(self, x, text, bias):
-        return x + self.EncDecAttention(self.layer_norm(x), text, bias)
-
-
 class DecoderBlock(nn.Module):
     def __init__(self, config, owns_bias):
         super().__init__()
         self.layer = nn.ModuleList([
-            SelfAttentionLayer(config, owns_bias, bidirectional=False),
-            CrossAttentionLayer(config),
-            FeedForwardLayer(config),
+            residual(config, SelfAttention=Attention(config, owns_bias, bidirectional=False)),
+            residual(config, EncDecAttention=Attention(config, owns_bias=False, bidirectional=False)),
+            residual(config, DenseReluDense=FeedForward(config)),
         ])
 
     def forward(self, x, bias, text, text_bias):
-        x = self.layer[0](x, bias)
-        x = self.layer[1](x, text, text_bias)
-        return self.layer[2](x)
+        attention, cross, mlp = self.layer
+        h = attention.layer_norm(x)
+        x = x + attention.SelfAttention(h, h, bias)
+        x = x + cross.EncDecAttention(cross.layer_norm(x), text, text_bias)  # without a position bias, as in T5
+        return x + mlp.DenseReluDense(mlp.layer_norm(x))
 
 
 class T5Decoder(nn.Module):

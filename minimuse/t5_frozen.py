@@ -61,11 +61,6 @@ class T5Config:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
-def norm(config):
-    """LayerNorm without the mean and without the bias. Its variance is in fp32: T5's residual stream grows to thousands."""
-    return nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
-
-
 def relative_position_bucket(distance, bidirectional, num_buckets, max_distance):
     """The bucket of each `distance` = key position - query position (T5 paper, section 2.1).
 
@@ -130,27 +125,14 @@ class FeedForward(nn.Module):
         return self.wo(h)
 
 
-class SelfAttentionLayer(nn.Module):
-    """x + attention(norm(x)). The capitals of `SelfAttention` are the checkpoints'."""
-
-    def __init__(self, config, owns_bias, bidirectional):
-        super().__init__()
-        self.SelfAttention = Attention(config, owns_bias, bidirectional)
-        self.layer_norm = norm(config)
-
-    def forward(self, x, bias):
-        h = self.layer_norm(x)
-        return x + self.SelfAttention(h, h, bias)
+def norm(config):
+    """LayerNorm without the mean and without the bias. Its variance is in fp32: T5's residual stream grows to thousands."""
+    return nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
 
 
-class FeedForwardLayer(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.DenseReluDense = FeedForward(config)
-        self.layer_norm = norm(config)
-
-    def forward(self, x):
-        return x + self.DenseReluDense(self.layer_norm(x))
+def residual(config, **part):
+    """The part and the norm of x + part(norm(x)), by their names in the checkpoints, whose the capitals are."""
+    return nn.ModuleDict(part | {"layer_norm": norm(config)})
 
 
 class T5Encoder(nn.Module):
@@ -160,9 +142,11 @@ class T5Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        pairs = [nn.ModuleList([SelfAttentionLayer(config, owns_bias=i == 0, bidirectional=True), FeedForwardLayer(config)])
-                 for i in range(config.num_layers)]
-        blocks = nn.ModuleList(nn.ModuleDict({"layer": pair}) for pair in pairs)
+        layer = lambda first: nn.ModuleList([
+            residual(config, SelfAttention=Attention(config, owns_bias=first, bidirectional=True)),
+            residual(config, DenseReluDense=FeedForward(config)),
+        ])
+        blocks = nn.ModuleList(nn.ModuleDict({"layer": layer(i == 0)}) for i in range(config.num_layers))
         self.encoder = nn.ModuleDict({"block": blocks, "final_layer_norm": norm(config)})
 
     def forward(self, ids, mask):
@@ -173,7 +157,9 @@ class T5Encoder(nn.Module):
         bias = mask_bias(bias, mask[:, None, None, :])  # (B, H, T, T)
         for block in self.encoder.block:
             attention, mlp = block.layer
-            x = mlp(attention(x, bias))                 # (B, T, E)
+            h = attention.layer_norm(x)                 # (B, T, E)
+            x = x + attention.SelfAttention(h, h, bias)
+            x = x + mlp.DenseReluDense(mlp.layer_norm(x))
         return self.encoder.final_layer_norm(x).masked_fill(~mask[:, :, None], 0.0)
 
 
