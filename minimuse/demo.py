@@ -5,7 +5,7 @@ OUT/samples.png (for held-out captions: the real picture, the base model's, the 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -19,7 +19,7 @@ from minimuse.figures import decoding_gif, sheet
 from minimuse.metrics import report
 from minimuse.muse import Muse, load_text, write_json
 from minimuse.shapes import ATTRIBUTES
-from minimuse.train import STAGES, Record, pending, train_all
+from minimuse.train import STAGES, pending, train_all
 
 
 def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., None], n: int = 256) -> dict:
@@ -57,27 +57,23 @@ def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, res
     job = partial(work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show)
     workers = min(3, torch.get_num_threads())
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads() // workers,)) as pool:
-        done = [*pool.map(job, [("tokenizer",), ("tokenizer_hi",)], range(2))]
-        done += pool.map(job, [("superres",), ("base",), ("decoder",)], range(3))
-    return tuple({k: v for part in parts for k, v in part.items()} for parts in zip(*done))
+        done = [*pool.map(job, ("tokenizer", "tokenizer_hi"), range(2))]
+        done += pool.map(job, ("superres", "base", "decoder"), range(3))
+    trained = [job for job in done if job[2]]  # a stage that was there already has no metrics
+    return {stage: seconds for stage, seconds, _ in trained}, {stage: metrics for stage, _, metrics in trained}
 
 
-def work(stages: tuple[str, ...], row: int, out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]):
-    """Train some stages in this process: seconds and last metrics of each."""
-    seconds, metrics = {}, {}
-    show(watch(train_all(stages, out, config, data, load_text(text), text, seed, resume=resume), seconds, metrics), row)
-    return seconds, metrics
+def work(stage: str, row: int, out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]):
+    """Train one stage in this process; returns its name, seconds and last metrics."""
+    begun, metrics = time.monotonic(), {}
 
+    def watched():
+        for record in train_all((stage,), out, config, data, load_text(text), text, seed, resume=resume):
+            metrics.update(record.metrics)
+            yield record
 
-def watch(records: Iterator[Record], seconds: dict, stages: dict) -> Iterator[Record]:
-    """Pass records on, noting the time and the last metrics of each stage (what precedes a stage counts as its own)."""
-    before = time.monotonic()
-    for record in records:
-        now = time.monotonic()
-        seconds[record.stage] = round(seconds.get(record.stage, 0) + now - before, 3)
-        stages[record.stage] = {k: float(v) for k, v in record.metrics.items()}
-        before = now
-        yield record
+    show(watched(), row)
+    return stage, round(time.monotonic() - begun, 3), {k: float(v) for k, v in metrics.items()}
 
 
 def summary(found: dict) -> str:
