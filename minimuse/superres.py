@@ -16,20 +16,14 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from minimuse.maskgit import BaseConfig
 from minimuse.transformer import Block, Context, GridPositions, TokenDecoder, initialize_weights, norm, start_like, start_white
 
 
 @dataclass(frozen=True)
-class SuperResConfig:
-    width: int
+class SuperResConfig(BaseConfig):
     encoder_layers: int  # self-attention over the low-res tokens
-    layers: int  # multi-axis decoder
-    heads: int
     window: int  # side of a local window, in tokens
-
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
 
 
 class SuperRes(nn.Module):
