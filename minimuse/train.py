@@ -28,6 +28,7 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from minimuse import config as configs
 from minimuse.config import Config, Stage
@@ -148,8 +149,8 @@ def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: 
     """Put a checkpoint back; returns the number of steps done."""
     try:
         with safe_open(path, "pt") as file:
-            header, names = file.metadata() or {}, file.keys()
-            tensors = {k: file.get_tensor(k) for k in names}
+            header = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
         step, belongs = int(header["step"]), json.loads(header["key"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is truncated or no checkpoint ({error}); remove it to start this stage again") from None
@@ -176,20 +177,16 @@ class Tokens:
     """What is frozen, computed once: token ids of every picture, embeddings of every caption."""
 
     def __init__(self, parts: dict[str, nn.Module], text: FrozenT5, pictures: Pictures, device: str, batch: int = 64):
-        rows = range(0, len(pictures), batch)
-        images = lambda start: pictures.batch(torch.arange(start, min(start + batch, len(pictures)))).to(device)
+        rows = torch.arange(len(pictures)).split(batch)
         with autocast(device), torch.no_grad():
-            encode = lambda name, shrink: torch.cat([rearrange(parts[name].encode(shrink(images(i))), "B h w -> B (h w)") for i in rows])
+            encode = lambda name, shrink: torch.cat([parts[name].encode(shrink(pictures.batch(i).to(device))).flatten(1) for i in rows])
             self.low = encode("tokenizer", halve)
             self.high = encode("tokenizer_hi", lambda x: x) if "tokenizer_hi" in parts else None
             # a caption that many pictures share is embedded once; captions of a picture stand side by side
-            unique = {c: i for i, c in enumerate(dict.fromkeys(c for cs in pictures.captions for c in cs))}
-            words = sorted(unique, key=len)  # like lengths together, so that little is padding
+            words = sorted(dict.fromkeys(c for cs in pictures.captions for c in cs), key=len)  # like lengths together: little is padding
             chunks = [text(words[i : i + 256]) for i in range(0, len(words), 256)]
-        T = max(mask.shape[1] for _, mask in chunks)
-        pad = lambda x: torch.cat([x, x.new_zeros(len(x), T - x.shape[1], *x.shape[2:])], dim=1)
-        self.text = torch.cat([pad(e.to(torch.bfloat16)) for e, _ in chunks])
-        self.visible = torch.cat([pad(mask) for _, mask in chunks])
+        self.text = pad_sequence([row for embeddings, _ in chunks for row in embeddings.to(torch.bfloat16)], batch_first=True)
+        self.visible = pad_sequence([row for _, mask in chunks for row in mask], batch_first=True)
         place = {c: i for i, c in enumerate(words)}
         self.variants = [torch.tensor([place[c] for c in cs]) for cs in pictures.captions]
 
