@@ -84,7 +84,7 @@ def load(source: str, split: str, side: int, count: int | None = None, seed: int
     return Pictures(pixels, [captions for _, captions, _ in found], [name for name, _, _ in found])
 
 
-def _hash(text: str) -> int:
+def stable_hash(text: str) -> int:
     """An even spread over the integers that is the same everywhere (Python's hash() is not)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -94,9 +94,9 @@ def split(concept: str, style: str) -> str:
     """"train", "heldout-concept" (5 % of concepts, in every style) or "heldout-pair" (5 % of the other pairs), from the names alone."""
     if style not in STYLES:
         raise ValueError(f"style {style!r}; there is {', '.join(STYLES)}")
-    if _hash(f"concept {concept}") % 20 == 0:
+    if stable_hash(f"concept {concept}") % 20 == 0:
         return "heldout-concept"
-    drawn = _hash(f"pair {concept}") % 20  # one draw for the concept, not one for each pair: it hits one style at most
+    drawn = stable_hash(f"pair {concept}") % 20  # one draw for the concept, not one for each pair: it hits one style at most
     return "heldout-pair" if drawn == STYLES.index(style) else "train"
 
 
@@ -104,7 +104,7 @@ def emoji_captions(label: str, tags: list[str], style: str) -> tuple[str, ...]:
     """Four ways to ask for one picture: the label; with an article; with one tag; with two more."""
     label, words = label.lower(), style.replace("-", " ")
     # In an order of each style's own, without tags that the label says ("apple" for a red apple).
-    new = sorted((t for t in tags if t.lower() not in label), key=lambda t: _hash(f"{style} {label} {t}"))
+    new = sorted((t for t in tags if t.lower() not in label), key=lambda t: stable_hash(f"{style} {label} {t}"))
     article = "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", label) else "a"
     phrase = label if re.search(r"[^su]s$", label) else f"{article} {label}"  # crossed swords, but a compass and a cactus
     variants = [label], [phrase], [label, *new[:1]], [phrase, *new[1:3]]
@@ -156,10 +156,10 @@ def _folder(root: Path, wanted: str, side: int, smallest: int) -> list[Found]:
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {str(root)!r}: say shapes, emoji, or a folder of pictures")
     captions = folder_captions(root)
-    by_hash = sorted(captions, key=_hash)
+    by_hash = sorted(captions, key=stable_hash)
     if len(by_hash) < 2:
         raise ValueError(f"{root} has {len(by_hash)} pictures; it needs at least two, one to hold out")
-    heldout = {n for n in by_hash[:-1] if _hash(n) % 10 == 0} or {by_hash[0]}
+    heldout = {n for n in by_hash[:-1] if stable_hash(n) % 10 == 0} or {by_hash[0]}
     for name in sorted(captions):  # of either split: a damaged picture should be known before the training, not after
         read_square(root / name, side, smallest)
     names = sorted(heldout if wanted == "heldout" else captions.keys() - heldout)

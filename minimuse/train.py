@@ -13,10 +13,8 @@ step number, and ends in the same weights, bit for bit, as never stopping.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -32,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from minimuse import config as configs
 from minimuse.config import Config, Stage
-from minimuse.data import Pictures, halve, load
+from minimuse.data import Pictures, halve, load, stable_hash
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.muon import Muon
 from minimuse.muse import PARTS, autocast, build, load_part, read_about, save_part, write_json
@@ -57,8 +55,7 @@ class Record(NamedTuple):
 
 def generator_at(*key) -> torch.Generator:
     """A CPU generator that depends on the key alone."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(stable_hash("/".join(map(str, key))) >> 1)
 
 
 def batch_at(seed: int, stage: str, step: int, batch: int, size: int) -> torch.Tensor:
@@ -142,7 +139,7 @@ def save(path: Path, step: int, model: nn.Module, average: dict, optimizers: lis
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"step": str(step), "key": json.dumps(key)})
-    os.replace(temporary, path)  # a reader sees the old file or the new one, never half of one
+    temporary.replace(path)  # a reader sees the old file or the new one, never half of one
 
 
 def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: dict) -> int:
@@ -188,12 +185,12 @@ class Tokens:
         self.text = pad_sequence([row for embeddings, _ in chunks for row in embeddings.to(torch.bfloat16)], batch_first=True)
         self.visible = pad_sequence([row for _, mask in chunks for row in mask], batch_first=True)
         place = {c: i for i, c in enumerate(words)}
-        self.variants = [torch.tensor([place[c] for c in cs]) for cs in pictures.captions]
+        self.variants = [[place[c] for c in cs] for cs in pictures.captions]
 
     def captions(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """A caption of each picture (a random one, or the first): embeddings (B, T, E), mask (B, T)."""
         u = torch.rand(len(indices), generator=generator) if generator else torch.zeros(len(indices))
-        chosen = torch.stack([self.variants[i][int(x * len(self.variants[i]))] for i, x in zip(indices.tolist(), u)])
+        chosen = [self.variants[i][int(x * len(self.variants[i]))] for i, x in zip(indices.tolist(), u)]
         visible = self.visible[chosen]
         T = max(1, int(visible.sum(-1).max()))  # padding to the longest of the batch is enough
         return self.text[chosen, :T].float(), visible[:, :T]
