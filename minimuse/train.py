@@ -78,10 +78,7 @@ def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optim
     matrices = [p for n, p in model.named_parameters() if settings.muon_lr and "blocks." in n and n.endswith("weight") and p.ndim == 2]
     rest = [p for p in model.parameters() if p.requires_grad and all(p is not m for m in matrices)]
     adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
-    made = [adamw, Muon(matrices, settings.muon_lr)] if matrices else [adamw]
-    for group in (g for o in made for g in o.param_groups):
-        group["initial_lr"] = group["lr"]
-    return made
+    return [adamw, Muon(matrices, settings.muon_lr)] if matrices else [adamw]
 
 
 def optimize(
@@ -92,18 +89,17 @@ def optimize(
     loss_of(indices, generator, step) -> (loss, metrics). Continues from `checkpoint` where that exists; `key`
     says what the checkpoint belongs to. Closing the generator saves; so does every minute.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
     optimizers = make_optimizers(model, settings)
     average = deepcopy(model.state_dict())
     average_every = max(1, settings.steps // settings.averages)
     start = restore(checkpoint, model, average, optimizers, key) if checkpoint.is_file() else 0
     saved = time.monotonic()
     for step in range(start, settings.steps):
-        for group in (g for o in optimizers for g in o.param_groups):
-            group["lr"] = group["initial_lr"] * learning_rate(settings, step)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * learning_rate(settings, step)
         loss, metrics = loss_of(batch_at(seed, name, step, settings.batch, size), generator_at(seed, name, step), step)
         loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -127,7 +123,7 @@ def states(model: nn.Module, optimizers: list) -> Iterator[tuple[str, nn.Paramet
     """Name, parameter, and what an optimizer remembers of it."""
     names = {p: n for n, p in model.named_parameters()}
     for optimizer in optimizers:
-        for p in (p for group in optimizer.param_groups for p in group["params"]):
+        for p in optimizer.param_groups[0]["params"]:
             yield names[p], p, optimizer.state[p]
 
 
