@@ -278,24 +278,21 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
     write_json(out / "config.json", about)
     settings = getattr(config.stages, name)
     needed = {part: load_part(out, part, config, text.width).eval().requires_grad_(False).to(device) for part in NEEDS[name]}
-    tokens = Tokens(needed, text, pictures, device) if name in ("base", "superres") else None
     with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
         torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
         model = part = build(name, config, text.width).to(device)
-        if tokens is not None:
+        if name in ("base", "superres"):
+            tokens = Tokens(needed, text, pictures, device)
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
             model.start(tokens.text[tokens.visible].float().to(device), *codes)
+            loss_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
         else:
+            model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
             if name == "decoder":
                 grow(needed["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
-            model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
-    model.train()
-    if tokens is not None:
-        loss_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
-    elif name == "decoder":
-        loss_of = decoder_loss(model, needed["tokenizer_hi"], pictures, config, settings, device)
-    else:
-        loss_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
+                loss_of = decoder_loss(model, needed["tokenizer_hi"], pictures, config, settings, device)
+            else:
+                loss_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
     checkpoint, key = out / f"{name}.checkpoint.safetensors", about | {"stage": name, "pictures": len(pictures)}
     yield from optimize(name, model, loss_of, settings, len(pictures), seed, checkpoint, key)
     save_part(out, name, part)
