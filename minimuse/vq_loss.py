@@ -100,10 +100,8 @@ def has_lite0() -> bool:
 
 def perceptual_distance(net: Lite0, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of unit feature vectors, over positions and the first five stages: () >= 0, 0 for equal images."""
-    total = a.new_zeros(())
-    for x, y in zip(net.stages(a, 5), net.stages(b, 5)):
-        total = total + (F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)).square().sum(dim=1).mean()
-    return total / 5
+    pairs = zip(net.stages(a, 5), net.stages(b, 5))
+    return sum((F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)).square().sum(dim=1).mean() for x, y in pairs) / 5
 
 
 class PictureLoss(nn.Module):
