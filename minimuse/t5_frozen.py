@@ -179,13 +179,13 @@ class Tokenizer:
         """-> ids (B, T) int64, mask (B, T) bool. An empty text is an all-False row: the null caption."""
         if isinstance(texts, str):
             raise ValueError(f"encode takes a list of texts, not the one text {texts!r}")
-        # T5 closes every text with eos and was trained so; leaving it out moves all embeddings.
-        rows = [row + [EOS] if row else [] for row in self.pieces.encode(list(texts))]
-        longest = max((len(row) for row in rows), default=0)
+        rows = self.pieces.encode(list(texts))
+        longest = max(map(len, rows), default=0) + 1
         if longest > max_length:
             warnings.warn(f"a caption of {longest} tokens was cut to {max_length}", stacklevel=2)
-            rows = [row[: max_length - 1] + [EOS] if len(row) > max_length else row for row in rows]
-        width = max(1, min(longest, max_length))
+        # T5 closes every text with eos and was trained so; leaving it out moves all embeddings.
+        rows = [row[: max_length - 1] + [EOS] if row else [] for row in rows]
+        width = max([1, *map(len, rows)])
         ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(-1, width)
         return ids, ids != PAD  # no text encodes to the pad
 
