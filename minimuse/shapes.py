@@ -237,9 +237,9 @@ def agree(wanted: Scene, reading: Scene) -> dict[str, bool | None]:
 
     # With n wanted, n candidates for each suffice: the others use at most n - 1 of them.
     n = len(wanted.things)
-    found = [*enumerate(reading.things), *((-1 - k, None) for k in range(n))]  # None: missing
-    best = [sorted(found, key=lambda f: -sum(same(w, f[1])))[:n] for w in wanted.things]
-    pairings = [[thing for _, thing in p] for p in itertools.product(*best) if len({i for i, _ in p}) == n]
+    found = [*reading.things, *[None] * n]  # None: missing
+    best = [sorted(range(len(found)), key=lambda i: -sum(same(w, found[i])))[:n] for w in wanted.things]
+    pairings = [[found[i] for i in p] for p in itertools.product(*best) if len({*p}) == n]
     got = max(pairings, key=lambda things: sum(map(sum, map(same, wanted.things, things))))
     answer = dict(zip(PARTS, map(all, zip(*map(same, wanted.things, got)))))
     answer["count"] = len(reading.things) == n
