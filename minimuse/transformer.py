@@ -11,8 +11,6 @@ Linear layers after the text's projection have no bias: where a caption is absen
 Letters: B batch, N image tokens, T context tokens, D width, H heads, d width of a head, h w token grid.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -105,7 +103,7 @@ class Context(NamedTuple):
     visible: torch.Tensor  # (B, T) bool, True = real token
     below: torch.Tensor | float = 0.0  # (B, N, D) added to the tokens' embeddings: super-resolution's low-res picture
 
-    def join(self, other: Context) -> Context:
+    def join(self, other: "Context") -> "Context":
         """Stack the rows of two contexts of equal length, to run both through the model in one batch."""
         pairs = lambda a, b: [torch.cat(p) for p in zip(a, b)]
         below = torch.cat([self.below, other.below]) if torch.is_tensor(self.below) else 0.0
