@@ -220,15 +220,10 @@ class FSQuantizer(nn.Module):
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.autocast(z.device.type, enabled=False):
-            digits = self.digits(z.float())
-            ids = (digits.detach().round().long() * self.radix).sum(-1)
-            return digits / (self.sizes - 1) * 2 - 1, ids, z.new_zeros((), dtype=torch.float32)
+            z = z.float()
+            return self.digits(z) / (self.sizes - 1) * 2 - 1, self.nearest(z), z.new_zeros(())
 
-    def start(self, z: torch.Tensor, generator: torch.Generator) -> None:
-        """Nothing to place, and in `update` nothing to learn."""
-
-    def update(self, z: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> int:
-        return 0
+    start = update = lambda self, *arguments: 0  # no codebook: nothing to place, nothing to move
 
 
 class Tokenizer(nn.Module):
