@@ -28,8 +28,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from minimuse import config as configs
-from minimuse.config import Config, Stage
+from minimuse.config import Config, Stage, from_json
 from minimuse.data import Pictures, halve, load, stable_hash
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.muon import Muon
@@ -273,7 +272,7 @@ def describe(out: Path, config: Config, data: str, text: FrozenT5, text_name: st
 
 def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5, device: str = "cpu") -> Iterator[Record]:
     """Train one stage into OUT/NAME.safetensors, from the parts that it needs in OUT; resumes a checkpoint there."""
-    config, seed = configs.from_json(about["config"]), about["seed"]
+    config, seed = from_json(about["config"]), about["seed"]
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", about)
     settings = getattr(config.stages, name)
