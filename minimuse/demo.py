@@ -59,7 +59,7 @@ def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, res
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads() // workers,)) as pool:
         done = [*pool.map(job, ("tokenizer", "tokenizer_hi"), range(2))]
         done += pool.map(job, ("superres", "base", "decoder"), range(3))
-    trained = [job for job in done if job[2]]  # a stage that was there already has no metrics
+    trained = [row for row in done if row[2]]  # a stage that was there already has no metrics
     return {stage: seconds for stage, seconds, _ in trained}, {stage: metrics for stage, _, metrics in trained}
 
 
