@@ -2,16 +2,21 @@
 
 import argparse
 import importlib
+import itertools
 import sys
+import typing
 import warnings
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from minimuse import config as configs
-from minimuse.data import DATA
+from minimuse import edit
+from minimuse.data import DATA, read_picture
+from minimuse.decode import Sampling
 from minimuse.demo import demo, evaluate, side_by_side
-from minimuse.figures import decoding_gif
+from minimuse.figures import beside, decoding_gif, sheet
 from minimuse.muse import Muse, load_text, read_about
 from minimuse.train import STAGES, train_all
 
@@ -35,16 +40,33 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
     p = commands.add_parser("generate", help="draw pictures for a prompt")
-    p.add_argument("prompt")
-    p.add_argument("-o", "--output", type=Path, default=Path("picture.png"), help="with --n above 1: NAME-0.png, NAME-1.png, ...")
-    p.add_argument("--n", type=int, default=1)
-    p.add_argument("--steps", type=int, help="passes of the base model")
-    p.add_argument("--guidance", type=float, help="t in (1 + t) conditional - t unconditional; 0 is none")
-    p.add_argument("--negative", default="", help="a prompt to steer away from")
-    p.add_argument("--temperature", type=float)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--model", default="toy-shapes", help="a model in data/, or a directory")
-    p.add_argument("--gif", type=Path, help="also write the tokens appearing as a GIF")
+    p.add_argument("prompt", help='"one thing AND another:0.5" composes prompts, with weights')
+    p.add_argument("--gif", type=Path, help="also write the tokens appearing, with their confidences; as a strip, if the name ends in .png")
+    p.add_argument("--grid", nargs="+", metavar="key=a,b", help="one sheet of all combinations, such as: steps=4,8 guidance=0,2")
+    drawing_flags(p)
+    sampling_flags(p)
+
+    p = commands.add_parser("inpaint", help="draw anew what is white in a mask")
+    p.add_argument("image", type=Path)
+    p.add_argument("mask", type=Path)
+    p.add_argument("prompt", help="of the whole picture")
+    hole_flags(p)
+
+    p = commands.add_parser("outpaint", help="draw what lies around a picture")
+    p.add_argument("image", type=Path)
+    p.add_argument("prompt", help="of the whole picture")
+    p.add_argument("--pad", required=True, help="new pixels on each side, or L,T,R,B")
+    hole_flags(p)
+
+    p = commands.add_parser("edit", help="change a picture towards a prompt, without a mask")
+    p.add_argument("image", type=Path)
+    p.add_argument("prompt", help="of the picture as it should be")
+    p.add_argument("--iterations", type=int, default=50, help="more go farther from the picture (default 50)")
+    p.add_argument("--share", type=float, default=0.08, help="of the tokens, redrawn in each iteration (default 0.08)")
+    p.add_argument("--guidance", type=float, default=4.0)
+    p.add_argument("--top-k", type=int, default=3)
+    p.add_argument("--sheet", type=Path, help="also write the picture before and after")
+    drawing_flags(p)
 
     p = commands.add_parser("evaluate", help="measure a model on held-out pictures; writes report.json, samples.png and decoding.gif")
     p.add_argument("--model", default="toy-shapes", help="a model in data/, or a directory")
@@ -69,6 +91,42 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("notebooks", help="write the lessons as Jupyter notebooks")
     p.add_argument("folder", type=Path)
     return top
+
+
+def drawing_flags(p: Parser) -> None:
+    p.add_argument("-o", "--output", type=Path, default=Path("picture.png"), help="with --n above 1: NAME-0.png, NAME-1.png, ...")
+    p.add_argument("--n", type=int, default=1)
+    p.add_argument("--negative", default="", help="a prompt to steer away from")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--model", default="toy-shapes", help="a model in data/, or a directory")
+
+
+def sampling_flags(p: Parser) -> None:
+    """A flag for each field of `Sampling`; what is left out is as the model's config.json says."""
+    notes = {"steps": "passes of the base model", "guidance": "t in (1 + t) conditional - t unconditional; 0 is none"}
+    group = p.add_argument_group("sampling (see minimuse/decode.py)")
+    for name, kind in typing.get_type_hints(Sampling).items():
+        switch = dict(action=argparse.BooleanOptionalAction) if kind is bool else {}
+        group.add_argument(f"--{name.replace('_', '-')}", dest=f"sampling.{name}", help=notes.get(name), **switch)
+
+
+def hole_flags(p: Parser) -> None:
+    p.add_argument("--keep-pixels", action="store_true", help="the original pixels outside of the hole, not their tokens' picture")
+    p.add_argument("--tile", action="store_true", help="draw pictures of any size, through many windows")
+    p.add_argument("--sheet", type=Path, help="also write before, hole and after as one picture")
+    drawing_flags(p)
+    sampling_flags(p)
+
+
+def given(args) -> dict:
+    """The sampling that was asked for."""
+    found = {key.removeprefix("sampling."): value for key, value in vars(args).items() if key.startswith("sampling.") and value is not None}
+    return {name: value if value in (True, False) else read(name, value) for name, value in found.items()}
+
+
+def read(name: str, text: str):
+    """What a flag says of the field of `Sampling` that it is named after."""
+    return configs.parse(text, typing.get_type_hints(Sampling)[name], name)
 
 
 def show(records, row: int = 0) -> None:
@@ -100,23 +158,77 @@ def writable(path: Path) -> Path:
     return path
 
 
-def run_generate(args) -> None:
+def outputs(args, *also: Path | None) -> list[Path]:
+    """The files that a drawing goes to, all of them writable."""
     if args.n < 1:
         raise ValueError(f"--n is {args.n}; draw at least 1 picture")
     if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"{args.output}: write a .png, .jpg or .webp")
     names = [args.output] if args.n == 1 else [args.output.with_stem(f"{args.output.stem}-{i}") for i in range(args.n)]
-    for path in (*names, *([args.gif] if args.gif else [])):
+    for path in (*names, *(path for path in also if path)):
         writable(path)
-    muse = Muse.load(args.model)
-    drawing = dict(steps=args.steps, guidance=args.guidance, negative=args.negative, temperature=args.temperature, seed=args.seed)
-    for path, picture in zip(names, muse.generate(args.prompt, args.n, **drawing)):
+    return names
+
+
+def write(pictures: list, paths: list[Path]) -> None:
+    for picture, path in zip(pictures, paths, strict=True):
         picture.save(path)
         print(path)
+
+
+def run_generate(args) -> None:
+    names = outputs(args, args.gif)
+    muse = Muse.load(args.model)
+    sampling, sampling_hi = muse.sampling(**given(args))
+    how = dict(negative=args.negative, seed=args.seed, sampling=sampling, sampling_hi=sampling_hi)
+    if args.grid:
+        write([grid(muse, args, given(args))], [args.output])
+    else:
+        write(muse.generate(args.prompt, args.n, args.negative, args.seed, **given(args)), names)
     if args.gif:
-        sampling, sampling_hi = muse.sampling(args.steps, args.guidance, args.temperature)
-        decoding_gif(muse, [args.prompt], args.gif, negative=args.negative, seed=args.seed, sampling=sampling, sampling_hi=sampling_hi)
+        decoding_gif(muse, [args.prompt], args.gif, **how)
         print(args.gif)
+
+
+def grid(muse: Muse, args, settings: dict):
+    """A sheet with a picture (n, above one another) for each combination of what --grid lists."""
+    axes = {}
+    for text in args.grid:
+        key, _, values = text.partition("=")
+        if key not in typing.get_type_hints(Sampling) or not values:
+            raise ValueError(f"--grid {text}: write key=a,b with a key among {', '.join(typing.get_type_hints(Sampling))}")
+        axes[key] = [read(key, value) for value in values.split(",")]
+    cells = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    drawn = []
+    for cell in tqdm(cells, desc="grid"):
+        sampling, sampling_hi = muse.sampling(**settings | cell)
+        drawn.append(muse.draw([args.prompt] * args.n, negative=args.negative, seed=args.seed, sampling=sampling, sampling_hi=sampling_hi)[1])
+    titles = [", ".join(f"{k} {v}" for k, v in cell.items()) for cell in cells]
+    return sheet(list(torch.stack(drawn, dim=1)), titles, columns=len([*axes.values()][-1]))
+
+
+def run_edit(args) -> None:
+    """inpaint, outpaint, edit."""
+    names = outputs(args, args.sheet)
+    image = read_picture(args.image)
+    how = dict(n=args.n, negative=args.negative, seed=args.seed)
+    muse = Muse.load(args.model)
+    if args.command == "edit":
+        drawn = edit.edit(muse, image, args.prompt, args.iterations, **how, share=args.share, guidance=args.guidance, top_k=args.top_k)
+        before = [image]
+    elif args.command == "inpaint":
+        mask = read_picture(args.mask)
+        drawn = edit.inpaint(muse, image, mask, args.prompt, **how, keep_pixels=args.keep_pixels, tile=args.tile, **given(args))
+        before = [image, mask]
+    else:
+        pad = configs.parse(args.pad + "," if "," not in args.pad else args.pad, tuple[int, ...], "--pad")
+        if len(pad) not in (1, 4):
+            raise ValueError(f"--pad {args.pad}: give one number, or left,top,right,bottom")
+        drawn = edit.outpaint(muse, image, args.prompt, pad * (4 // len(pad)), **how, keep_pixels=args.keep_pixels, tile=args.tile, **given(args))
+        before = [image]
+    write(drawn, names)
+    if args.sheet:
+        write([beside([*before, *drawn], ["before", "mask"][: len(before)] + ["after"] * len(drawn))], [args.sheet])
 
 
 def run_train(args) -> None:
@@ -148,6 +260,8 @@ def main(argv: list[str] | None = None) -> int:
             demo(args.out, args.preset, args.seed, args.resume, show)
         elif args.command == "generate":
             run_generate(args)
+        elif args.command in ("inpaint", "outpaint", "edit"):
+            run_edit(args)
         elif args.command == "evaluate":
             muse = Muse.load(args.model)
             args.out.mkdir(parents=True, exist_ok=True)

@@ -144,12 +144,12 @@ def override(config: Config, assignments: list[str]) -> Config:
             kind, last = hints[name], i + 1 == len(path)
             if last == dataclasses.is_dataclass(kind):
                 raise ValueError(f"key {key!r} names {'a group of settings' if last else 'something inside a plain value'}")
-            node[name] = _parse(text, kind, key) if last else node[name]
+            node[name] = parse(text, kind, key) if last else node[name]
             node = node[name]
     return from_json(data)
 
 
-def _parse(text: str, kind, key: str):
+def parse(text: str, kind, key: str):
     """A value of type `kind`: str, int, float, or a tuple of one of them."""
     if kind is str:
         return text

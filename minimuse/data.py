@@ -224,18 +224,27 @@ def _rows(table: Path):
 
 
 def read_square(path: Path, side: int, smallest: int) -> Image.Image:
-    """The picture's middle square, side x side, on white where it is transparent."""
+    """The picture's middle square, side x side."""
+    image = read_picture(path)
+    if min(image.size) < smallest:
+        raise ValueError(f"{path} is {image.width}x{image.height}; the tokenizer needs {smallest}x{smallest}: enlarge it or remove it")
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A PNG, JPEG or WebP file as RGB, turned as it was taken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # refuse, do not only warn
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-                image = ImageOps.exif_transpose(image)  # phones store the turn, not the turned pixels
-                if image.mode.startswith(("I", "F")):  # PIL would clip these to white
-                    raise ValueError("more than 8 bits a channel")
-                image = image.convert("RGBA")
+                return on_white(ImageOps.exif_transpose(image))  # phones store the turn, not the turned pixels
     except Exception as error:  # PIL's readers raise whatever a broken file makes them trip over
         raise ValueError(f"{path} cannot be read ({error}); save it again as a smaller 8-bit PNG, or remove it") from None
-    if min(image.size) < smallest:
-        raise ValueError(f"{path} is {image.width}x{image.height}; the tokenizer needs {smallest}x{smallest}: enlarge it or remove it")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")  # first: no hidden colour bleeds in
-    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Any 8-bit picture as RGB, on white where it is transparent."""
+    if image.mode.startswith(("I", "F")):  # PIL would clip these to white
+        raise ValueError("more than 8 bits a channel")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,17 +1,19 @@
 """Parallel decoding: from hidden tokens to a picture in a dozen passes.
 
-Every pass predicts all hidden tokens at once, draws one guess for each, and keeps the guesses the model
-is most confident in; the rest is hidden again and guessed anew with more in sight. The loop is a
-generator of steps, so that a caller may take the last or draw them all; one step is a pure function of
-logits, ids and *noise*, so that it can be compared with a reference number by number. The same loop
+Every pass predicts all hidden tokens at once, draws one guess for each, and keeps the guesses that a *sampler*
+prefers (MaskGIT's: the ones the model is most confident in); the rest is hidden again and guessed anew with more in
+sight. The loop is a generator of steps, so that a caller may take the last or draw them all; one step is a pure
+function of logits, ids and *noise*, so that it can be compared with a reference number by number. The same loop
 serves the base and the super-resolution model, and fills any hole, not just an empty grid.
 
-Papers: MaskGIT (2202.04200) section 3.2; Muse (2301.00704) sections 2.7 (guidance) and 2.8.
-Letters: B batch, N image tokens, K codes, S steps, k the step.
+Papers: MaskGIT (2202.04200) section 3.2; Muse (2301.00704) sections 2.7 (guidance) and 2.8; Halton order
+(2503.17076); entropy-bounded unmasking (2505.24857); composed prompts (2206.01714).
+Letters: B batch, N image tokens, K codes, S steps, k the step, P prompts of one picture.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -27,15 +29,26 @@ class Sampling:
     steps: int = 12  # S
     guidance: float = 3.0
     ramp: bool = True  # guidance rises linearly to its value
+    guided: tuple[float, float] = (0.0, 1.0)  # the share of the steps after which guidance sets in, and ends (2503.07197)
     temperature: float = 1.0  # of the softmax that tokens are drawn from; 0 takes the most likely
+    top_k: int = 0  # draw from the k most likely codes only; 0 is all
+    sampler: str = "confidence"  # which guesses are kept: confidence, halton, random or entropy
     choice_temperature: float = 4.5  # of the noise on confidences, annealed to 0
+    entropy_bound: float = 0.5  # nats; of the entropy sampler
     law: str = "cosine"
 
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; decoding needs at least 1")
-        if self.guidance < 0 or self.temperature < 0 or self.choice_temperature < 0:
-            raise ValueError(f"guidance {self.guidance}, temperature {self.temperature} and choice_temperature {self.choice_temperature} must not be negative")
+        for name in ("guidance", "temperature", "top_k", "choice_temperature", "entropy_bound"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not 0 <= self.guided[0] <= self.guided[1] <= 1:
+            raise ValueError(f"guided is {self.guided}; give two shares of the steps, such as 0.5,1")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
+        if self.sampler == "random" and not self.choice_temperature:
+            raise ValueError("the random sampler orders tokens by their noise: choice_temperature must be above 0")
         schedule.gamma(0.0, self.law)
 
 
@@ -43,6 +56,9 @@ class Step(NamedTuple):
     ids: torch.Tensor  # (B, N) every position filled with its token or its present guess
     confidence: torch.Tensor  # (B, N) log-probability of the guess; +inf where the token was known
     hidden: torch.Tensor  # (B, N) bool, hidden again after this step
+
+
+# Guidance: several answers of the model to one
 
 
 def guide(cond: torch.Tensor, uncond: torch.Tensor, t: float) -> torch.Tensor:
@@ -53,60 +69,144 @@ def guide(cond: torch.Tensor, uncond: torch.Tensor, t: float) -> torch.Tensor:
     return cond if t == 0 else (1 + t) * cond - t * uncond
 
 
+def compose(uncond: torch.Tensor, conds: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
+    """uncond + sum of w_i (cond_i - uncond): each prompt pulls with its weight. One prompt of weight 1 + t is `guide`."""
+    return uncond + sum(w * (cond - uncond) for w, cond in zip(weights, conds))
+
+
+# Noise, and guesses
+
+
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Standard Gumbel noise, always float32 on the CPU: in half precision log(log(u)) is not finite."""
     u = torch.rand(shape, generator=generator).clamp(1e-20, 1 - 1e-7)
     return -torch.log(-torch.log(u))
 
 
-def confidence(
+def draw(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_k: int = 0) -> torch.Tensor:
+    """A draw from softmax(logits / temperature), of the k most likely codes if top_k is set: (..., K) -> (...) ids.
+
+    noise (..., K) standard Gumbel: argmax(logits + temperature * noise) is that draw.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    return (logits + temperature * noise).argmax(dim=-1)
+
+
+# Samplers: which guesses are kept. (logits, log_p of the guesses, hidden, left, noise, sampling) -> scores (B, N),
+# the highest of which are kept, and how many stay hidden, (B,): by the schedule `left`
+
+
+def confidence(logits, log_p, hidden, left, noise, sampling):
+    """What the model is surest of, MaskGIT's choice. The noise makes early choices bold (Muse has it from there)."""
+    return log_p + noise, left
+
+
+def random(logits, log_p, hidden, left, noise, sampling):
+    """Any: what confidence has to beat."""
+    return noise, left
+
+
+def halton(logits, log_p, hidden, left, noise, sampling):
+    """Places spread evenly over the picture, the same every time: neighbours, which depend on each other, come in different steps."""
+    return -halton_order(log_p.shape[-1]).to(log_p).expand_as(log_p), left
+
+
+def entropy(logits, log_p, hidden, left, noise, sampling):
+    """Where the model hesitates least, and as many as are safe, at least as many as the schedule asks.
+
+    Tokens drawn in one step are drawn independently; the error that this makes is at most the sum of their entropies but the
+    largest (2505.24857, section 3). As many are kept as keep this below a bound: certain ones cost nothing, whatever their number.
+    """
+    log_q = logits.log_softmax(dim=-1)
+    spread = -(log_q.exp() * log_q).nansum(dim=-1).masked_fill(~hidden, float("inf"))  # B N, nats; 0 * -inf is 0
+    ascending = spread.sort(dim=-1).values
+    before = ascending.cumsum(dim=-1) - ascending  # 0 for the first: one is kept at least. Ascending: the last is the largest
+    safe = (before <= sampling.entropy_bound).logical_and(ascending.isfinite()).sum(dim=-1)
+    return -spread, torch.minimum(left, hidden.sum(dim=-1) - safe)
+
+
+SAMPLERS = {"confidence": confidence, "halton": halton, "random": random, "entropy": entropy}
+
+
+@lru_cache
+def halton_order(tokens: int) -> torch.Tensor:
+    """The rank (N,) of each token of a square grid in the Halton sequence (bases 2 and 3), which fills a square evenly."""
+
+    def digits_mirrored(i: int, base: int) -> float:
+        """0.123 in base `base` for i = 321: van der Corput's sequence."""
+        place, value = 1.0, 0.0
+        while i:
+            place /= base
+            i, digit = divmod(i, base)
+            value += digit * place
+        return value
+
+    side, ranks, i = round(tokens**0.5), {}, 0
+    while len(ranks) < tokens:  # cells that are hit again keep their first rank
+        i += 1
+        ranks.setdefault(int(digits_mirrored(i, 2) * side) * side + int(digits_mirrored(i, 3) * side), len(ranks))
+    return torch.tensor([ranks[n] for n in range(tokens)])
+
+
+# The step and the loop
+
+
+def step(
     logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor, left: torch.Tensor,
-    token_noise: torch.Tensor, choice_noise: torch.Tensor, temperature: float,
+    token_noise: torch.Tensor, choice_noise: torch.Tensor, sampling: Sampling,
 ) -> Step:  # fmt: skip
-    """One MaskGIT step: draw a guess for each hidden token, hide the least confident `left` of them again.
+    """Draw a guess for each hidden token, hide `left` of them again: MaskGIT's step, if the sampler is "confidence".
 
     logits (B, N, K) guided, ids (B, N), hidden (B, N) bool, left (B,) how many stay hidden per row;
     token_noise (B, N, K) standard Gumbel; choice_noise (B, N) Gumbel already scaled by the annealed
-    temperature. Confidence is the log-softmax of the logits, before the temperature, plus choice_noise;
+    temperature. Confidence is the log-softmax of the logits, before temperature and top-k;
     ties fall to the position that comes first, and the counts are exact whatever the ties.
     """
     logits = logits.float()
-    # argmax(logits + temperature * Gumbel) is a draw from softmax(logits / temperature)
-    guess = torch.where(hidden, (logits + temperature * token_noise).argmax(dim=-1), ids)
+    guess = torch.where(hidden, draw(logits, token_noise, sampling.temperature, sampling.top_k), ids)
     log_p = logits.log_softmax(dim=-1).gather(-1, guess[..., None])[..., 0]
-    log_p = log_p.masked_fill(~hidden, float("inf"))
-    order = (log_p + choice_noise).argsort(dim=-1, descending=True, stable=True)  # most confident first
+    score, left = SAMPLERS[sampling.sampler](logits, log_p, hidden, left, choice_noise, sampling)
+    order = score.masked_fill(~hidden, float("inf")).argsort(dim=-1, descending=True, stable=True)  # what is kept first
     rank = order.argsort(dim=-1)
-    return Step(guess, log_p, rank >= ids.shape[-1] - left[:, None])
+    return Step(guess, log_p.masked_fill(~hidden, float("inf")), rank >= ids.shape[-1] - left[:, None])
 
 
 def decode(
-    model: Callable[[torch.Tensor, Context], torch.Tensor], ids: torch.Tensor, mask_id: int,
-    context: Context, uncond: Context | None, sampling: Sampling, generator: torch.Generator,
+    model: Callable[..., torch.Tensor], ids: torch.Tensor, mask_id: int, context: Context, uncond: Context | None,
+    sampling: Sampling, generator: torch.Generator, weights: tuple[float, ...] = (1.0,),
 ) -> Iterator[Step]:  # fmt: skip
     """Fill the tokens of ids (B, N) that equal mask_id, in at most `sampling.steps` passes; yields each step.
 
     `uncond` is the context to steer away from: an empty caption's, or a negative prompt's; None means no
-    guidance. Its rows run in one batch with the conditional ones. Nothing hidden: no step at all.
+    guidance. Its rows run in one batch with the conditional ones, and not at all in steps that need no guidance.
+    Of P `weights`, `context` has P B rows, prompt by prompt. Nothing hidden: no step at all.
     """
     hidden = ids == mask_id
     B, N = ids.shape
     after = [schedule.masked_after(int(n), sampling.steps, sampling.law) for n in hidden.sum(dim=-1)]
     both = context if uncond is None else context.join(uncond)
     for k in range(sampling.steps):
-        left = torch.tensor([row[k] for row in after], device=ids.device)
+        left = torch.tensor([row[k] for row in after], device=ids.device).minimum(hidden.sum(dim=-1))
         if bool((hidden.sum(dim=-1) == left).all()):
-            continue  # more steps than tokens: nothing to reveal, so no pass
-        inputs = ids.masked_fill(hidden, mask_id)
-        t = schedule.guidance_at(k, sampling.steps, sampling.guidance, sampling.ramp)
+            continue  # more steps than tokens, or all are filled: nothing to reveal, so no pass
+        t = schedule.guidance_at(k, sampling.steps, sampling.guidance, sampling.ramp, sampling.guided)
+        alone = uncond is None or (t == 0 and weights == (1.0,))
+        rows = len(weights) + (not alone)
+        inputs, where = ids.masked_fill(hidden, mask_id).repeat(rows, 1), hidden.repeat(rows, 1)
         with torch.no_grad():
-            if uncond is None or t == 0:
-                logits = model(inputs, context)
-            else:
-                logits = guide(*model(torch.cat([inputs, inputs]), both).chunk(2), t)
+            asked = model(inputs, context if alone else both, where)  # M K: the head runs for hidden tokens only
+        *conds, last = asked.chunk(rows)
+        if weights == (1.0,):
+            mixed = last if alone else guide(conds[0], last, t)
+        else:
+            mixed = compose(last, conds, [(1 + t) * w for w in weights])
+        logits = mixed.new_zeros(B, N, mixed.shape[-1])
+        logits[hidden] = mixed
         scale = schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
         token_noise = gumbel((B, N, logits.shape[-1]), generator).to(ids.device)
         choice_noise = scale * gumbel((B, N), generator).to(ids.device)
-        step = confidence(logits, ids, hidden, left, token_noise, choice_noise, sampling.temperature)
-        ids, hidden = step.ids, step.hidden
-        yield step
+        taken = step(logits, ids, hidden, left, token_noise, choice_noise, sampling)
+        ids, hidden = taken.ids, taken.hidden
+        yield taken

@@ -1,6 +1,7 @@
 """Pictures of pictures: sheets with captions, and the tokens of one image appearing as a GIF."""
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -33,16 +34,41 @@ def sheet(rows: list[torch.Tensor], captions: list[str], columns: int = 8, cell:
     return page
 
 
-def decoding_gif(muse: Muse, prompts: list[str], path: str | Path, cell: int = 160, **settings) -> int:
-    """Write the decoding of some prompts as a GIF, low-res passes first; returns the number of frames. Shaded: hidden again."""
-    frames = []
+def passes(muse: Muse, prompts: list[str], **settings) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Decode, and show every pass as (B, 3, H, W) in [-1, 1]: all guesses, shaded where they are hidden again; and how
+    probable each was to the model, from black to white."""
     for resolution, step in muse.steps(prompts, **settings):
         images = muse.pixels(step.ids, resolution)
-        grid = int(step.ids.shape[1] ** 0.5)
-        shade = step.hidden.view(-1, 1, grid, grid).float()
-        shade = torch.nn.functional.interpolate(shade, size=images.shape[-2:])
-        images = images * (1 - 0.75 * shade) + 0.55 * 0.75 * shade
-        frames.append(sheet([images], prompts, len(prompts), cell))
-    times = [220] * (len(frames) - 1) + [2500]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+        grid, side = int(step.ids.shape[1] ** 0.5), images.shape[-1]
+        spread = lambda x: x.float().view(-1, 1, grid, grid).repeat_interleave(side // grid, 2).repeat_interleave(side // grid, 3)
+        shade = 0.75 * spread(step.hidden)
+        probability = step.confidence.exp().clamp(max=1)  # infinite where the token was known
+        yield images * (1 - shade) + 0.55 * shade, (2 * spread(probability) - 1).expand(-1, 3, -1, -1)
+
+
+def decoding_gif(muse: Muse, prompts: list[str], path: str | Path, cell: int = 160, **settings) -> int:
+    """Write the decoding of some prompts as a GIF, low-res passes first, confidences below; returns the number of frames.
+
+    A path that does not end in .gif gets all frames side by side.
+    """
+    moving = Path(path).suffix.lower() == ".gif"
+    frames = [sheet([*pair], prompts, len(prompts), cell if moving else cell // 2) for pair in passes(muse, prompts, **settings)]
+    if moving:
+        times = [220] * (len(frames) - 1) + [2500]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+    else:
+        beside(frames, [f"pass {k + 1}" for k in range(len(frames))], scale=1).save(path)
     return len(frames)
+
+
+def beside(pictures: list[Image.Image], titles: list[str], scale: int = 2) -> Image.Image:
+    """Pictures of any size in a row, each under its title, enlarged so that pixels can be seen."""
+    font, line, gap = ImageFont.load_default(11), 16, 6
+    pictures = [p.convert("RGB").resize((scale * p.width, scale * p.height), Image.Resampling.NEAREST) for p in pictures]
+    page = Image.new("RGB", (gap + sum(p.width + gap for p in pictures), line + gap + max(p.height for p in pictures)), PAPER)
+    x = gap
+    for picture, title in zip(pictures, titles):
+        ImageDraw.Draw(page).text((x, 2), title, INK, font)
+        page.paste(picture, (x, line))
+        x += picture.width + gap
+    return page

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -59,6 +60,15 @@ def build(part: str, config: Config, text_width: int) -> nn.Module:
     return Tokenizer(low if part == "tokenizer" else high).to(memory_format=torch.channels_last)
 
 
+class Asked(NamedTuple):
+    """What to draw, as the models see it: P prompts for each of B pictures, and what to steer away from."""
+
+    text: torch.Tensor  # (P B, T, E), prompt by prompt
+    visible: torch.Tensor  # (P B, T)
+    against: tuple[torch.Tensor, torch.Tensor]  # (B, T, E) and (B, T): the null caption, or a negative prompt
+    weights: tuple[float, ...]  # of the P prompts
+
+
 class Muse:
     """All parts, on one device, ready to draw."""
 
@@ -89,37 +99,59 @@ class Muse:
             save_part(directory, name, part, dtype)
         write_json(directory / "config.json", self.about)
 
+    def read(self, prompts: list[str], negative: str = "") -> Asked:
+        """The prompts of B pictures, through the text encoder. An empty prompt is the null caption.
+
+        "a red circle AND a blue square:0.5" composes two, with weights; all B prompts must then have the same weights.
+        """
+        if not prompts:
+            raise ValueError("no prompt; draw at least 1 picture")
+        parts = [[split_weight(part) for part in prompt.split(" AND ")] for prompt in prompts]
+        weights = {tuple(weight for _, weight in row) for row in parts}
+        if len(weights) > 1:
+            raise ValueError(f"prompts drawn together need the same weights; these have {sorted(weights)}")
+        texts = [row[i][0] for i in range(len(parts[0])) for row in parts]  # prompt by prompt
+        text, visible = self.text([*texts, negative])  # together, so that all have one length
+        against = text[-1:].expand(len(prompts), -1, -1), visible[-1:].expand(len(prompts), -1)
+        return Asked(text[:-1], visible[:-1], against, weights.pop())
+
     @torch.no_grad()
-    def steps(
-        self, prompts: list[str], negative: str = "", sampling: Sampling | None = None, sampling_hi: Sampling | None = None, seed: int = 0
-    ) -> Iterator[tuple[str, Step]]:
-        """Decode B pictures: ("low", step)... then ("high", step)... with (B, N) ids. An empty prompt is the null caption."""
-        sampling, sampling_hi = sampling or self.config.sampling, sampling_hi or self.config.sampling_hi
-        generator = torch.Generator().manual_seed(seed)
-        text, visible = self.text([*prompts, negative])  # together, so that all have one length
-        B = len(prompts)
-        against = text[-1:].expand(B, -1, -1), visible[-1:].expand(B, -1)
-
-        def contexts(model: nn.Module, guidance: float, *low: torch.Tensor) -> tuple[Context, Context | None]:
-            conditional = model.context(text[:B], visible[:B], *low)
-            return conditional, model.context(*against, *low) if guidance else None
-
+    def contexts(self, model: nn.Module, asked: Asked, guidance: float, *low: torch.Tensor) -> tuple[Context, Context | None]:
+        """What a model looks at, and what it is steered away from, computed once for all steps; super-resolution's low-res ids (B, n) too."""
         with autocast(self.device):
-            blank = torch.full((B, self.config.tokenizer.grid**2), self.base.mask_id, device=self.device)
-            low = blank
-            for step in decode(self.base, blank, self.base.mask_id, *contexts(self.base, sampling.guidance), sampling, generator):
-                low = step.ids
-                yield "low", step
-            blank = torch.full((B, self.config.tokenizer_hi.grid**2), self.superres.mask_id, device=self.device)
-            pair = contexts(self.superres, sampling_hi.guidance, low)
-            for step in decode(self.superres, blank, self.superres.mask_id, *pair, sampling_hi, generator):
-                yield "high", step
+            context = model.context(asked.text, asked.visible, *(ids.repeat(len(asked.weights), 1) for ids in low))
+            return context, model.context(*asked.against, *low) if guidance or asked.weights != (1.0,) else None
+
+    def fill(self, model: nn.Module, ids: torch.Tensor, asked: Asked, sampling: Sampling, generator: torch.Generator, *low: torch.Tensor) -> Iterator[Step]:
+        """Decode what is hidden in ids (B, N)."""
+        contexts = self.contexts(model, asked, sampling.guidance, *low)
+        with autocast(self.device):
+            yield from decode(model, ids, model.mask_id, *contexts, sampling, generator, asked.weights)
+
+    def steps(
+        self, prompts: list[str], negative: str = "", sampling: Sampling | None = None, sampling_hi: Sampling | None = None,
+        seed: int = 0, low: torch.Tensor | None = None, high: torch.Tensor | None = None,
+    ) -> Iterator[tuple[str, Step]]:  # fmt: skip
+        """Decode B pictures: ("low", step)... then ("high", step)... with (B, N) ids.
+
+        low, high: what is there already, with mask ids where something is to be drawn; left out, nothing is there.
+        """
+        generator, asked = torch.Generator().manual_seed(seed), self.read(prompts, negative)
+        blank = lambda model, config: torch.full((len(prompts), config.grid**2), model.mask_id, device=self.device)
+        low = blank(self.base, self.config.tokenizer) if low is None else low
+        high = blank(self.superres, self.config.tokenizer_hi) if high is None else high
+        for step in self.fill(self.base, low, asked, sampling or self.config.sampling, generator):
+            low = step.ids
+            yield "low", step
+        for step in self.fill(self.superres, high, asked, sampling_hi or self.config.sampling_hi, generator, low):
+            yield "high", step
 
     @torch.no_grad()
     def pixels(self, ids: torch.Tensor, resolution: str, finetuned: bool = True) -> torch.Tensor:
-        """Token ids (B, N) of resolution "low" or "high" -> images (B, 3, H, W) in [-1, 1]."""
+        """Token ids (B, h, w), or (B, N) of a square, of resolution "low" or "high" -> images (B, 3, H, W) in [-1, 1]."""
         tokenizer = self.tokenizer if resolution == "low" else self.tokenizer_hi
-        ids = rearrange(ids, "B (h w) -> B h w", h=tokenizer.config.grid)
+        if ids.dim() == 2:
+            ids = rearrange(ids, "B (h w) -> B h w", h=tokenizer.config.grid)
         with autocast(self.device):
             if resolution == "low" or not finetuned:
                 return tokenizer.decode(ids)
@@ -137,21 +169,27 @@ class Muse:
             highs.append(self.pixels(last["high"], "high"))
         return torch.cat(lows), torch.cat(highs)
 
-    def generate(
-        self, prompt: str, n: int = 1, steps: int | None = None, guidance: float | None = None,
-        negative: str = "", temperature: float | None = None, seed: int = 0,
-    ) -> list[Image.Image]:  # fmt: skip
-        """n pictures of one prompt, as PIL images. Arguments left out take the model's configuration."""
+    def generate(self, prompt: str, n: int = 1, negative: str = "", seed: int = 0, **given) -> list[Image.Image]:
+        """n pictures of one prompt, as PIL images. `given`: steps=12, guidance=3.0 and whatever else `Sampling` has."""
         if n < 1:
             raise ValueError(f"n is {n}; draw at least 1 picture")
-        sampling, sampling_hi = self.sampling(steps, guidance, temperature)
+        sampling, sampling_hi = self.sampling(**given)
         return to_pil(self.draw([prompt] * n, negative=negative, seed=seed, sampling=sampling, sampling_hi=sampling_hi)[1])
 
-    def sampling(self, steps: int | None, guidance: float | None, temperature: float | None) -> tuple[Sampling, Sampling]:
-        """The configuration's sampling of both models, with what is given in its place."""
-        given = {k: v for k, v in dict(steps=steps, guidance=guidance, temperature=temperature).items() if v is not None}
+    def sampling(self, **given) -> tuple[Sampling, Sampling]:
+        """The configuration's sampling of both models, with what is given (and not None) in its place."""
+        given = {k: v for k, v in given.items() if v is not None}
         high = {k: v for k, v in given.items() if k != "steps"}  # `steps` counts the base model's passes
         return replace(self.config.sampling, **given), replace(self.config.sampling_hi, **high)
+
+
+def split_weight(part: str) -> tuple[str, float]:
+    """ "a red circle:0.5" -> ("a red circle", 0.5); without a number at the end, 1."""
+    text, _, number = part.strip().rpartition(":")
+    try:
+        return text.strip(), float(number)
+    except ValueError:
+        return part.strip(), 1.0
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:

@@ -77,8 +77,13 @@ def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
     return left + [0]
 
 
-def guidance_at(k: int, steps: int, guidance: float, ramp: bool = True) -> float:
-    """Guidance at step k: t (k+1)/S, so that early steps stay diverse and the last is guided in full (Muse, section 2.7)."""
+def guidance_at(k: int, steps: int, guidance: float, ramp: bool = True, guided: tuple[float, float] = (0.0, 1.0)) -> float:
+    """Guidance at step k: t (k+1)/S, so that early steps stay diverse and the last is guided in full (Muse, section 2.7).
+
+    Without `ramp` it is t; outside of the interval `guided`, in shares of the steps, 0 (2503.07197: late steps need it most).
+    """
+    if not guided[0] < (k + 1) / steps <= guided[1]:
+        return 0.0
     return guidance * (k + 1) / steps if ramp else guidance
 
 

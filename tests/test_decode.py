@@ -9,6 +9,8 @@ from minimuse import schedule
 from minimuse.decode import Sampling, Step
 from properties import decoding, guidance
 
+from exercises.lesson06 import package_step
+
 STEP_PROPERTIES = (
     decoding.hides_the_count_again, decoding.keeps_what_is_known, decoding.draws_from_the_tempered_softmax, decoding.keeps_the_most_confident,
 )  # fmt: skip
@@ -23,11 +25,11 @@ LOOP_PROPERTIES = (
 
 @pytest.mark.parametrize("prop", STEP_PROPERTIES)
 def test_step(prop):
-    prop(ours.confidence)
+    prop(package_step)
 
 
 def step(logits, ids, hidden, left, token_noise, choice_noise, temperature, bug=None):
-    """decode.confidence once more, with one bug at a time."""
+    """decode.step once more, with one bug at a time."""
     tempered = logits / temperature if temperature else logits
     guess = (logits + (token_noise if bug == "no temperature" else temperature * token_noise)).argmax(-1)
     if bug != "known tokens drawn again":
@@ -108,7 +110,7 @@ def decode(model, ids, mask_id, context, uncond, sampling, generator, bug=None):
         draw = None if bug == "global noise" else generator
         precision = logits.dtype if bug == "half noise" else torch.float32
         gumbel = lambda *shape: -torch.log(-torch.log(torch.rand(shape, generator=draw).to(precision).clamp(1e-20, 1 - 1e-7)))
-        now = (step if bug == "half confidence" else ours.confidence)(
+        now = (step if bug == "half confidence" else package_step)(
             logits, ids, hidden, left, gumbel(*logits.shape), tau * gumbel(*ids.shape), sampling.temperature
         )
         ids = now.ids.masked_fill(now.hidden, mask_id) if bug == "the state is returned" else now.ids
@@ -121,7 +123,7 @@ def one_batch(decoder):
 
     def run(model, ids, mask_id, context, uncond, sampling, generator):
         class Both:
-            def __call__(self, inputs, rows):
+            def __call__(self, inputs, rows, where=None):
                 if uncond is None or sampling.guidance == 0:
                     return model(inputs, rows)
                 if rows is context:
@@ -175,7 +177,7 @@ def test_every_hole_is_filled_in_all_steps():
 @pytest.mark.parametrize("law", schedule.LAWS)
 def test_all_equal_confidences(law):
     """A model that knows nothing: exact counts in every step, by every law."""
-    constant = lambda ids, context: torch.zeros(*ids.shape, 7)
+    constant = lambda ids, context, where: torch.zeros(*ids.shape, 7)[where]
     ids = torch.full((3, 25), 7)
     ids[1, :20], ids[2, 3] = 2, 5
     sampling = Sampling(steps=6, law=law, temperature=0.0, choice_temperature=0.0)
@@ -229,8 +231,15 @@ def test_half_precision_noise(dtype, refuses):
 def test_impossible_sampling():
     with pytest.raises(ValueError, match="steps is 0"):
         Sampling(steps=0)
-    for setting in ("guidance", "temperature", "choice_temperature"):
-        with pytest.raises(ValueError, match="-0.5"):
+    for setting in ("guidance", "temperature", "choice_temperature", "top_k", "entropy_bound"):
+        with pytest.raises(ValueError, match=f"{setting} is -0.5"):
             Sampling(**{setting: -0.5})
+    for guided in ((0.5, 0.2), (-0.1, 1.0), (0.0, 1.5)):
+        with pytest.raises(ValueError, match="two shares"):
+            Sampling(guided=guided)
+    with pytest.raises(ValueError, match="'best'.*halton"):
+        Sampling(sampler="best")
+    with pytest.raises(ValueError, match="choice_temperature must be above 0"):
+        Sampling(sampler="random", choice_temperature=0.0)
     with pytest.raises(ValueError, match="'circle'"):
         Sampling(law="circle")

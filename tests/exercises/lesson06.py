@@ -101,9 +101,9 @@ def with_guidance(decode):
         due = iter([k for k in range(sampling.steps) if any(row[k] != row[k + 1] for row in rows)])
         both = context.join(uncond)
 
-        def mixed(inputs, context):
+        def mixed(inputs, context, where=...):
             t = schedule.guidance_at(next(due, sampling.steps - 1), sampling.steps, sampling.guidance, sampling.ramp)
-            return ours.guide(*model(torch.cat([inputs, inputs]), both).chunk(2), t) if t else model(inputs, context)
+            return (ours.guide(*model(torch.cat([inputs, inputs]), both).chunk(2), t) if t else model(inputs, context))[where]
 
         yield from decode(mixed, ids, mask_id, context, sampling, generator)
 
@@ -123,15 +123,13 @@ def of_the_loop(prop):
 # The package, with the signatures of the exercises, and once more with bugs
 
 
-def package_draw(logits, noise, temperature):
-    N, K = logits.shape
-    everything, nothing = torch.ones(1, N, dtype=torch.bool), torch.zeros(1, N)
-    return ours.confidence(logits[None], nothing.long(), everything, torch.zeros(1).long(), noise[None], nothing, temperature).ids[0]
+def package_step(logits, ids, hidden, left, token_noise, choice_noise, temperature):
+    return ours.step(logits, ids, hidden, left, token_noise, choice_noise, Sampling(temperature=temperature))
 
 
 def package_hidden_again(scores, hidden, left):
     only = torch.zeros(*scores.shape, 1)  # one code: each log-probability is 0
-    return ours.confidence(only, torch.zeros_like(hidden).long(), hidden, left, only, scores, 1.0).hidden
+    return package_step(only, torch.zeros_like(hidden).long(), hidden, left, only, scores, 1.0).hidden
 
 
 def package_decode(model, ids, mask_id, context, sampling, generator):
@@ -195,7 +193,7 @@ def loop(model, ids, mask_id, context, sampling, generator, bug=None):
         tau = tau * (1 - (k + 1) / S) if bug == "annealed twice" else schedule.noise_at(k, S, sampling.choice_temperature)
         draw = None if bug == "global noise" else generator
         noises = ours.gumbel(logits.shape, draw), tau * ours.gumbel(ids.shape, draw)
-        now = ours.confidence(logits, ids, hidden, left, *noises, sampling.temperature)
+        now = package_step(logits, ids, hidden, left, *noises, sampling.temperature)
         hidden = now.hidden
         ids = now.ids.masked_fill(hidden, mask_id) if bug == "the state is shown" else now.ids
         yield Step(ids, now.confidence, hidden)
@@ -237,7 +235,7 @@ EXERCISES = [
     ),
     Exercise(
         "tempered_draw",
-        package_draw,
+        ours.draw,
         (takes_the_highest_of_logits_and_noise, frequencies_follow_the_tempered_softmax),
         hint="which code wins must not change when all scores of a row are multiplied by the same positive number. Use that to avoid a division.",
         wrong=(
@@ -260,7 +258,7 @@ EXERCISES = [
     ),
     Exercise(
         "step",
-        ours.confidence,
+        package_step,
         (
             decoding.hides_the_count_again, decoding.keeps_what_is_known,
             decoding.draws_from_the_tempered_softmax, decoding.keeps_the_most_confident,

@@ -1,6 +1,6 @@
 """Properties of parallel decoding (`minimuse/decode.py`; MaskGIT, section 3.2; Muse, sections 2.7 and 2.8).
 
-A `step` has the signature of `decode.confidence`, a `decode` that of `decode.decode`. The model here is a
+A `step` has the signature of `decode.step`, but for a temperature in place of the sampling; a `decode` that of `decode.decode`. The model here is a
 table look-up in multiples of 1/4, exact in every precision, so that ties are common and noise alone
 decides; the reference is NumPy in float64.
 """
@@ -145,9 +145,10 @@ class Table:
     def logits(self, ids, rows):
         return self.own[ids] + self.next[np.roll(ids, -1, axis=1)] + rows[:, None]
 
-    def __call__(self, ids, context):
+    def __call__(self, ids, context, where=None):
         self.passes.append(ids.clone())
-        return torch.from_numpy(self.logits(ids.numpy(), context.rows.double().numpy())).to(self.dtype)
+        logits = torch.from_numpy(self.logits(ids.numpy(), context.rows.double().numpy())).to(self.dtype)
+        return logits if where is None else logits[where]
 
 
 def rows(seed, B, K):
