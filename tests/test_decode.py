@@ -1,6 +1,8 @@
 """Parallel decoding against a NumPy reference, and a dozen broken decoders: `pytest tests/test_decode.py`."""
 
+from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -226,6 +228,120 @@ def test_half_precision_noise(dtype, refuses):
 
     refuses(decoding.noise_is_standard_gumbel, gumbel)
     refuses(decoding.noise_is_standard_gumbel, lambda shape, generator: torch.randn(shape, generator=generator))
+
+
+# Samplers, prompts, and intervals of guidance
+
+
+def swapped(sampler, name="confidence"):
+    """decode with another function for a sampler."""
+
+    def run(*args):
+        with mock.patch.dict(ours.SAMPLERS, {name: sampler}):
+            yield from ours.decode(*args)
+
+    return run
+
+
+def test_samplers():
+    assert tuple(ours.SAMPLERS) == ("confidence", "halton", "random", "entropy")
+    decoding.every_sampler_keeps_its_promises(ours.decode)
+    decoding.visits_every_place_evenly(ours.halton_order)
+    decoding.reveals_as_many_as_are_safe(ours.entropy)
+    decoding.draws_from_the_k_likeliest(ours.draw)
+
+
+def greedy_entropy(logits, log_p, hidden, left, noise, sampling, bug):
+    """decode.entropy with one bug at a time."""
+    p = logits.softmax(-1)
+    spread = -(p * (p + 1e-30).log()).sum(-1)
+    spread = spread if bug == "known compete" else spread.masked_fill(~hidden, float("inf"))
+    rising = spread.sort(-1).values
+    sums = rising.cumsum(-1) - (0 if bug == "the largest counts" else rising)
+    safe = (sums <= sampling.entropy_bound).logical_and(rising.isfinite()).sum(-1)
+    later = hidden.sum(-1) - safe
+    return (spread if bug == "least certain first" else -spread), later if bug == "slower than the schedule" else torch.minimum(left, later)
+
+
+@pytest.mark.parametrize("planted", [
+    swapped(lambda logits, log_p, hidden, left, noise, sampling: (log_p, (left - 1).clamp(min=0))),
+    swapped(lambda logits, log_p, hidden, left, noise, sampling: (log_p, left.clamp(min=1))),
+    swapped(lambda logits, log_p, hidden, left, noise, sampling: (log_p + torch.rand(log_p.shape), left)),
+    swapped(partial(greedy_entropy, bug="slower than the schedule"), "entropy"),
+])  # fmt: skip
+def test_broken_samplers(planted, refuses):
+    with torch.random.fork_rng():
+        refuses(decoding.every_sampler_keeps_its_promises, planted)
+
+
+@pytest.mark.parametrize("bug", ["known compete", "the largest counts", "least certain first", "slower than the schedule"])
+def test_broken_entropy(bug, refuses):
+    decoding.reveals_as_many_as_are_safe(partial(greedy_entropy, bug=None))
+    refuses(decoding.reveals_as_many_as_are_safe, partial(greedy_entropy, bug=bug))
+
+
+@pytest.mark.parametrize("planted", [
+    torch.arange,  # row by row
+    lambda n: ours.halton_order(n).reshape(round(n**0.5), -1).T.flatten(),
+    lambda n: ours.halton_order(n).clamp(max=n - 2),
+    lambda n: n - 1 - ours.halton_order(n),
+])  # fmt: skip
+def test_other_orders(planted, refuses):
+    refuses(decoding.visits_every_place_evenly, planted)
+
+
+@pytest.mark.parametrize("planted", [
+    lambda x, g, T, k: ours.draw(x, g, T, 0),
+    lambda x, g, T, k: ours.draw(x, g, T, k + 1),
+    lambda x, g, T, k: ours.draw(x, g, T, max(1, k)),
+    lambda x, g, T, k: ours.draw(x, g, T, max(0, k - 1)),
+    lambda x, g, T, k: ours.draw(-x, g, T, k),
+])  # fmt: skip
+def test_broken_draws(planted, refuses):
+    refuses(decoding.draws_from_the_k_likeliest, planted)
+
+
+@pytest.mark.parametrize("ramp", [True, False])
+def test_composed_prompts(ramp):
+    """Two prompts with weights: what a model gives that mixes their logits itself, step by step with the same noise."""
+    sampling, weights = Sampling(steps=4, guidance=2.0, ramp=ramp), (1.0, -0.5)
+    ids, draw = torch.full((2, 9), 5), decoding.generator
+    model, one, two, null = decoding.Table(1, 5), *(decoding.rows(s, 2, 5) for s in (1, 2, 3))
+    taken = list(ours.decode(model, ids, 5, one.join(two), null, sampling, draw(0), weights))
+    assert [len(seen) for seen in model.passes] == [6] * 4  # all three in one batch
+    steps = iter(range(4))
+
+    def mixed(inputs, context, where):
+        scale = 1 + 2.0 * ((next(steps) + 1) / 4 if ramp else 1)
+        u, a, b = (model(inputs, rows, where) for rows in (null, one, two))
+        return u + scale * 1.0 * (a - u) + scale * -0.5 * (b - u)
+
+    wanted = list(ours.decode(mixed, ids, 5, one, None, replace(sampling, guidance=0.0), draw(0)))
+    for step, other in zip(taken, wanted, strict=True):
+        assert torch.equal(step.ids, other.ids) and torch.equal(step.hidden, other.hidden)
+        torch.testing.assert_close(step.confidence, other.confidence)
+
+
+def test_one_prompt_of_weight_one_is_plain_guidance():
+    ids, draw, model, one, null = torch.full((2, 9), 5), decoding.generator, decoding.Table(1, 5), decoding.rows(1, 2, 5), decoding.rows(2, 2, 5)
+    run = lambda **how: [*ours.decode(model, ids, 5, one, null, Sampling(steps=4, guidance=2.0), draw(0), **how)][-1].ids
+    assert torch.equal(run(), run(weights=(1.0,))) and not torch.equal(run(), run(weights=(0.2,)))
+
+
+def test_no_unconditional_pass_outside_of_the_interval():
+    for guided, batches in (((0.5, 1.0), [2, 2, 4, 4]), ((0.0, 0.25), [4, 2, 2, 2]), ((0.0, 1.0), [4] * 4), ((0.0, 0.0), [2] * 4)):
+        model = decoding.Table(1, 5)
+        sampling = Sampling(steps=4, guidance=2.0, ramp=False, guided=guided)
+        list(ours.decode(model, torch.full((2, 9), 5), 5, decoding.rows(1, 2, 5), decoding.rows(2, 2, 5), sampling, decoding.generator()))
+        assert [len(seen) for seen in model.passes] == batches, guided
+
+
+def test_certain_tokens_come_at_once():
+    """A model that is sure of everything needs one step by entropy, and S by confidence."""
+    sure = lambda ids, context, where: 50.0 * torch.eye(16)[torch.arange(16)].expand(len(ids), 16, 16)[where]
+    for sampler, steps in (("entropy", 1), ("confidence", 8)):
+        sampling = Sampling(steps=8, sampler=sampler)
+        assert len(list(ours.decode(sure, torch.full((2, 16), 16), 16, None, None, sampling, decoding.generator()))) == steps
 
 
 def test_impossible_sampling():

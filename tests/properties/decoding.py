@@ -5,7 +5,7 @@ table look-up in multiples of 1/4, exact in every precision, so that ties are co
 decides; the reference is NumPy in float64.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -327,6 +327,98 @@ def model_sees_masks_only(decode):
             for half in seen.split(len(ids)):
                 assert torch.equal(half, ids.masked_fill(hidden, problem.codes)), f"the model saw {half.tolist()}"
             ids, hidden = step.ids, step.hidden
+
+    check()
+
+
+def every_sampler_keeps_its_promises(decode, samplers=("confidence", "halton", "random", "entropy")):
+    """Whichever chooses: given tokens are untouched, what is revealed stays, ids are codes, all is done within S steps, a
+    seed gives one picture, confidences are finite in half precision. Counts are the schedule's; entropy may only be faster, and
+    reveals something in every row at every step."""
+
+    @given(problems(max_steps=12), st.sampled_from(samplers), st.integers(0, 3), st.sampled_from([0.0, 1.0]), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    @example(HOLE, samplers[0], 0, 0.0, torch.float32)
+    @example(EMPTY, samplers[-1], 2, 0.0, torch.float32)
+    @example(UNEVEN, samplers[-1], 0, 1.0, torch.float32)
+    def check(problem, sampler, top_k, bound, dtype):
+        problem.sampling = replace(problem.sampling, sampler=sampler, top_k=top_k, choice_temperature=4.5, entropy_bound=bound)
+        taken, hidden = problem.run(decode, dtype), problem.ids == problem.codes
+        ids, left = problem.ids, dict(problem.schedule())
+        assert len(taken) <= problem.sampling.steps and (sampler == "entropy" or len(taken) == len(left))
+        for step, (k, due) in zip(taken, left.items()):
+            guess, log_p, now = (x.numpy() for x in step)
+            assert 0 <= guess.min() <= guess.max() < problem.codes, f"ids {guess.tolist()}, codes 0..{problem.codes - 1}"
+            assert (guess == ids)[~hidden].all() and not (now & ~hidden).any(), f"{sampler}, step {k}: known tokens changed"
+            assert np.isfinite(log_p[hidden]).all(), f"{sampler}, {dtype}: confidences {log_p.tolist()}"
+            counts, before = now.sum(-1), hidden.sum(-1)
+            if sampler == "entropy":
+                assert ((counts < before) | (before == 0)).all(), f"step {k}: {before} hidden before, {counts} after"
+                assert (counts <= due).all(), f"step {k}: {counts} hidden, the schedule asks for {due}"
+            else:
+                assert (counts == due).all(), f"{sampler}, step {k}: {counts} hidden, not {due}"
+            ids, hidden = guess, now
+        assert not hidden.any(), f"{sampler}: tokens are hidden after the last step"
+        again = problem.run(decode, dtype)
+        assert all(torch.equal(a, b) for one, two in zip(taken, again) for a, b in zip(one, two)), f"{sampler} is not a function of the seed"
+
+    check()
+
+
+def draws_from_the_k_likeliest(draw):
+    """With top_k no draw leaves the k most likely codes, and all of them are drawn; 0 and K are no limit. draw(logits, noise, temperature, top_k)."""
+    logits, noise = torch.tensor([0.0, 2.0, -1.0, 1.0, 1.5]).expand(4000, 5), gumbel_of((4000, 5))
+    likeliest = [1, 4, 3, 0, 2]
+    for k in range(6):
+        drawn = set(draw(logits, noise, 1.0, k).tolist())
+        assert drawn == set(likeliest[: k or 5]), f"top_k {k} drew {sorted(drawn)} of logits {logits[0].tolist()}"
+
+
+def gumbel_of(shape):
+    return torch.from_numpy(np.random.default_rng(0).gumbel(size=shape).astype(np.float32))
+
+
+def visits_every_place_evenly(order):
+    """A permutation of all tokens, which after each quarter of the steps has as many in each quarter of a square, give or take one.
+
+    order(N) -> (N,) ranks, for N = side * side. It is the Halton sequence: column by halves, row by thirds.
+    """
+    for side in (1, 2, 4, 8, 16):
+        ranks = order(side * side).reshape(side, side)
+        assert sorted(ranks.flatten().tolist()) == list(range(side * side)), f"side {side}: ranks {ranks.tolist()}"
+        if side >= 4:
+            half = side // 2
+            for seen in (side * side // 4, side * side // 2):
+                quarters = [int((ranks[y : y + half, x : x + half] < seen).sum()) for y in (0, half) for x in (0, half)]
+                assert max(quarters) - min(quarters) <= 2 + side // 8, f"side {side}: of the first {seen} places {quarters} lie in the quarters"
+    mirrored = lambda i, base: float(sum(int(d) * base ** -(1 + n) for n, d in enumerate(reversed(np.base_repr(i, base)))))
+    first = [(int(mirrored(i, 2) * 16), int(mirrored(i, 3) * 16)) for i in range(1, 20)]
+    for rank, (y, x) in enumerate(dict.fromkeys(first)):
+        assert int(order(256).reshape(16, 16)[y, x]) == rank, f"place {rank} is row {y}, column {x}"
+
+
+def reveals_as_many_as_are_safe(entropy):
+    """The most certain tokens, as many as keep the sum of their entropies, but the largest, within the bound (in float64, one by one)."""
+
+    @given(hnp.arrays(np.float32, (2, 5, 3), elements=quarters), hnp.arrays(bool, (2, 5)), st.sampled_from([0.0, 0.7, 1.3, 9.0]))
+    @example(np.zeros((2, 5, 3), np.float32), np.ones((2, 5), bool), 1.3)
+    @example(np.float32([[[9, 0, 0]] * 5] * 2), np.ones((2, 5), bool), 0.7)
+    def check(logits, hidden, bound):
+        p = np.exp(log_softmax(logits.astype(np.float64)))
+        spread = -(p * np.log(p)).sum(-1)
+        counts = hidden.sum(-1)
+        zeros = torch.zeros(2, 5)
+        arguments = torch.from_numpy(logits), zeros, torch.from_numpy(hidden), torch.from_numpy(counts), zeros
+        score, left = entropy(*arguments, Sampling(sampler="entropy", entropy_bound=bound))
+        for b in range(2):
+            rising = np.sort(spread[b][hidden[b]])
+            sums = rising.cumsum() - rising
+            least, most = (int((sums <= bound + slack).sum()) for slack in (-NEAR, NEAR))  # float32 may fall on either side
+            safe = int(counts[b] - left[b])
+            assert max(least, min(1, counts[b])) <= safe <= most, f"entropies {rising.tolist()}, bound {bound}: {safe} revealed"
+            order = score[b].numpy()[hidden[b]]
+            assert (np.diff(spread[b][hidden[b]][np.argsort(-order, kind="stable")]) >= -NEAR).all(), "not the most certain first"
+        _, early = entropy(*arguments[:3], torch.zeros(2, dtype=torch.int64), zeros, Sampling(sampler="entropy", entropy_bound=0.0))
+        assert not early.any(), "fewer are revealed than the schedule asks"
 
     check()
 
