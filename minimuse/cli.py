@@ -3,9 +3,12 @@
 import argparse
 import importlib
 import itertools
+import os
 import sys
 import typing
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,29 +47,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gif", type=Path, help="also write the tokens appearing, with their confidences; as a strip, if the name ends in .png")
     p.add_argument("--grid", nargs="+", metavar="key=a,b", help="one sheet of all combinations, such as: steps=4,8 guidance=0,2")
     drawing_flags(p)
-    sampling_flags(p)
 
-    p = commands.add_parser("inpaint", help="draw anew what is white in a mask")
-    p.add_argument("image", type=Path)
-    p.add_argument("mask", type=Path)
-    p.add_argument("prompt", help="of the whole picture")
-    hole_flags(p)
-
-    p = commands.add_parser("outpaint", help="draw what lies around a picture")
-    p.add_argument("image", type=Path)
-    p.add_argument("prompt", help="of the whole picture")
-    p.add_argument("--pad", required=True, help="new pixels on each side, or L,T,R,B")
-    hole_flags(p)
-
-    p = commands.add_parser("edit", help="change a picture towards a prompt, without a mask")
-    p.add_argument("image", type=Path)
-    p.add_argument("prompt", help="of the picture as it should be")
-    p.add_argument("--iterations", type=int, default=50, help="more go farther from the picture (default 50)")
-    p.add_argument("--share", type=float, default=0.08, help="of the tokens, redrawn in each iteration (default 0.08)")
-    p.add_argument("--guidance", type=float, default=4.0)
-    p.add_argument("--top-k", type=int, default=3)
-    p.add_argument("--sheet", type=Path, help="also write the picture before and after")
-    drawing_flags(p)
+    for name, what in (("inpaint", "draw anew what is white in a mask"), ("outpaint", "draw what lies around a picture"),
+                       ("edit", "change a picture towards a prompt, without a mask")):  # fmt: skip
+        p = commands.add_parser(name, help=what)
+        p.add_argument("image", type=Path)
+        if name == "inpaint":
+            p.add_argument("mask", type=Path)
+        p.add_argument("prompt", help="of the whole picture, as it should be")
+        if name == "edit":
+            p.add_argument("--iterations", type=int, default=50, help="more go farther from the picture (default 50)")
+            p.add_argument("--share", type=float, default=0.08, help="of the tokens, redrawn in each iteration (default 0.08)")
+        else:
+            p.add_argument("--keep-pixels", action="store_true", help="the original pixels outside of the hole, not their tokens' picture")
+            p.add_argument("--tile", action="store_true", help="draw pictures of any size, through many windows")
+        if name == "outpaint":
+            p.add_argument("--pad", required=True, help="new pixels on each side, or L,T,R,B")
+        p.add_argument("--sheet", type=Path, help="also write before and after as one picture")
+        drawing_flags(p)
 
     p = commands.add_parser("evaluate", help="measure a model on held-out pictures; writes report.json, samples.png and decoding.gif")
     p.add_argument("--model", default="toy-shapes", help="a model in data/, or a directory")
@@ -94,28 +92,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def drawing_flags(p: Parser) -> None:
+    """What all commands that draw have in common, and a flag for each field of `Sampling`; the model's config.json has the defaults."""
     p.add_argument("-o", "--output", type=Path, default=Path("picture.png"), help="with --n above 1: NAME-0.png, NAME-1.png, ...")
     p.add_argument("--n", type=int, default=1)
     p.add_argument("--negative", default="", help="a prompt to steer away from")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--model", default="toy-shapes", help="a model in data/, or a directory")
-
-
-def sampling_flags(p: Parser) -> None:
-    """A flag for each field of `Sampling`; what is left out is as the model's config.json says."""
-    notes = {"steps": "passes of the base model", "guidance": "t in (1 + t) conditional - t unconditional; 0 is none"}
     group = p.add_argument_group("sampling (see minimuse/decode.py)")
+    notes = {"steps": "passes of the base model", "guidance": "t in (1 + t) conditional - t unconditional; 0 is none"}
     for name, kind in typing.get_type_hints(Sampling).items():
         switch = dict(action=argparse.BooleanOptionalAction) if kind is bool else {}
         group.add_argument(f"--{name.replace('_', '-')}", dest=f"sampling.{name}", help=notes.get(name), **switch)
-
-
-def hole_flags(p: Parser) -> None:
-    p.add_argument("--keep-pixels", action="store_true", help="the original pixels outside of the hole, not their tokens' picture")
-    p.add_argument("--tile", action="store_true", help="draw pictures of any size, through many windows")
-    p.add_argument("--sheet", type=Path, help="also write before, hole and after as one picture")
-    drawing_flags(p)
-    sampling_flags(p)
 
 
 def given(args) -> dict:
@@ -145,28 +132,18 @@ def show(records, row: int = 0) -> None:
             bar = None
 
 
-def writable(path: Path) -> Path:
-    """Refuse an output that cannot be written before any work is done for it."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory; give a file name with -o")
-    if not path.resolve().parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} does not exist; make it first")
-    existed = path.exists()
-    path.open("ab").close()
-    if not existed:
-        path.unlink()
-    return path
-
-
 def outputs(args, *also: Path | None) -> list[Path]:
-    """The files that a drawing goes to, all of them writable."""
+    """The files that a drawing goes to; what is wrong with them is said before anything is drawn."""
     if args.n < 1:
         raise ValueError(f"--n is {args.n}; draw at least 1 picture")
     if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"{args.output}: write a .png, .jpg or .webp")
     names = [args.output] if args.n == 1 else [args.output.with_stem(f"{args.output.stem}-{i}") for i in range(args.n)]
     for path in (*names, *(path for path in also if path)):
-        writable(path)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a directory; give a file name with -o")
+        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+            raise OSError(f"{path} cannot be written; give a file in a directory that exists and is yours")
     return names
 
 
@@ -177,55 +154,44 @@ def write(pictures: list, paths: list[Path]) -> None:
 
 
 def run_generate(args) -> None:
-    names = outputs(args, args.gif)
-    muse = Muse.load(args.model)
-    sampling, sampling_hi = muse.sampling(**given(args))
-    how = dict(negative=args.negative, seed=args.seed, sampling=sampling, sampling_hi=sampling_hi)
-    if args.grid:
-        write([grid(muse, args, given(args))], [args.output])
-    else:
-        write(muse.generate(args.prompt, args.n, args.negative, args.seed, **given(args)), names)
+    names, muse = outputs(args, args.gif), Muse.load(args.model)
+    draw = partial(muse.generate, args.prompt, args.n, args.negative, args.seed)
+    write([grid(draw, args.grid, given(args))] if args.grid else draw(**given(args)), [args.output] if args.grid else names)
     if args.gif:
-        decoding_gif(muse, [args.prompt], args.gif, **how)
+        sampling, sampling_hi = muse.sampling(**given(args))
+        decoding_gif(muse, [args.prompt], args.gif, negative=args.negative, seed=args.seed, sampling=sampling, sampling_hi=sampling_hi)
         print(args.gif)
 
 
-def grid(muse: Muse, args, settings: dict):
-    """A sheet with a picture (n, above one another) for each combination of what --grid lists."""
-    axes = {}
-    for text in args.grid:
-        key, _, values = text.partition("=")
-        if key not in typing.get_type_hints(Sampling) or not values:
-            raise ValueError(f"--grid {text}: write key=a,b with a key among {', '.join(typing.get_type_hints(Sampling))}")
-        axes[key] = [read(key, value) for value in values.split(",")]
-    cells = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-    drawn = []
-    for cell in tqdm(cells, desc="grid"):
-        sampling, sampling_hi = muse.sampling(**settings | cell)
-        drawn.append(muse.draw([args.prompt] * args.n, negative=args.negative, seed=args.seed, sampling=sampling, sampling_hi=sampling_hi)[1])
-    titles = [", ".join(f"{k} {v}" for k, v in cell.items()) for cell in cells]
-    return sheet(list(torch.stack(drawn, dim=1)), titles, columns=len([*axes.values()][-1]))
+def grid(draw: Callable[..., list], axes: list[str], settings: dict):
+    """A sheet with a picture (n, above one another) for each combination of ["steps=4,8", "guidance=0,2"]."""
+    names = typing.get_type_hints(Sampling)
+    pairs = [text.partition("=")[::2] for text in axes]
+    for key, values in pairs:
+        if key not in names or not values:
+            raise ValueError(f"--grid {key}={values}: write key=a,b with a key among {', '.join(names)}")
+    cells = list(itertools.product(*([(key, read(key, value)) for value in values.split(",")] for key, values in pairs)))
+    drawn = [torch.stack([edit.pixels_of(picture) for picture in draw(**settings | dict(cell))]) for cell in tqdm(cells, desc="grid")]
+    titles = [", ".join(f"{key} {value}" for key, value in cell) for cell in cells]
+    return sheet(list(torch.stack(drawn, dim=1)), titles, columns=pairs[-1][1].count(",") + 1)
 
 
 def run_edit(args) -> None:
     """inpaint, outpaint, edit."""
-    names = outputs(args, args.sheet)
-    image = read_picture(args.image)
-    how = dict(n=args.n, negative=args.negative, seed=args.seed)
-    muse = Muse.load(args.model)
+    names, muse, before = outputs(args, args.sheet), Muse.load(args.model), [read_picture(args.image)]
+    how = dict(n=args.n, negative=args.negative, seed=args.seed, **given(args))
     if args.command == "edit":
-        drawn = edit.edit(muse, image, args.prompt, args.iterations, **how, share=args.share, guidance=args.guidance, top_k=args.top_k)
-        before = [image]
-    elif args.command == "inpaint":
-        mask = read_picture(args.mask)
-        drawn = edit.inpaint(muse, image, mask, args.prompt, **how, keep_pixels=args.keep_pixels, tile=args.tile, **given(args))
-        before = [image, mask]
+        drawn = edit.edit(muse, *before, args.prompt, args.iterations, args.share, **how)
     else:
-        pad = configs.parse(args.pad + "," if "," not in args.pad else args.pad, tuple[int, ...], "--pad")
-        if len(pad) not in (1, 4):
-            raise ValueError(f"--pad {args.pad}: give one number, or left,top,right,bottom")
-        drawn = edit.outpaint(muse, image, args.prompt, pad * (4 // len(pad)), **how, keep_pixels=args.keep_pixels, tile=args.tile, **given(args))
-        before = [image]
+        how |= dict(keep_pixels=args.keep_pixels, tile=args.tile)
+        if args.command == "inpaint":
+            before.append(read_picture(args.mask))
+            drawn = edit.inpaint(muse, *before, args.prompt, **how)
+        else:
+            pad = configs.parse(f"({args.pad},)", tuple[int, ...], "--pad")
+            if len(pad) not in (1, 4):
+                raise ValueError(f"--pad {args.pad}: give one number, or left,top,right,bottom")
+            drawn = edit.outpaint(muse, *before, args.prompt, pad * (4 // len(pad)), **how)
     write(drawn, names)
     if args.sheet:
         write([beside([*before, *drawn], ["before", "mask"][: len(before)] + ["after"] * len(drawn))], [args.sheet])

@@ -5,8 +5,8 @@ Muse learns from (picture, caption) pairs and from nothing else, so one small cl
     emoji = load("emoji", "train", side=64)  # emoji.captions[0] holds a few ways to say it; training draws one
     images = emoji.batch([0, 1, 2])          # (3, 3, 64, 64) in [-1, 1]
 
-- "shapes": `count` scenes from `shapes.py`; endless, and their captions are exact.
-- "emoji": some 1,600 concepts in five styles ("red apple, noto style"), made by `data/build_emoji.py`.
+- "shapes": `count` scenes from `data/shapes.py`; endless, and their captions are exact.
+- "emoji": some 1,600 concepts in five styles ("red apple, noto style"), read by `data/emoji_pack.py`.
 - anything else is a folder: `cat.png` beside `cat.txt` (one caption a line), or one table, `captions.csv` (columns file,caption).
 
 What is held out follows from names by a hash, not from a shuffle: no order of files, seed or library version moves a
@@ -15,8 +15,6 @@ picture into training. Left out: augmentation, cleaning of captions, and streami
 import csv
 import hashlib
 import io
-import json
-import re
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
@@ -31,10 +29,7 @@ from PIL import Image, ImageOps
 from minimuse import shapes
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-EMOJI_SIDE = 128
-STYLES = ("openmoji", "twemoji", "noto", "fluent-flat", "fluent-3d")
 SPLITS = {"shapes": ("train", "validation", "heldout"), "emoji": ("train", "heldout", "heldout-concept"), "folder": ("train", "heldout")}
-_RESTORE = "a clone of the project has it: there, run `git checkout data/emoji` and `pip install -e .`"
 Found = tuple[str, tuple[str, ...], partial]  # name, captions, and what gives the picture when it is called
 
 
@@ -74,7 +69,12 @@ def load(source: str, split: str, side: int, count: int | None = None, seed: int
         numbers = [2 * (seed * 10**9 + i) + (split == "validation") for i in range(count)]
         scenes = [shapes.scene(n, "heldout" if split == "heldout" else "train") for n in numbers]
         return Pictures(shapes.render(scenes, side), [(shapes.caption(s),) for s in scenes], [f"shapes/{split}/{n}" for n in numbers])
-    found = _emoji(split, side, Path(data_dir)) if kind == "emoji" else _folder(Path(source), split, side, smallest)
+    if kind == "emoji":
+        from minimuse import emoji_pack  # here, for it needs this file
+
+        found = emoji_pack.find(split, side, Path(data_dir))
+    else:
+        found = _folder(Path(source), split, side, smallest)
     if count is not None and count < len(found):
         chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:count]
         found = [found[i] for i in sorted(chosen.tolist())]
@@ -87,67 +87,6 @@ def load(source: str, split: str, side: int, count: int | None = None, seed: int
 def stable_hash(text: str) -> int:
     """An even spread over the integers that is the same everywhere (Python's hash() is not)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-# --- emoji ---
-def split(concept: str, style: str) -> str:
-    """"train", "heldout-concept" (5 % of concepts, in every style) or "heldout-pair" (5 % of the other pairs), from the names alone."""
-    if style not in STYLES:
-        raise ValueError(f"style {style!r}; there is {', '.join(STYLES)}")
-    if stable_hash(f"concept {concept}") % 20 == 0:
-        return "heldout-concept"
-    drawn = stable_hash(f"pair {concept}") % 20  # one draw for the concept, not one for each pair: it hits one style at most
-    return "heldout-pair" if drawn == STYLES.index(style) else "train"
-
-
-def emoji_captions(label: str, tags: list[str], style: str) -> tuple[str, ...]:
-    """Four ways to ask for one picture: the label; with an article; with one tag; with two more."""
-    label, words = label.lower(), style.replace("-", " ")
-    # In an order of each style's own, without tags that the label says ("apple" for a red apple).
-    new = sorted((t for t in tags if t.lower() not in label), key=lambda t: stable_hash(f"{style} {label} {t}"))
-    article = "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", label) else "a"
-    phrase = label if re.search(r"[^su]s$", label) else f"{article} {label}"  # crossed swords, but a compass and a cactus
-    variants = [label], [phrase], [label, *new[:1]], [phrase, *new[1:3]]
-    return tuple(", ".join([*parts, f"{words} style"]) for parts in variants)
-
-
-def _emoji(wanted: str, side: int, data_dir: Path) -> list[Found]:
-    if side > EMOJI_SIDE:
-        raise ValueError(f"side={side}, but the emoji packs hold {EMOJI_SIDE} pixels: ask for that or less")
-    index, words = (_shipped(data_dir / "emoji" / name) for name in ("index.json", "captions.json"))
-    part, found = "heldout-pair" if wanted == "heldout" else wanted, []
-    for style in STYLES:
-        pack = _pack(data_dir / "emoji" / f"{style}.pack", index[style])
-        for concept, (offset, length) in index[style]["blobs"].items():
-            if split(concept, style) == part:
-                captions = emoji_captions(words[concept]["label"], words[concept]["tags"], style)
-                found.append((f"{style}/{concept}", captions, partial(_decode, pack[offset:offset + length], side)))
-    return found
-
-
-def _decode(webp: bytes, side: int) -> Image.Image:
-    picture = Image.open(io.BytesIO(webp)).convert("RGB")
-    if EMOJI_SIDE % side == 0:  # plain means, so that 32 px is (but for rounding) what halve() makes of 64
-        return picture.reduce(EMOJI_SIDE // side)
-    return picture.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def _shipped(path: Path):
-    """A file that comes with the project: its bytes, or what its JSON says."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {_RESTORE}")
-    try:
-        return json.loads(path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): {_RESTORE}") from None
-
-
-def _pack(path: Path, entry: dict) -> bytes:
-    """One style's pictures end to end, checked against the index."""
-    data = _shipped(path)
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{path} is damaged ({len(data)} of {entry['bytes']} bytes): {_RESTORE}")
-    return data
 
 
 # --- a folder of your own ---

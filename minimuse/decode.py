@@ -11,6 +11,7 @@ Papers: MaskGIT (2202.04200) section 3.2; Muse (2301.00704) sections 2.7 (guidan
 Letters: B batch, N image tokens, K codes, S steps, k the step, P prompts of one picture.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -120,7 +121,7 @@ def entropy(logits, log_p, hidden, left, noise, sampling):
     largest (2505.24857, section 3). As many are kept as keep this below a bound: certain ones cost nothing, whatever their number.
     """
     log_q = logits.log_softmax(dim=-1)
-    spread = -(log_q.exp() * log_q).nansum(dim=-1).masked_fill(~hidden, float("inf"))  # B N, nats; 0 * -inf is 0
+    spread = (log_q.exp() * -log_q).nansum(dim=-1).masked_fill(~hidden, float("inf"))  # B N, nats; 0 * inf is 0
     ascending = spread.sort(dim=-1).values
     before = ascending.cumsum(dim=-1) - ascending  # 0 for the first: one is kept at least. Ascending: the last is the largest
     safe = (before <= sampling.entropy_bound).logical_and(ascending.isfinite()).sum(dim=-1)
@@ -134,20 +135,17 @@ SAMPLERS = {"confidence": confidence, "halton": halton, "random": random, "entro
 def halton_order(tokens: int) -> torch.Tensor:
     """The rank (N,) of each token of a square grid in the Halton sequence (bases 2 and 3), which fills a square evenly."""
 
-    def digits_mirrored(i: int, base: int) -> float:
+    def mirrored(i: int, base: int) -> float:
         """0.123 in base `base` for i = 321: van der Corput's sequence."""
-        place, value = 1.0, 0.0
-        while i:
-            place /= base
-            i, digit = divmod(i, base)
-            value += digit * place
-        return value
+        return (i % base + mirrored(i // base, base)) / base if i else 0.0
 
-    side, ranks, i = round(tokens**0.5), {}, 0
-    while len(ranks) < tokens:  # cells that are hit again keep their first rank
+    side, cells, i = math.ceil(tokens**0.5), {}, 0  # a dict keeps the order of first visits
+    while len(cells) < tokens:
         i += 1
-        ranks.setdefault(int(digits_mirrored(i, 2) * side) * side + int(digits_mirrored(i, 3) * side), len(ranks))
-    return torch.tensor([ranks[n] for n in range(tokens)])
+        cell = int(mirrored(i, 2) * side) * side + int(mirrored(i, 3) * side)
+        if cell < tokens:  # of a grid that is not square, as much as there is
+            cells.setdefault(cell)
+    return torch.tensor([*cells]).argsort()
 
 
 # The step and the loop

@@ -15,6 +15,7 @@ Letters: B pictures, H W pixels, h w tokens, f pixels per token.
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -77,13 +78,13 @@ def outpaint(
 
 
 def edits(
-    muse: Muse, image: Image.Image, prompt: str, iterations: int = 50, n: int = 1, negative: str = "", seed: int = 0,
-    share: float = 0.08, guidance: float = 4.0, top_k: int = 3,
-) -> Iterator[torch.Tensor]:  # fmt: skip
+    muse: Muse, image: Image.Image, prompt: str, iterations: int = 50, share: float = 0.08, n: int = 1, negative: str = "", seed: int = 0, **given
+) -> Iterator[torch.Tensor]:
     """Mask-free editing (Muse, section 3.3): low-res tokens (n, N) of the image, then those after each iteration.
 
-    An iteration hides a random `share` of the tokens, rounded up, and draws them for the prompt: a step of Gibbs sampling from
-    pictures of the caption that starts at the image, and the longer it goes on, the farther it gets from it.
+    An iteration hides a random `share` of the tokens, rounded up, and draws them for the prompt, with guidance 4 from the 3 likeliest
+    codes unless `given` says otherwise: Gibbs sampling of pictures of the caption that starts at the image, and the longer it goes
+    on, the farther it gets from it.
     """
     if iterations < 0 or not 0 < share <= 1:
         raise ValueError(f"iterations {iterations} and share {share}: give 0 or more, and a share in (0, 1]")
@@ -93,14 +94,14 @@ def edits(
     low, _ = _tokens(muse, pixels, torch.zeros(pixels.shape[1:], dtype=torch.bool))
     low, generator = low.flatten(1).repeat(n, 1), torch.Generator().manual_seed(seed)
     asked = muse.read([prompt] * n, negative)
-    contexts = muse.contexts(muse.base, asked, guidance)  # once: it is the same in all iterations
-    sampling = Sampling(steps=1, guidance=guidance, top_k=top_k)
+    sampling = replace(Sampling(steps=1, guidance=4.0, top_k=3), **given)
+    contexts = muse.contexts(muse.base, asked, sampling.guidance)  # once: they are the same in all iterations
     counts = schedule.mask_counts(torch.full((n,), share, dtype=torch.float64), low.shape[1])
     yield low
     for _ in range(iterations):
         hidden = schedule.random_masks(counts, low.shape[1], generator).to(low.device)
         with autocast(muse.device):
-            (step,) = decode(muse.base, low.masked_fill(hidden, muse.base.mask_id), muse.base.mask_id, *contexts, sampling, generator, asked.weights)
+            *_, step = decode(muse.base, low.masked_fill(hidden, muse.base.mask_id), muse.base.mask_id, *contexts, sampling, generator, asked.weights)
         low = step.ids
         yield low
 
@@ -116,9 +117,9 @@ def finish(muse: Muse, image: Image.Image, prompt: str, low: torch.Tensor, negat
     return to_pil(muse.pixels(high, "high")[..., : image.height, : image.width])
 
 
-def edit(muse: Muse, image: Image.Image, prompt: str, iterations: int = 50, n: int = 1, negative: str = "", seed: int = 0, **how) -> list[Image.Image]:
-    """n pictures of the prompt that start from the image; `how`: share, guidance and top_k of `edits`."""
-    *_, low = edits(muse, image, prompt, iterations, n, negative, seed, **how)
+def edit(muse: Muse, image: Image.Image, prompt: str, *how, negative: str = "", seed: int = 0, **more) -> list[Image.Image]:
+    """Pictures of the prompt that start from the image; arguments as for `edits`."""
+    *_, low = edits(muse, image, prompt, *how, negative=negative, seed=seed, **more)
     return finish(muse, image, prompt, low, negative, seed)
 
 

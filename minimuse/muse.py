@@ -122,12 +122,6 @@ class Muse:
             context = model.context(asked.text, asked.visible, *(ids.repeat(len(asked.weights), 1) for ids in low))
             return context, model.context(*asked.against, *low) if guidance or asked.weights != (1.0,) else None
 
-    def fill(self, model: nn.Module, ids: torch.Tensor, asked: Asked, sampling: Sampling, generator: torch.Generator, *low: torch.Tensor) -> Iterator[Step]:
-        """Decode what is hidden in ids (B, N)."""
-        contexts = self.contexts(model, asked, sampling.guidance, *low)
-        with autocast(self.device):
-            yield from decode(model, ids, model.mask_id, *contexts, sampling, generator, asked.weights)
-
     def steps(
         self, prompts: list[str], negative: str = "", sampling: Sampling | None = None, sampling_hi: Sampling | None = None,
         seed: int = 0, low: torch.Tensor | None = None, high: torch.Tensor | None = None,
@@ -136,15 +130,17 @@ class Muse:
 
         low, high: what is there already, with mask ids where something is to be drawn; left out, nothing is there.
         """
-        generator, asked = torch.Generator().manual_seed(seed), self.read(prompts, negative)
-        blank = lambda model, config: torch.full((len(prompts), config.grid**2), model.mask_id, device=self.device)
-        low = blank(self.base, self.config.tokenizer) if low is None else low
-        high = blank(self.superres, self.config.tokenizer_hi) if high is None else high
-        for step in self.fill(self.base, low, asked, sampling or self.config.sampling, generator):
-            low = step.ids
-            yield "low", step
-        for step in self.fill(self.superres, high, asked, sampling_hi or self.config.sampling_hi, generator, low):
-            yield "high", step
+        generator, asked, below = torch.Generator().manual_seed(seed), self.read(prompts, negative), ()
+        lower = "low", self.base, low, self.config.tokenizer.grid, sampling or self.config.sampling
+        upper = "high", self.superres, high, self.config.tokenizer_hi.grid, sampling_hi or self.config.sampling_hi
+        for name, model, ids, grid, how in (lower, upper):
+            ids = torch.full((len(prompts), grid**2), model.mask_id, device=self.device) if ids is None else ids
+            contexts = self.contexts(model, asked, how.guidance, *below)
+            with autocast(self.device):
+                for step in decode(model, ids, model.mask_id, *contexts, how, generator, asked.weights):
+                    ids = step.ids
+                    yield name, step
+            below = (ids,)
 
     @torch.no_grad()
     def pixels(self, ids: torch.Tensor, resolution: str, finetuned: bool = True) -> torch.Tensor:

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from minimuse import data, shapes
-from minimuse.data import DATA, STYLES, Pictures, emoji_captions, halve, load, split
+from minimuse import data, emoji_pack, shapes
+from minimuse.data import DATA, Pictures, halve, load
+from minimuse.emoji_pack import STYLES, emoji_captions, split
 
 words = st.text(string.ascii_letters + " é😀", min_size=1, max_size=12).filter(str.strip)
 
@@ -158,7 +159,7 @@ def test_packs_hold_what_the_index_says():
 
 
 def test_every_picture_is_in_one_split_with_its_captions():
-    parts = {wanted: data._emoji(wanted, 32, DATA) for wanted in data.SPLITS["emoji"]}
+    parts = {wanted: emoji_pack.find(wanted, 32, DATA) for wanted in data.SPLITS["emoji"]}
     names = [name for found in parts.values() for name, _, _ in found]
     assert len(names) == len(set(names)) == sum(len(index()[s]["blobs"]) for s in STYLES)
     for wanted, found in parts.items():
@@ -179,7 +180,7 @@ def test_emoji_pictures(side):
 
 def test_apple_is_red_in_every_style():
     found = {name: (captions, read) for part in ("train", "heldout") for name, captions, read in
-             data._emoji(part, 32, DATA)}
+             emoji_pack.find(part, 32, DATA)}
     for style in STYLES:
         captions, read = found[f"{style}/red-apple"]
         red, green, blue = np.array(read())[12:26, 10:22].mean((0, 1))
@@ -199,7 +200,7 @@ def test_smaller_emoji_are_halved_emoji():
 def test_count_takes_a_fixed_choice():
     some, again, other = (load("emoji", "heldout", 16, count=10, seed=s) for s in (0, 0, 1))
     assert len(some) == 10 and some.names == again.names != other.names
-    everything = [name for name, _, _ in data._emoji("heldout", 16, DATA)]
+    everything = [name for name, _, _ in emoji_pack.find("heldout", 16, DATA)]
     assert some.names == [n for n in everything if n in some.names]
     assert len(load("emoji", "heldout", 16, count=10**6)) == len(everything)
     with pytest.raises(ValueError, match="count=0"):
@@ -255,9 +256,9 @@ def test_a_flipped_bit_is_found(style, place, bit):
     pack[place % len(pack)] ^= 1 << bit
     path = Path("/nowhere") / f"{style}.pack"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "_shipped", lambda _: bytes(pack))
+        patch.setattr(emoji_pack, "_shipped", lambda _: bytes(pack))
         with pytest.raises(ValueError) as error:
-            data._pack(path, index()[style])
+            emoji_pack._pack(path, index()[style])
     one_line(error, f"{style}.pack", "damaged", "git checkout")
 
 

@@ -1,4 +1,4 @@
-"""The oracle of minimuse/shapes.py: scenes, captions, pictures, and the detector that judges them.
+"""The oracle of data/shapes.py: scenes, captions, pictures, and the detector that judges them.
 
 Run: python -m pytest tests/test_shapes.py
 """
