@@ -140,10 +140,8 @@ def outputs(args, *also: Path | None) -> list[Path]:
         raise ValueError(f"{args.output}: write a .png, .jpg or .webp")
     names = [args.output] if args.n == 1 else [args.output.with_stem(f"{args.output.stem}-{i}") for i in range(args.n)]
     for path in (*names, *(path for path in also if path)):
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a directory; give a file name with -o")
-        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
-            raise OSError(f"{path} cannot be written; give a file in a directory that exists and is yours")
+        if path.is_dir() or not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+            raise OSError(f"{path} cannot be written; give a file name, in a directory that exists and is yours")
     return names
 
 
@@ -167,9 +165,8 @@ def grid(draw: Callable[..., list], axes: list[str], settings: dict):
     """A sheet with a picture (n, above one another) for each combination of ["steps=4,8", "guidance=0,2"]."""
     names = typing.get_type_hints(Sampling)
     pairs = [text.partition("=")[::2] for text in axes]
-    for key, values in pairs:
-        if key not in names or not values:
-            raise ValueError(f"--grid {key}={values}: write key=a,b with a key among {', '.join(names)}")
+    if wrong := [key for key, values in pairs if key not in names or not values]:
+        raise ValueError(f"--grid {wrong[0]}: write key=a,b with a key among {', '.join(names)}")
     cells = list(itertools.product(*([(key, read(key, value)) for value in values.split(",")] for key, values in pairs)))
     drawn = [torch.stack([edit.pixels_of(picture) for picture in draw(**settings | dict(cell))]) for cell in tqdm(cells, desc="grid")]
     titles = [", ".join(f"{key} {value}" for key, value in cell) for cell in cells]

@@ -2,8 +2,7 @@
 
     minimuse train all --preset toy --data shapes --out runs/mine base.width=256 stages.base.steps=4000
 
-A preset is one `Config`. The same code reads all of them: `tiny` (tests, seconds), `demo` (the toy model
-trained for a quarter of an hour), `toy` (a wider base model, and a discriminator).
+A preset is one `Config`: `tiny` (tests, seconds), `demo` (a quarter of an hour), `toy` (a wider base model, and a discriminator).
 """
 
 import ast

@@ -1,10 +1,9 @@
 """Parallel decoding: from hidden tokens to a picture in a dozen passes.
 
-Every pass predicts all hidden tokens at once, draws one guess for each, and keeps the guesses that a *sampler*
-prefers (MaskGIT's: the ones the model is most confident in); the rest is hidden again and guessed anew with more in
-sight. The loop is a generator of steps, so that a caller may take the last or draw them all; one step is a pure
-function of logits, ids and *noise*, so that it can be compared with a reference number by number. The same loop
-serves the base and the super-resolution model, and fills any hole, not just an empty grid.
+Every pass predicts all hidden tokens at once, draws one guess for each, and keeps the guesses that a *sampler* prefers
+(MaskGIT's: those that the model is most confident in); the rest is hidden again and guessed anew with more in sight. The loop is a
+generator of steps; one step is a pure function of logits, ids and *noise*, so that it can be compared with a reference number
+by number. The same loop serves both models, and fills any hole, not just an empty grid.
 
 Papers: MaskGIT (2202.04200) section 3.2; Muse (2301.00704) sections 2.7 (guidance) and 2.8; Halton order
 (2503.17076); entropy-bounded unmasking (2505.24857); composed prompts (2206.01714).
@@ -63,10 +62,7 @@ class Step(NamedTuple):
 
 
 def guide(cond: torch.Tensor, uncond: torch.Tensor, t: float) -> torch.Tensor:
-    """(1 + t) cond - t uncond (Muse, section 2.7): t = 0 gives cond, bit for bit.
-
-    Others write uncond + s (cond - uncond): that is s = 1 + t.
-    """
+    """(1 + t) cond - t uncond (Muse, section 2.7): t = 0 gives cond, bit for bit. Others write uncond + s (cond - uncond): s = 1 + t."""
     return cond if t == 0 else (1 + t) * cond - t * uncond
 
 
@@ -85,18 +81,14 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
 
 
 def draw(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_k: int = 0) -> torch.Tensor:
-    """A draw from softmax(logits / temperature), of the k most likely codes if top_k is set: (..., K) -> (...) ids.
-
-    noise (..., K) standard Gumbel: argmax(logits + temperature * noise) is that draw.
-    """
+    """A draw from softmax(logits / temperature), of the k likeliest codes if top_k is set: logits and Gumbel noise (..., K) -> ids (...)."""
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    return (logits + temperature * noise).argmax(dim=-1)
+    return (logits + temperature * noise).argmax(dim=-1)  # the Gumbel-max trick
 
 
-# Samplers: which guesses are kept. (logits, log_p of the guesses, hidden, left, noise, sampling) -> scores (B, N),
-# the highest of which are kept, and how many stay hidden, (B,): by the schedule `left`
+# Samplers: (logits, log_p of the guesses, ...) -> scores (B, N), the highest of which are kept, and how many stay hidden (B,)
 
 
 def confidence(logits, log_p, hidden, left, noise, sampling):
@@ -158,9 +150,8 @@ def step(
     """Draw a guess for each hidden token, hide `left` of them again: MaskGIT's step, if the sampler is "confidence".
 
     logits (B, N, K) guided, ids (B, N), hidden (B, N) bool, left (B,) how many stay hidden per row;
-    token_noise (B, N, K) standard Gumbel; choice_noise (B, N) Gumbel already scaled by the annealed
-    temperature. Confidence is the log-softmax of the logits, before temperature and top-k;
-    ties fall to the position that comes first, and the counts are exact whatever the ties.
+    token_noise (B, N, K) standard Gumbel; choice_noise (B, N) Gumbel already scaled by the annealed temperature. Confidence
+    is taken before temperature and top-k; ties fall to the position that comes first, and the counts are exact whatever the ties.
     """
     logits = logits.float()
     guess = torch.where(hidden, draw(logits, token_noise, sampling.temperature, sampling.top_k), ids)

@@ -27,10 +27,9 @@ def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., No
     begun = time.monotonic()
     seconds, stages = side_by_side(out, configs.preset(preset), "shapes", "t5-toy", seed, resume, show)
     trained = time.monotonic()
-    found = evaluate(Muse.load(out), out, n)
+    found = {"seconds": seconds, "stages": stages} | evaluate(Muse.load(out), out, n)
     ended = time.monotonic()
     seconds |= {"report": round(ended - trained, 1), "total": round(ended - begun, 1)}  # of this call, where it resumed another
-    found = {"seconds": seconds, "stages": stages} | found
     write_json(out / "report.json", found)
     return found
 

@@ -4,10 +4,9 @@
     minimuse outpaint photo.png "a large red circle on a white background" --pad 32    # new all around
     minimuse edit photo.png "a large blue circle on a white background"                # no mask: resampled, bit by bit
 
-Inpainting and outpainting: tokens that touch the hole are hidden and drawn anew, low-res ones first, then high-res ones
-given them; all others stay. A picture larger than the training size is filled through a window of that size which
-slides over the token grid. Mask-free editing hides a few random low-res tokens again and again, and draws them
-under the new caption.
+Inpainting and outpainting: tokens that touch the hole are hidden and drawn anew, low-res ones first, then high-res ones given them;
+all others stay. A larger picture than in training is filled through a window which slides over the token grid. Mask-free editing
+hides a few random low-res tokens again and again, and draws them under the new caption.
 
 Letters: B pictures, H W pixels, h w tokens, f pixels per token.
 """
@@ -25,11 +24,8 @@ from PIL import Image
 
 from minimuse import schedule
 from minimuse.data import on_white
-from minimuse.decode import Sampling, decode
+from minimuse.decode import decode
 from minimuse.muse import Muse, autocast, to_pil
-
-LARGEST = 4  # times the training side; above it a picture takes many windows, and is refused unless asked for
-
 
 def pixels_of(image: Image.Image) -> torch.Tensor:
     """Any PIL image -> (3, H, W) in [-1, 1]; on white where it is transparent."""
@@ -44,27 +40,16 @@ def hole_of(mask: Image.Image, width: int, height: int) -> torch.Tensor:
     return torch.from_numpy(np.array(on_white(mask).convert("L"))) > 127
 
 
-def inpaint(
-    muse: Muse, image: Image.Image, mask: Image.Image, prompt: str, n: int = 1, negative: str = "", seed: int = 0,
-    keep_pixels: bool = False, tile: bool = False, **given,
-) -> list[Image.Image]:  # fmt: skip
-    """n pictures like the image outside of the mask, and drawn for the prompt inside, where it is white.
-
-    Outside, tokens stay, but a picture of tokens is not quite the one that it was made of; `keep_pixels` puts the original
-    pixels back. `given` as in `Muse.generate`.
-    """
-    pixels = pixels_of(image)
+def inpaint(muse: Muse, image: Image.Image, mask: Image.Image, prompt: str, **how) -> list[Image.Image]:
+    """Pictures like the image outside of the mask, and drawn for the prompt where it is white; `how`: see `fill`."""
     hole = hole_of(mask, image.width, image.height)
     if not hole.any():
         warnings.warn("the mask is empty: there is nothing to draw", stacklevel=2)
-    return _draw(muse, pixels, hole, prompt, n, negative, seed, keep_pixels, tile, given)
+    return fill(muse, pixels_of(image), hole, prompt, **how)
 
 
-def outpaint(
-    muse: Muse, image: Image.Image, prompt: str, pad: tuple[int, int, int, int], n: int = 1, negative: str = "", seed: int = 0,
-    keep_pixels: bool = False, tile: bool = False, **given,
-) -> list[Image.Image]:  # fmt: skip
-    """n pictures with the image in the middle and pad = (left, top, right, bottom) new pixels around it."""
+def outpaint(muse: Muse, image: Image.Image, prompt: str, pad: tuple[int, int, int, int], **how) -> list[Image.Image]:
+    """Pictures with the image in the middle and pad = (left, top, right, bottom) new pixels around it; `how`: see `fill`."""
     if min(pad) < 0 or not any(pad):
         raise ValueError(f"pad is {','.join(map(str, pad))}; give pixels for left,top,right,bottom, one of them above 0")
     left, top, right, bottom = pad
@@ -73,8 +58,30 @@ def outpaint(
     pixels = F.pad(pixels_of(image)[None], (before_x, right, before_y, bottom), mode="replicate")[0]
     hole = torch.ones(pixels.shape[1:], dtype=torch.bool)
     hole[before_y : before_y + image.height, before_x : before_x + image.width] = False
-    drawn = _draw(muse, pixels, hole, prompt, n, negative, seed, keep_pixels, tile, given)
-    return [picture.crop((before_x - left, before_y - top, *picture.size)) for picture in drawn]
+    return [picture.crop((before_x - left, before_y - top, *picture.size)) for picture in fill(muse, pixels, hole, prompt, **how)]
+
+
+def fill(
+    muse: Muse, pixels: torch.Tensor, hole: torch.Tensor, prompt: str, n: int = 1, negative: str = "", seed: int = 0,
+    keep_pixels: bool = False, tile: bool = False, **given,
+) -> list[Image.Image]:  # fmt: skip
+    """Fill the hole (H, W) of pixels (3, H, W) n times; `given` as in `Muse.generate`.
+
+    Elsewhere tokens stay, but a picture of tokens is not quite the one that it was made of: `keep_pixels` puts the original pixels
+    back. A picture above four times the training side takes many windows: `tile` allows it.
+    """
+    (H, W), most = hole.shape, 4 * muse.config.tokenizer_hi.side
+    if max(H, W) > most and not tile:
+        raise ValueError(f"the picture is {W}x{H}; at most {most}x{most} is drawn unless you ask for tiles (--tile): shrink it, or ask")
+    low, high = (repeat(ids, "1 h w -> B h w", B=n).clone() for ids in _tokens(muse, pixels, hole))
+    sampling, sampling_hi = muse.sampling(**given)
+    for i, (y, x) in enumerate(windows(low, muse.base.mask_id, high, muse.superres.mask_id, muse.config.tokenizer.grid)):
+        seen = {"low": low[:, y[0], x[0]], "high": high[:, y[1], x[1]]}
+        start = {name: ids.flatten(1) for name, ids in seen.items()}
+        for name, step in muse.steps([prompt] * n, negative, sampling, sampling_hi, seed + i, **start):
+            seen[name].copy_(step.ids.view_as(seen[name]))  # a view: into low or high
+    drawn = muse.pixels(high, "high")[..., :H, :W].cpu()
+    return to_pil(feather(drawn, pixels, hole) if keep_pixels else drawn)
 
 
 def edits(
@@ -82,19 +89,18 @@ def edits(
 ) -> Iterator[torch.Tensor]:
     """Mask-free editing (Muse, section 3.3): low-res tokens (n, N) of the image, then those after each iteration.
 
-    An iteration hides a random `share` of the tokens, rounded up, and draws them for the prompt, with guidance 4 from the 3 likeliest
-    codes unless `given` says otherwise: Gibbs sampling of pictures of the caption that starts at the image, and the longer it goes
-    on, the farther it gets from it.
+    An iteration hides a random `share` of the tokens, rounded up, and draws them for the prompt, from the 3 likeliest codes, as the
+    model's config.json or `given` says (Muse: guidance 4; for toy-shapes, lessons/claims/editing.py finds 1 best). It is Gibbs sampling
+    of pictures of the caption that starts at the image: the longer it goes on, the farther it gets from it.
     """
     if iterations < 0 or not 0 < share <= 1:
         raise ValueError(f"iterations {iterations} and share {share}: give 0 or more, and a share in (0, 1]")
     pixels, side = pixels_of(image), muse.config.tokenizer_hi.side
     if max(pixels.shape[1:]) > side:
         raise ValueError(f"the picture is {image.width}x{image.height}; {side}x{side} is the most that can be edited: shrink it")
-    low, _ = _tokens(muse, pixels, torch.zeros(pixels.shape[1:], dtype=torch.bool))
+    low, _ = _tokens(muse, pixels)
     low, generator = low.flatten(1).repeat(n, 1), torch.Generator().manual_seed(seed)
-    asked = muse.read([prompt] * n, negative)
-    sampling = replace(Sampling(steps=1, guidance=4.0, top_k=3), **given)
+    asked, sampling = muse.read([prompt] * n, negative), replace(muse.config.sampling, **dict(steps=1, top_k=3) | given)
     contexts = muse.contexts(muse.base, asked, sampling.guidance)  # once: they are the same in all iterations
     counts = schedule.mask_counts(torch.full((n,), share, dtype=torch.float64), low.shape[1])
     yield low
@@ -108,8 +114,7 @@ def edits(
 
 def finish(muse: Muse, image: Image.Image, prompt: str, low: torch.Tensor, negative: str = "", seed: int = 0) -> list[Image.Image]:
     """Pictures for low-res tokens (n, N) of `edits`: super-resolution redraws what lies under tokens that changed."""
-    pixels = pixels_of(image)
-    was, high = _tokens(muse, pixels, torch.zeros(pixels.shape[1:], dtype=torch.bool))
+    was, high = _tokens(muse, pixels_of(image))
     changed = (low.view(-1, *was.shape[1:]) != was).repeat_interleave(ratio := high.shape[1] // was.shape[1], 1).repeat_interleave(ratio, 2)
     high = high.masked_fill(changed, muse.superres.mask_id).flatten(1)
     for _, step in muse.steps([prompt] * len(low), negative, seed=seed, low=low, high=high):
@@ -126,36 +131,20 @@ def edit(muse: Muse, image: Image.Image, prompt: str, *how, negative: str = "", 
 # How it is done
 
 
-def _tokens(muse: Muse, pixels: torch.Tensor, hole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens(muse: Muse, pixels: torch.Tensor, hole: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """pixels (3, H, W), hole (H, W) -> low-res (1, h, w) and high-res ids, mask ids where a token touches the hole.
 
     The borders are repeated up to whole low-res tokens, and to the training side at least; callers crop.
     """
-    H, W = hole.shape
+    hole = torch.zeros(pixels.shape[1:]) if hole is None else hole
     unit, side = 2 * muse.config.tokenizer.factor, muse.config.tokenizer_hi.side
-    more = [max(side, math.ceil(length / unit) * unit) - length for length in (W, H)]
+    more = [max(side, math.ceil(length / unit) * unit) - length for length in (pixels.shape[2], pixels.shape[1])]
     pixels = F.pad(pixels[None].to(muse.device), (0, more[0], 0, more[1]), mode="replicate")
     hole = F.pad(hole[None, None].float().to(muse.device), (0, more[0], 0, more[1]))
     touches = lambda f: F.max_pool2d(hole, f)[:, 0] > 0
     low = muse.tokenizer.encode(F.avg_pool2d(pixels, 2)).masked_fill(touches(unit), muse.base.mask_id)
     high = muse.tokenizer_hi.encode(pixels).masked_fill(touches(muse.config.tokenizer_hi.factor), muse.superres.mask_id)
     return low, high
-
-
-def _draw(muse, pixels, hole, prompt, n, negative, seed, keep_pixels, tile, given) -> list[Image.Image]:
-    """Fill the hole (H, W) of pixels (3, H, W) n times."""
-    (H, W), most = hole.shape, LARGEST * muse.config.tokenizer_hi.side
-    if max(H, W) > most and not tile:
-        raise ValueError(f"the picture is {W}x{H}; at most {most}x{most} is drawn unless you ask for tiles (--tile): shrink it, or ask")
-    low, high = (repeat(ids, "1 h w -> B h w", B=n).clone() for ids in _tokens(muse, pixels, hole))
-    sampling, sampling_hi = muse.sampling(**given)
-    for i, (y, x) in enumerate(windows(low, muse.base.mask_id, high, muse.superres.mask_id, muse.config.tokenizer.grid)):
-        seen = {"low": low[:, y[0], x[0]], "high": high[:, y[1], x[1]]}
-        start = {name: ids.flatten(1) for name, ids in seen.items()}
-        for name, step in muse.steps([prompt] * n, negative, sampling, sampling_hi, seed + i, **start):
-            seen[name].copy_(step.ids.view_as(seen[name]))  # a view: into low or high
-    drawn = muse.pixels(high, "high")[..., :H, :W].cpu()
-    return to_pil(feather(drawn, pixels, hole) if keep_pixels else drawn)
 
 
 def windows(low: torch.Tensor, mask_id: int, high: torch.Tensor, mask_id_hi: int, grid: int) -> Iterator:

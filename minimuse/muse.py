@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -100,14 +101,12 @@ class Muse:
         write_json(directory / "config.json", self.about)
 
     def read(self, prompts: list[str], negative: str = "") -> Asked:
-        """The prompts of B pictures, through the text encoder. An empty prompt is the null caption.
-
-        "a red circle AND a blue square:0.5" composes two, with weights; all B prompts must then have the same weights.
-        """
+        """The prompts of B pictures, through the text encoder. "" is the null caption; "a red circle AND a blue square:0.5" composes two."""
         if not prompts:
             raise ValueError("no prompt; draw at least 1 picture")
-        parts = [[split_weight(part) for part in prompt.split(" AND ")] for prompt in prompts]
-        weights = {tuple(weight for _, weight in row) for row in parts}
+        one = re.compile(r"(.*?)(?::(-?\d+(?:\.\d+)?))?", re.DOTALL)  # a prompt, and a number behind the last colon
+        parts = [[one.fullmatch(part.strip()).groups("1") for part in prompt.split(" AND ")] for prompt in prompts]
+        weights = {tuple(float(weight) for _, weight in row) for row in parts}
         if len(weights) > 1:
             raise ValueError(f"prompts drawn together need the same weights; these have {sorted(weights)}")
         texts = [row[i][0] for i in range(len(parts[0])) for row in parts]  # prompt by prompt
@@ -177,15 +176,6 @@ class Muse:
         given = {k: v for k, v in given.items() if v is not None}
         high = {k: v for k, v in given.items() if k != "steps"}  # `steps` counts the base model's passes
         return replace(self.config.sampling, **given), replace(self.config.sampling_hi, **high)
-
-
-def split_weight(part: str) -> tuple[str, float]:
-    """ "a red circle:0.5" -> ("a red circle", 0.5); without a number at the end, 1."""
-    text, _, number = part.strip().rpartition(":")
-    try:
-        return text.strip(), float(number)
-    except ValueError:
-        return part.strip(), 1.0
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:

@@ -61,10 +61,7 @@ def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, las
 
 
 class Lite0(nn.Module):
-    """EfficientNet-Lite0 trained on ImageNet, frozen: network and weights are packages of the `eval` extra.
-
-    `stages`: the feature map after each stage, for a perceptual loss; `forward`: pooled features, to compare sets of pictures.
-    """
+    """EfficientNet-Lite0 trained on ImageNet, frozen, for its feature maps: network and weights are packages of the `eval` extra."""
 
     ENDS = (0, 2, 4, 7, 10, 14, 15)  # the last block of each stage
 
@@ -88,10 +85,6 @@ class Lite0(nn.Module):
             x = block(x)
             maps += [x] if i in self.ENDS else []
         return maps
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = F.relu6(self.net._bn1(self.net._conv_head(self.stages(images)[-1])))
-        return x.mean(dim=(2, 3)).float()  # B 1280
 
 
 def has_lite0() -> bool:

@@ -86,7 +86,7 @@ def test_generate(tiny_model, tmp_path, capsys):
         (["--guided", "0.5,0.2"], "two shares"),
         (["--sampler", "best"], "'best'"),
         (["--top-k", "0.5"], "top_k=0.5"),
-        (["--grid", "steps=1,2", "size=3"], "size=3"),
+        (["--grid", "steps=1,2", "size=3"], "--grid size"),
         (["--grid", "steps"], "key=a,b"),
         (["-o", "nowhere/at/all.png"], "nowhere"),
         (["-o", "picture.txt"], "picture.txt"),

