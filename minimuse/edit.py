@@ -148,7 +148,7 @@ def _tokens(muse: Muse, pixels: torch.Tensor, hole: torch.Tensor | None = None) 
 
 
 def windows(low: torch.Tensor, mask_id: int, high: torch.Tensor, mask_id_hi: int, grid: int) -> Iterator:
-    """Slices (rows, columns), for low-res and high-res ids (B, h, w), of windows of the training size until nothing is hidden.
+    """Windows of the training size on ids (B, h, w), until nothing is hidden: ((low rows, high rows), (low columns, high columns)).
 
     Half a window apart; next is the one that has something hidden and sees most. Whoever iterates fills it before asking on.
     """
@@ -167,8 +167,8 @@ def windows(low: torch.Tensor, mask_id: int, high: torch.Tensor, mask_id_hi: int
 
 def feather(drawn: torch.Tensor, pixels: torch.Tensor, hole: torch.Tensor, width: int = 3) -> torch.Tensor:
     """drawn (B, 3, H, W) inside the hole (H, W), `pixels` outside, bit for bit; inside, the two blend over `width` pixels from the edge."""
-    inside = hole[None, None].float()
-    size = 2 * width - 1
-    around = F.avg_pool2d(F.pad(inside, (width - 1,) * 4, mode="replicate"), size, stride=1)  # a half at a straight edge, 1 far inside
-    share = (2 * around - 1).clamp(0, 1) * inside
+    layers = [hole[None, None].float()]  # what is left of the hole when its rim is taken off, again and again
+    while len(layers) < width and (less := 1 - F.max_pool2d(1 - layers[-1], 3, stride=1, padding=1)).any():
+        layers.append(less)
+    share = sum(layers) / len(layers)  # a scratch has no inside: it is all new
     return torch.where(hole, share * drawn + (1 - share) * pixels, pixels)
