@@ -341,7 +341,8 @@ def every_sampler_keeps_its_promises(decode, samplers=("confidence", "halton", "
     @example(EMPTY, samplers[-1], 2, 0.0, torch.float32)
     @example(UNEVEN, samplers[-1], 0, 1.0, torch.float32)
     def check(problem, sampler, top_k, bound, dtype):
-        problem.sampling = replace(problem.sampling, sampler=sampler, top_k=top_k, choice_temperature=4.5, entropy_bound=bound)
+        sampling = replace(problem.sampling, sampler=sampler, top_k=top_k, choice_temperature=4.5, entropy_bound=bound)
+        problem = replace(problem, sampling=sampling)
         taken, hidden = problem.run(decode, dtype), problem.ids == problem.codes
         ids, left = problem.ids, dict(problem.schedule())
         assert len(taken) <= problem.sampling.steps and (sampler == "entropy" or len(taken) == len(left))
