@@ -301,6 +301,17 @@ def test_broken_draws(planted, refuses):
     refuses(decoding.draws_from_the_k_likeliest, planted)
 
 
+def test_settings_reach_the_step():
+    """Halton's order is the order of revealing; top_k 1 is temperature 0, and no limit is none."""
+    run = lambda **how: list(ours.decode(decoding.Table(1, 5), torch.full((2, 16), 5), 5, decoding.rows(1, 2, 5), None, Sampling(**how), decoding.generator()))
+    ranks = ours.halton_order(16)
+    for k, step in enumerate(run(steps=16, law="linear", sampler="halton")):
+        assert torch.equal(step.hidden, (ranks > k).expand(2, -1))
+    assert torch.equal(run(steps=4, top_k=1)[-1].ids, run(steps=4, temperature=0.0)[-1].ids)
+    logits, noise = torch.zeros(500, 4), decoding.gumbel_of((500, 4))
+    assert set(ours.draw(logits, noise, 1.0).tolist()) == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize("ramp", [True, False])
 def test_composed_prompts(ramp):
     """Two prompts with weights: what a model gives that mixes their logits itself, step by step with the same noise."""
