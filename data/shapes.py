@@ -264,14 +264,15 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
+def share(right: list[bool]) -> dict[str, float]:
+    """How often, out of how many, with the interval."""
+    low, high = wilson(sum(right), n := len(right))
+    return {"value": sum(right) / n if n else float("nan"), "low": low, "high": high, "n": n}
+
+
 def alignment(scenes, images: torch.Tensor) -> dict[str, dict[str, float]]:
     """How often pictures (B, 3, S, S) in [-1, 1] show what the scenes' captions say."""
     if len(scenes) != len(images):
         raise ValueError(f"{len(scenes)} scenes for {len(images)} images")
     answers = [agree(s, reading) for s, reading in zip(scenes, detect(images))]
-    table = {}
-    for k in ATTRIBUTES:
-        asked = [a[k] for a in answers if a[k] is not None]
-        low, high = wilson(sum(asked), n := len(asked))
-        table[k] = {"value": sum(asked) / n if n else float("nan"), "low": low, "high": high, "n": n}
-    return table
+    return {k: share([a[k] for a in answers if a[k] is not None]) for k in ATTRIBUTES}

@@ -19,7 +19,7 @@ from tqdm import trange
 from minimuse import Muse, edit, shapes
 from minimuse.figures import beside
 from minimuse.muse import to_pil
-from minimuse.shapes import Scene, wilson
+from minimuse.shapes import Scene, share
 
 
 def singles(n: int) -> list[Scene]:
@@ -34,11 +34,6 @@ def picture(scene: Scene, side: int) -> Image.Image:
 
 def same(a, b) -> bool:
     return (a.shape, a.colour, a.size) == (b.shape, b.colour, b.size)
-
-
-def share(right: list[bool]) -> dict:
-    low, high = wilson(sum(right), len(right))
-    return {"value": sum(right) / len(right), "low": low, "high": high, "n": len(right)}
 
 
 def read(image: Image.Image) -> Scene:

@@ -14,12 +14,7 @@ from pathlib import Path
 import torch
 
 from minimuse import Muse, shapes
-from minimuse.shapes import Scene, caption, wilson
-
-
-def share(right: list[bool]) -> dict:
-    low, high = wilson(sum(right), len(right))
-    return {"value": sum(right) / len(right), "low": low, "high": high, "n": len(right)}
+from minimuse.shapes import Scene, caption, share
 
 
 def composition(muse: Muse, n: int) -> dict:
