@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted(ROOT.glob("lessons/[0-9][0-9]-*.md"))
-PAGES = [ROOT / "README.md", *LESSONS, *ROOT.glob("data/*/README.md")]
+PAGES = [ROOT / "README.md", ROOT / "lessons/claims.md", *LESSONS, *ROOT.glob("data/*/README.md")]
 name = lambda path: str(path.relative_to(ROOT))
 
 
