@@ -136,10 +136,10 @@ def outputs(args, *also: Path | None) -> list[Path]:
     """The files that a drawing goes to; what is wrong with them is said before anything is drawn."""
     if args.n < 1:
         raise ValueError(f"--n is {args.n}; draw at least 1 picture")
-    if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"{args.output}: write a .png, .jpg or .webp")
     names = [args.output] if args.n == 1 else [args.output.with_stem(f"{args.output.stem}-{i}") for i in range(args.n)]
     for path in (*names, *(path for path in also if path)):
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".gif") or (path in also and path in names):
+            raise ValueError(f"{path}: write a .png, .jpg or .webp (a .gif of frames), each file under a name of its own")
         if path.is_dir() or not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
             raise OSError(f"{path} cannot be written; give a file name, in a directory that exists and is yours")
     return names

@@ -40,19 +40,27 @@ def hole_of(mask: Image.Image, width: int, height: int) -> torch.Tensor:
     return torch.from_numpy(np.array(on_white(mask).convert("L"))) > 127
 
 
-def inpaint(muse: Muse, image: Image.Image, mask: Image.Image, prompt: str, **how) -> list[Image.Image]:
+def affordable(muse: Muse, width: int, height: int, tile: bool) -> None:
+    """Refuse a picture above four times the training side, which takes many windows, unless `tile` asks for it."""
+    if max(width, height) > (most := 4 * muse.config.tokenizer_hi.side) and not tile:
+        raise ValueError(f"the picture is {width}x{height}; at most {most}x{most} is drawn unless you ask for tiles (--tile): shrink it, or ask")
+
+
+def inpaint(muse: Muse, image: Image.Image, mask: Image.Image, prompt: str, tile: bool = False, **how) -> list[Image.Image]:
     """Pictures like the image outside of the mask, and drawn for the prompt where it is white; `how`: see `fill`."""
+    affordable(muse, *image.size, tile)
     hole = hole_of(mask, image.width, image.height)
     if not hole.any():
         warnings.warn("the mask is empty: there is nothing to draw", stacklevel=2)
     return fill(muse, pixels_of(image), hole, prompt, **how)
 
 
-def outpaint(muse: Muse, image: Image.Image, prompt: str, pad: tuple[int, int, int, int], **how) -> list[Image.Image]:
+def outpaint(muse: Muse, image: Image.Image, prompt: str, pad: tuple[int, int, int, int], tile: bool = False, **how) -> list[Image.Image]:
     """Pictures with the image in the middle and pad = (left, top, right, bottom) new pixels around it; `how`: see `fill`."""
     if min(pad) < 0 or not any(pad):
         raise ValueError(f"pad is {','.join(map(str, pad))}; give pixels for left,top,right,bottom, one of them above 0")
     left, top, right, bottom = pad
+    affordable(muse, left + image.width + right, top + image.height + bottom, tile)
     unit = 2 * muse.config.tokenizer.factor
     before_x, before_y = (math.ceil(p / unit) * unit for p in (left, top))  # the image starts with a token
     pixels = F.pad(pixels_of(image)[None], (before_x, right, before_y, bottom), mode="replicate")[0]
@@ -63,16 +71,9 @@ def outpaint(muse: Muse, image: Image.Image, prompt: str, pad: tuple[int, int, i
 
 def fill(
     muse: Muse, pixels: torch.Tensor, hole: torch.Tensor, prompt: str, n: int = 1, negative: str = "", seed: int = 0,
-    keep_pixels: bool = False, tile: bool = False, **given,
+    keep_pixels: bool = False, **given,
 ) -> list[Image.Image]:  # fmt: skip
-    """Fill the hole (H, W) of pixels (3, H, W) n times; `given` as in `Muse.generate`.
-
-    Elsewhere tokens stay, but a picture of tokens is not quite the one that it was made of: `keep_pixels` puts the original pixels
-    back. A picture above four times the training side takes many windows: `tile` allows it.
-    """
-    (H, W), most = hole.shape, 4 * muse.config.tokenizer_hi.side
-    if max(H, W) > most and not tile:
-        raise ValueError(f"the picture is {W}x{H}; at most {most}x{most} is drawn unless you ask for tiles (--tile): shrink it, or ask")
+    """Fill the hole (H, W) of pixels (3, H, W) n times. Elsewhere tokens stay, and with `keep_pixels` the pixels; `given` as in `Muse.generate`."""
     low, high = (repeat(ids, "1 h w -> B h w", B=n).clone() for ids in _tokens(muse, pixels, hole))
     sampling, sampling_hi = muse.sampling(**given)
     for i, (y, x) in enumerate(windows(low, muse.base.mask_id, high, muse.superres.mask_id, muse.config.tokenizer.grid)):
@@ -80,7 +81,7 @@ def fill(
         start = {name: ids.flatten(1) for name, ids in seen.items()}
         for name, step in muse.steps([prompt] * n, negative, sampling, sampling_hi, seed + i, **start):
             seen[name].copy_(step.ids.view_as(seen[name]))  # a view: into low or high
-    drawn = muse.pixels(high, "high")[..., :H, :W].cpu()
+    drawn = muse.pixels(high, "high")[..., : hole.shape[0], : hole.shape[1]].cpu()
     return to_pil(feather(drawn, pixels, hole) if keep_pixels else drawn)
 
 
@@ -126,9 +127,6 @@ def edit(muse: Muse, image: Image.Image, prompt: str, *how, negative: str = "", 
     """Pictures of the prompt that start from the image; arguments as for `edits`."""
     *_, low = edits(muse, image, prompt, *how, negative=negative, seed=seed, **more)
     return finish(muse, image, prompt, low, negative, seed)
-
-
-# How it is done
 
 
 def _tokens(muse: Muse, pixels: torch.Tensor, hole: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
