@@ -19,13 +19,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import repeat
 from PIL import Image
 
 from minimuse import schedule
 from minimuse.data import on_white
 from minimuse.decode import decode
 from minimuse.muse import Muse, autocast, to_pil
+
 
 def pixels_of(image: Image.Image) -> torch.Tensor:
     """Any PIL image -> (3, H, W) in [-1, 1]; on white where it is transparent."""

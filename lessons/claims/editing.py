@@ -40,7 +40,7 @@ def read(image: Image.Image) -> Scene:
     return shapes.detect(edit.pixels_of(image)[None])[0]
 
 
-def inpainting(muse: Muse, scenes: list[Scene], keep_pixels: bool) -> tuple[dict, list]:
+def inpainting(muse: Muse, scenes: list[Scene]) -> tuple[dict, list]:
     rng, found, shown = np.random.default_rng(0), [], []
     for i in trange(len(scenes), desc="inpaint"):
         first = scenes[i].things[0]
@@ -52,7 +52,7 @@ def inpainting(muse: Muse, scenes: list[Scene], keep_pixels: bool) -> tuple[dict
         mask[:, 32:] = 255
         mask = Image.fromarray(mask if left else mask[:, ::-1].copy()).resize((muse.config.tokenizer_hi.side,) * 2, Image.Resampling.NEAREST)
         before = picture(scenes[i], mask.width)
-        after = edit.inpaint(muse, before, mask, shapes.caption(whole), seed=i, keep_pixels=keep_pixels)[0]
+        after = edit.inpaint(muse, before, mask, shapes.caption(whole), seed=i)[0]
         got = read(after)
         inside = [t for t in got.things if (t.x > 0.5) == left]
         outside = [t for t in got.things if (t.x > 0.5) != left]
@@ -112,7 +112,7 @@ def main():
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     muse, scenes = Muse.load(args.model), singles(args.n)
-    painted, sheets = inpainting(muse, scenes, keep_pixels=False)
+    painted, sheets = inpainting(muse, scenes)
     wider, sheets_wide = outpainting(muse, scenes[: max(2, args.n // 4)])
     edited, sheets_edit = mask_free(muse, scenes, (2, 4, 8, 16, 32, 64))
     strong, _ = mask_free(muse, scenes, (2, 4, 8, 16, 32, 64), guidance=4.0)  # as in the paper
