@@ -45,7 +45,7 @@ PARTS = ("tokenizer", "tokenizer_hi", "base", "superres", "decoder")
 def autocast(device: str | torch.device) -> AbstractContextManager:
     """bf16 where the device is fast at it (CUDA; CPUs with AMX or AVX512-BF16), else fp32."""
     kind = torch.device(device).type
-    fast = kind == "cuda" or (kind == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    fast = kind == "cuda" or (kind == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()))
     return torch.autocast(kind, torch.bfloat16, enabled=fast)
 
 
