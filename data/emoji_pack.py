@@ -46,6 +46,8 @@ def find(wanted: str, side: int, data_dir: Path) -> list[tuple[str, tuple[str, .
     index, words = (_shipped(data_dir / "emoji" / name) for name in ("index.json", "captions.json"))
     part, found = "heldout-pair" if wanted == "heldout" else wanted, []
     for style in STYLES:
+        if style not in index:
+            raise ValueError(f"{data_dir / 'emoji' / 'index.json'} lacks the style {style}: {_RESTORE}")
         pack = _pack(data_dir / "emoji" / f"{style}.pack", index[style])
         for concept, (offset, length) in index[style]["blobs"].items():
             if split(concept, style) == part:

@@ -55,6 +55,7 @@ class Config:
     decoder_channels: int  # of the finetuned high-res decoder
     decoder_blocks: tuple[int, ...]
     scenes: int  # training pictures to draw where the data are procedural
+    skip_unreadable: bool = False  # leave out a folder's damaged or tiny pictures; else they are an error
     caption_dropout: float = 0.1
     loss: LossWeights = field(default_factory=LossWeights)
     sampling: Sampling = field(default_factory=Sampling)  # base model
@@ -171,11 +172,5 @@ def from_json(data: dict, kind: type = Config):
     hints, names = typing.get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}
     if set(data) != names:
         raise ValueError(f"settings of {kind.__name__}: unknown or missing {', '.join(sorted(set(data) ^ names))}")
-    values = {}
-    for name, value in data.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = from_json(value, hints[name])
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[name] = value
-    return kind(**values)
+    read = lambda value, hint: from_json(value, hint) if dataclasses.is_dataclass(hint) else tuple(value) if isinstance(value, list) else value
+    return kind(**{name: read(value, hints[name]) for name, value in data.items()})

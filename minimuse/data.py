@@ -55,8 +55,10 @@ def halve(images: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(images, 2)
 
 
-def load(source: str, split: str, side: int, count: int | None = None, seed: int = 0, data_dir: Path = DATA, smallest: int = 8) -> Pictures:
-    """The pictures of one split, side x side; `smallest` is the least side of one in a folder: the tokenizer's factor f.
+def load(
+    source: str, split: str, side: int, count: int | None = None, seed: int = 0, data_dir: Path = DATA, smallest: int = 8, skip: bool = False
+) -> Pictures:
+    """The pictures of one split, side x side; `smallest` is the least side of one in a folder: the tokenizer's factor f; `skip` leaves out its damaged ones.
 
     `count` is how many shapes to draw; of emoji or a folder it takes at most that many, chosen by `seed`.
     """
@@ -74,7 +76,7 @@ def load(source: str, split: str, side: int, count: int | None = None, seed: int
 
         found = emoji_pack.find(split, side, Path(data_dir))
     else:
-        found = _folder(Path(source), split, side, smallest)
+        found = _folder(Path(source), split, side, smallest, skip)
     if count is not None and count < len(found):
         chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:count]
         found = [found[i] for i in sorted(chosen.tolist())]
@@ -90,17 +92,23 @@ def stable_hash(text: str) -> int:
 
 
 # --- a folder of your own ---
-def _folder(root: Path, wanted: str, side: int, smallest: int) -> list[Found]:
+def _folder(root: Path, wanted: str, side: int, smallest: int, skip: bool = False) -> list[Found]:
     """Every picture centre-cropped to a square; one in ten is held out, and never all or none."""
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {str(root)!r}: say shapes, emoji, or a folder of pictures")
     captions = folder_captions(root)
+    for name in sorted(captions):  # of either split: a damaged picture should be known before the training, not after
+        try:
+            read_square(root / name, side, smallest)
+        except ValueError as error:
+            if not skip:
+                raise ValueError(f"{error} (skip_unreadable=True leaves out all such pictures)") from None
+            warnings.warn(f"left out: {error}", stacklevel=3)
+            del captions[name]
     by_hash = sorted(captions, key=stable_hash)
     if len(by_hash) < 2:
         raise ValueError(f"{root} has {len(by_hash)} pictures; it needs at least two, one to hold out")
     heldout = {n for n in by_hash[:-1] if stable_hash(n) % 10 == 0} or {by_hash[0]}
-    for name in sorted(captions):  # of either split: a damaged picture should be known before the training, not after
-        read_square(root / name, side, smallest)
     names = sorted(heldout if wanted == "heldout" else captions.keys() - heldout)
     return [(name, captions[name], partial(read_square, root / name, side, smallest)) for name in names]
 

@@ -47,23 +47,20 @@ def nll_tables(muse: Muse, tokens: Tokens) -> dict:
     """Per mask ratio: the base model with its caption, without, and with another picture's; super-resolution
     with its low-res tokens, with those of another picture, and without caption."""
     text, visible = tokens.captions(torch.arange(len(tokens.low)))
-    none, other = torch.zeros_like(visible), torch.arange(len(text)).roll(1)
-    base, superres, low = muse.base, muse.superres, tokens.low
-    cases = {
+    none, other, low = torch.zeros_like(visible), torch.arange(len(text)).roll(1), tokens.low
+    table = lambda model, ids, *given: {str(ratio): masked_nll(model, ids, lambda r: model.context(*(g[r] for g in given)), ratio) for ratio in RATIOS}
+    return {
         "base": {
-            "caption": lambda r: base.context(text[r], visible[r]),
-            "no caption": lambda r: base.context(text[r], none[r]),
-            "other caption": lambda r: base.context(text[other][r], visible[other][r]),
+            "caption": table(muse.base, low, text, visible),
+            "no caption": table(muse.base, low, text, none),
+            "other caption": table(muse.base, low, text[other], visible[other]),
         },
         "superres": {
-            "low-res and caption": lambda r: superres.context(text[r], visible[r], low[r]),
-            "no caption": lambda r: superres.context(text[r], none[r], low[r]),
-            "other low-res": lambda r: superres.context(text[r], visible[r], low[other][r]),
+            "low-res and caption": table(muse.superres, tokens.high, text, visible, low),
+            "no caption": table(muse.superres, tokens.high, text, none, low),
+            "other low-res": table(muse.superres, tokens.high, text, visible, low[other]),
         },
     }
-    models = {"base": (base, low), "superres": (superres, tokens.high)}
-    table = lambda part, context: {str(ratio): masked_nll(*models[part], context, ratio) for ratio in RATIOS}
-    return {part: {case: table(part, context) for case, context in contexts.items()} for part, contexts in cases.items()}
 
 
 @torch.no_grad()
@@ -87,7 +84,7 @@ def tokenizer_report(muse: Muse, tokens: Tokens, images: torch.Tensor, batch: in
 def report(muse: Muse, n: int = 256, seed: int = 0) -> tuple[dict, dict]:
     """Every measure that fits the model's data, over at most n held-out pictures; and the pictures it speaks of."""
     data, config = muse.about["data"], muse.config
-    pictures = load(data, "heldout", config.tokenizer_hi.side, n, seed, smallest=config.tokenizer_hi.factor)
+    pictures = load(data, "heldout", config.tokenizer_hi.side, n, seed, smallest=config.tokenizer_hi.factor, skip=config.skip_unreadable)
     captions = [variants[0] for variants in pictures.captions]
     real = pictures.batch(torch.arange(len(pictures))).to(muse.device)
     tokens = Tokens(muse.parts, muse.text, pictures, str(muse.device))

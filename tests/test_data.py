@@ -278,6 +278,14 @@ def test_a_missing_file_is_named(copy, name):
     one_line(error, str(copy / "emoji" / name), "git checkout data/emoji")
 
 
+def test_a_missing_style_is_named(copy):
+    path = copy / "emoji" / "index.json"
+    path.write_text(json.dumps({style: entry for style, entry in json.loads(path.read_text()).items() if style != "noto"}))
+    with pytest.raises(ValueError) as error:
+        load("emoji", "heldout", 16, data_dir=copy)
+    one_line(error, str(path), "noto", "git checkout data/emoji")
+
+
 def test_a_cut_index_is_named(copy):
     path = copy / "emoji" / "index.json"
     path.write_bytes(path.read_bytes()[:1000])
@@ -433,7 +441,10 @@ def test_a_bad_picture_is_named(tmp_path, form, name, spoil, said):
     with pytest.raises(ValueError) as error:
         for part in ("train", "heldout"):
             load(str(tmp_path), part, 8, smallest=8)
-    one_line(error, str(tmp_path / name), said, "remove it")
+    one_line(error, str(tmp_path / name), said, "remove it", "skip_unreadable=True")
+    with pytest.warns(UserWarning, match=f"left out: .*{name}.*{said}"):
+        kept = [load(str(tmp_path), part, 8, smallest=8, skip=True).names for part in ("train", "heldout")]
+    assert sorted(sum(kept, [])) == sorted({"a.png", "b.jpg", "c.webp"} - {name})
 
 
 @pytest.mark.parametrize("form", FORMS)
