@@ -208,10 +208,8 @@ def read_about(directory: Path) -> dict:
         about["text"]["name"], about["text"]["fingerprint"], about["data"]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; {directory} is not a model directory") from None
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model's config.json ({type(error).__name__}: {error})") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     return about
 
 
@@ -221,12 +219,21 @@ def write_json(path: Path, data: dict) -> None:
     os.replace(temporary, path)
 
 
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """One safetensors file, first under a temporary name: a reader sees the old file or the new one, never half of one."""
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary := path.with_name(path.name + ".tmp"), metadata)
+    os.replace(temporary, path)
+
+
 def save_part(directory: Path, name: str, part: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Write NAME.safetensors under a temporary name first, so that no half-written file bears the name."""
-    state = {k: v.to(dtype if v.is_floating_point() else v.dtype).contiguous().cpu() for k, v in part.state_dict().items()}
-    path = directory / f"{name}.safetensors"
-    save_file(state, path.with_name(path.name + ".tmp"))
-    os.replace(path.with_name(path.name + ".tmp"), path)
+    """Write NAME.safetensors. torch.int8 keeps a matrix as multiples of a 127th of each row's largest value, and in fp16 all else:
+    tokenizers too, since an encoder that is a little different gives other ids than the transformers were trained on."""
+    state = {}
+    for k, v in part.state_dict().items():
+        if whole := dtype == torch.int8 and v.dim() > 1 and not name.startswith("tokenizer"):
+            state[f"{k}/scale"] = scale = v.abs().amax(dim=tuple(range(1, v.dim())), keepdim=True).clamp(min=1e-9) / 127
+        state[k] = (v / scale).round().to(dtype) if whole else v.to(torch.float16 if dtype == torch.int8 else dtype)
+    save_tensors(directory / f"{name}.safetensors", state)
 
 
 def load_part(directory: Path, name: str, config: Config, text_width: int) -> nn.Module:
@@ -238,7 +245,7 @@ def load_part(directory: Path, name: str, config: Config, text_width: int) -> nn
     part = build(name, config, text_width)
     try:
         state = load_file(path)
-        part.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        part.load_state_dict({k: v.float() * state.get(f"{k}/scale", 1) for k, v in state.items() if not k.endswith("/scale")})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}); train or copy it again") from None
     except RuntimeError as error:

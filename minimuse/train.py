@@ -24,7 +24,6 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -32,7 +31,7 @@ from minimuse.config import Config, Stage, from_json
 from minimuse.data import Pictures, halve, load, stable_hash
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.muon import Muon
-from minimuse.muse import PARTS, autocast, build, load_part, read_about, save_part, write_json
+from minimuse.muse import PARTS, autocast, build, load_part, read_about, save_part, save_tensors, write_json
 from minimuse.t5_frozen import FrozenT5
 from minimuse.vq import grow, perplexity
 from minimuse.vq_loss import PictureLoss
@@ -131,10 +130,8 @@ def save(path: Path, step: int, model: nn.Module, average: dict, optimizers: lis
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
     for name, _, state in states(model, optimizers):
         tensors |= {f"optimizer.{name}/{k}": v for k, v in state.items()}
-    temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"step": str(step), "key": json.dumps(key)})
-    temporary.replace(path)  # a reader sees the old file or the new one, never half of one
+    save_tensors(path, tensors, {"step": str(step), "key": json.dumps(key)})
 
 
 def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: dict) -> int:
@@ -148,9 +145,8 @@ def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: 
         raise ValueError(f"{path} is truncated or no checkpoint ({error}); remove it to start this stage again") from None
     if belongs != key:
         raise ValueError(f"{path} was started with other settings, data, text encoder or seed; give the same ones, or another --out")
-    missing = [f"{kind}.{k}" for kind in ("model", "average") for k in average if f"{kind}.{k}" not in tensors]
-    if missing:
-        raise ValueError(f"{path} is no checkpoint of this stage: it lacks {missing[0]}; remove it to start this stage again")
+    if missing := {f"{kind}.{k}" for kind in ("model", "average") for k in average} - tensors.keys():
+        raise ValueError(f"{path} is no checkpoint of this stage: it lacks {min(missing)}; remove it to start this stage again")
     with torch.no_grad():
         for k, v in model.state_dict().items():
             v.copy_(tensors[f"model.{k}"])
@@ -319,7 +315,7 @@ def train_all(
     about = describe(out, config, data, text, text_name, seed)
     if not (todo := pending(stages, out, resume)):
         return
-    count = config.scenes if data == "shapes" else None
-    pictures = load(data, "train", config.tokenizer_hi.side, count, smallest=config.tokenizer_hi.factor)
+    high, count = config.tokenizer_hi, config.scenes if data == "shapes" else None
+    pictures = load(data, "train", high.side, count, smallest=high.factor, skip=config.skip_unreadable)
     for stage in todo:
         yield from train(stage, out, about, pictures, text, device)

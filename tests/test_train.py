@@ -455,7 +455,7 @@ def test_checkpoints_are_written_whole(trained, tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(ours, "save_file", fails)
+    monkeypatch.setattr("minimuse.muse.save_file", fails)
     run = train("base", out, about, pictures(), Text())
     next(run)
     with pytest.raises(OSError):
