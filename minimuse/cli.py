@@ -101,19 +101,14 @@ def drawing_flags(p: Parser) -> None:
     group = p.add_argument_group("sampling (see minimuse/decode.py)")
     notes = {"steps": "passes of the base model", "guidance": "t in (1 + t) conditional - t unconditional; 0 is none"}
     for name, kind in typing.get_type_hints(Sampling).items():
-        switch = dict(action=argparse.BooleanOptionalAction) if kind is bool else {}
+        switch = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(metavar=name.upper())
         group.add_argument(f"--{name.replace('_', '-')}", dest=f"sampling.{name}", help=notes.get(name), **switch)
 
 
 def given(args) -> dict:
     """The sampling that was asked for."""
-    found = {key.removeprefix("sampling."): value for key, value in vars(args).items() if key.startswith("sampling.") and value is not None}
-    return {name: value if value in (True, False) else read(name, value) for name, value in found.items()}
-
-
-def read(name: str, text: str):
-    """What a flag says of the field of `Sampling` that it is named after."""
-    return configs.parse(text, typing.get_type_hints(Sampling)[name], name)
+    asked = {name: (getattr(args, f"sampling.{name}"), kind) for name, kind in typing.get_type_hints(Sampling).items()}
+    return {name: text if kind is bool else configs.parse(text, kind, name) for name, (text, kind) in asked.items() if text is not None}
 
 
 def show(records, row: int = 0) -> None:
@@ -167,7 +162,7 @@ def grid(draw: Callable[..., list], axes: list[str], settings: dict):
     pairs = [text.partition("=")[::2] for text in axes]
     if wrong := [key for key, values in pairs if key not in names or not values]:
         raise ValueError(f"--grid {wrong[0]}: write key=a,b with a key among {', '.join(names)}")
-    cells = list(itertools.product(*([(key, read(key, value)) for value in values.split(",")] for key, values in pairs)))
+    cells = list(itertools.product(*([(key, configs.parse(value, names[key], key)) for value in values.split(",")] for key, values in pairs)))
     drawn = [torch.stack([edit.pixels_of(picture) for picture in draw(**settings | dict(cell))]) for cell in tqdm(cells, desc="grid")]
     titles = [", ".join(f"{key} {value}" for key, value in cell) for cell in cells]
     return sheet(list(torch.stack(drawn, dim=1)), titles, columns=pairs[-1][1].count(",") + 1)

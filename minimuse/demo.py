@@ -41,8 +41,7 @@ def evaluate(muse: Muse, out: Path, n: int = 256) -> dict:
     sheet(rows, pictures["captions"][:16], titles=("real", "base", "super-res")).save(out / "samples.png")
     decoding_gif(muse, pictures["captions"][:4], out / "decoding.gif")
     write_json(out / "report.json", found)
-    print(summary(found))
-    print(f"wrote {out}/samples.png, {out}/decoding.gif and {out}/report.json")
+    print(summary(found), f"wrote {out}/samples.png, {out}/decoding.gif and {out}/report.json", sep="\n")
     return found
 
 
@@ -52,27 +51,21 @@ def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, res
     The tokenizers do not need each other, nor do base model, super-resolution and decoder, and their matrices are too small for
     two threads (base: 5.4 steps/s with two, 6.2 with one): processes with a thread each get more from the same cores.
     """
-    pending(STAGES, out, resume)  # raises what there is to raise before anything is trained
+    todo = pending(STAGES, out, resume)  # raises what there is to raise before anything is trained
     job = partial(work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show)
     workers = min(3, torch.get_num_threads())
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads() // workers,)) as pool:
         done = [*pool.map(job, ("tokenizer", "tokenizer_hi"), range(2))]
         done += pool.map(job, ("superres", "base", "decoder"), range(3))
-    trained = [row for row in done if row[2]]  # a stage that was there already has no metrics
-    return {stage: seconds for stage, seconds, _ in trained}, {stage: metrics for stage, _, metrics in trained}
+    return {stage: seconds for stage, seconds, _ in done if stage in todo}, {stage: metrics for stage, _, metrics in done if stage in todo}
 
 
 def work(stage: str, row: int, out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]):
     """Train one stage in this process; returns its name, seconds and last metrics."""
-    begun, metrics = time.monotonic(), {}
-
-    def watched():
-        for record in train_all((stage,), out, config, data, load_text(text), text, seed, resume=resume):
-            metrics.update(record.metrics)
-            yield record
-
-    show(watched(), row)
-    return stage, round(time.monotonic() - begun, 3), {k: float(v) for k, v in metrics.items()}
+    begun, last = time.monotonic(), {}
+    records = train_all((stage,), out, config, data, load_text(text), text, seed, resume=resume)
+    show((last.update(record.metrics) or record for record in records), row)
+    return stage, round(time.monotonic() - begun, 3), {k: float(v) for k, v in last.items()}
 
 
 def summary(found: dict) -> str:
