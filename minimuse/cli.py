@@ -23,13 +23,10 @@ from minimuse.figures import beside, decoding_gif, sheet
 from minimuse.muse import Muse, load_text, read_about
 from minimuse.train import STAGES, train_all
 
-NAMES = (*(s.replace("_", "-") for s in STAGES), "all")
-
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        """One line, without argparse's usage block."""
-        self.exit(2, f"minimuse: {message} (see: {self.prog} --help)\n")
+        self.exit(2, f"minimuse: {message} (see: {self.prog} --help)\n")  # one line, without argparse's usage block
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("demo", help="train the toy Muse on shapes from scratch on this machine and draw from it")
     p.add_argument("--out", type=Path, default=Path("runs/demo"))
-    p.add_argument("--preset", default="demo", help=f"one of {', '.join(configs.PRESETS)} (default demo)")
+    p.add_argument("--preset", default="demo", choices=configs.PRESETS, help="default demo")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
@@ -72,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n", type=int, default=256, help="held-out pictures, at most")
 
     p = commands.add_parser("train", help="train one stage, or all")
-    p.add_argument("stage", choices=NAMES, metavar="STAGE", help=" | ".join(NAMES))
-    p.add_argument("--preset", help=f"one of {', '.join(configs.PRESETS)} (default toy, or what --out holds)")
+    p.add_argument("stage", choices=[*(s.replace("_", "-") for s in STAGES), "all"])
+    p.add_argument("--preset", choices=configs.PRESETS, help="default toy, or what --out holds")
     p.add_argument("--data", help="shapes, emoji, or a folder of pictures with captions (default emoji, or what --out holds)")
     p.add_argument("--out", type=Path, required=True, help="the model directory")
     p.add_argument("--t5", default=None, help="text encoder: a name in data/ or a directory (default t5-toy)")
@@ -194,7 +191,7 @@ def run_train(args) -> None:
     if there and not args.preset and not args.settings:
         config = configs.from_json(there["config"])
     else:
-        config = configs.override(configs.preset(args.preset or "toy"), args.settings)
+        config = configs.override(configs.PRESETS[args.preset or "toy"], args.settings)
     data = args.data or (there["data"] if there else "emoji")
     seed = args.seed if args.seed is not None else (there["seed"] if there else 0)
     name = args.t5 or (there["text"]["name"] if there else "t5-toy")
@@ -221,9 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command in ("inpaint", "outpaint", "edit"):
             run_edit(args)
         elif args.command == "evaluate":
-            muse = Muse.load(args.model)
-            args.out.mkdir(parents=True, exist_ok=True)
-            evaluate(muse, args.out, args.n)
+            evaluate(Muse.load(args.model), args.out, args.n)
         elif args.command in ("check", "notebooks"):
             sys.path[:0] = [str(DATA.parent / folder) for folder in ("tests", "lessons")]  # what serves the lessons alone stays with them
             if args.command == "check":

@@ -120,12 +120,6 @@ DEMO = dataclasses.replace(
 PRESETS = {"tiny": TINY, "demo": DEMO, "toy": TOY}
 
 
-def preset(name: str) -> Config:
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
 def override(config: Config, assignments: list[str]) -> Config:
     """Apply "base.width=256"-like assignments; a key or a value that does not fit is a ValueError that names it.
 

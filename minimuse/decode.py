@@ -58,9 +58,7 @@ class Step(NamedTuple):
     hidden: torch.Tensor  # (B, N) bool, hidden again after this step
 
 
-# Guidance: several answers of the model to one
-
-
+# --- Guidance: several answers of the model to one ---
 def guide(cond: torch.Tensor, uncond: torch.Tensor, t: float) -> torch.Tensor:
     """(1 + t) cond - t uncond (Muse, section 2.7): t = 0 gives cond, bit for bit. Others write uncond + s (cond - uncond): s = 1 + t."""
     return cond if t == 0 else (1 + t) * cond - t * uncond
@@ -71,9 +69,7 @@ def compose(uncond: torch.Tensor, conds: list[torch.Tensor], weights: list[float
     return uncond + sum(w * (cond - uncond) for w, cond in zip(weights, conds))
 
 
-# Noise, and guesses
-
-
+# --- Noise, and guesses ---
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Standard Gumbel noise, always float32 on the CPU: in half precision log(log(u)) is not finite."""
     u = torch.rand(shape, generator=generator).clamp(1e-20, 1 - 1e-7)
@@ -88,9 +84,7 @@ def draw(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_k: i
     return (logits + temperature * noise).argmax(dim=-1)  # the Gumbel-max trick
 
 
-# Samplers: (logits, log_p of the guesses, ...) -> scores (B, N), the highest of which are kept, and how many stay hidden (B,)
-
-
+# --- Samplers: (logits, log_p of the guesses, ...) -> scores (B, N), the highest of which are kept, and how many stay hidden (B,) ---
 def confidence(logits, log_p, hidden, left, noise, sampling):
     """What the model is surest of, MaskGIT's choice. The noise makes early choices bold (Muse has it from there)."""
     return log_p + noise, left
@@ -140,9 +134,7 @@ def halton_order(tokens: int) -> torch.Tensor:
     return torch.tensor([*cells]).argsort()
 
 
-# The step and the loop
-
-
+# --- The step and the loop ---
 def step(
     logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor, left: torch.Tensor,
     token_noise: torch.Tensor, choice_noise: torch.Tensor, sampling: Sampling,

@@ -25,7 +25,7 @@ from minimuse.train import STAGES, pending, train_all
 def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., None], n: int = 256) -> dict:
     """Train, measure, draw; returns the report. `show(records, row)` consumes the records of stages that train in one process."""
     begun = time.monotonic()
-    seconds, stages = side_by_side(out, configs.preset(preset), "shapes", "t5-toy", seed, resume, show)
+    seconds, stages = side_by_side(out, configs.PRESETS[preset], "shapes", "t5-toy", seed, resume, show)
     trained = time.monotonic()
     found = {"seconds": seconds, "stages": stages} | evaluate(Muse.load(out), out, n)
     ended = time.monotonic()
@@ -36,6 +36,7 @@ def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., No
 
 def evaluate(muse: Muse, out: Path, n: int = 256) -> dict:
     """Measure on n held-out pictures and draw some of them into OUT."""
+    out.mkdir(parents=True, exist_ok=True)
     found, pictures = report(muse, n)
     rows = [pictures[name][:16] for name in ("real", "low", "high")]
     sheet(rows, pictures["captions"][:16], titles=("real", "base", "super-res")).save(out / "samples.png")

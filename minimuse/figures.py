@@ -53,8 +53,7 @@ def decoding_gif(muse: Muse, prompts: list[str], path: str | Path, cell: int = 1
     moving = Path(path).suffix.lower() == ".gif"
     frames = [sheet([*pair], prompts, len(prompts), cell if moving else cell // 2) for pair in passes(muse, prompts, **settings)]
     if moving:
-        times = [220] * (len(frames) - 1) + [2500]
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=[220] * (len(frames) - 1) + [2500], loop=0)
     else:
         beside(frames, [f"pass {k + 1}" for k in range(len(frames))], scale=1).save(path)
     return len(frames)

@@ -16,8 +16,6 @@ from minimuse.transformer import Context
 from minimuse.vq import perplexity
 from minimuse.vq_loss import Lite0, has_lite0, perceptual_distance
 
-RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
-
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     """Mean over images (B, 3, H, W) in [-1, 1] of the peak signal-to-noise ratio, in dB."""
@@ -48,7 +46,8 @@ def nll_tables(muse: Muse, tokens: Tokens) -> dict:
     with its low-res tokens, with those of another picture, and without caption."""
     text, visible = tokens.captions(torch.arange(len(tokens.low)))
     none, other, low = torch.zeros_like(visible), torch.arange(len(text)).roll(1), tokens.low
-    table = lambda model, ids, *given: {str(ratio): masked_nll(model, ids, lambda r: model.context(*(g[r] for g in given)), ratio) for ratio in RATIOS}
+    said = lambda model, given: lambda rows: model.context(*(tensor[rows] for tensor in given))
+    table = lambda model, ids, *given: {str(r): masked_nll(model, ids, said(model, given), r) for r in (1.0, 0.75, 0.5, 0.25, 0.1)}
     return {
         "base": {
             "caption": table(muse.base, low, text, visible),

@@ -103,7 +103,7 @@ class Muse:
     def read(self, prompts: list[str], negative: str = "") -> Asked:
         """The prompts of B pictures, through the text encoder. "" is the null caption; "a red circle AND a blue square:0.5" composes two."""
         if not prompts:
-            raise ValueError("no prompt; draw at least 1 picture")
+            raise ValueError("nothing to draw; ask for at least 1 picture")
         one = re.compile(r"(.*?)(?::(-?\d+(?:\.\d+)?))?", re.DOTALL)  # a prompt, and a number behind the last colon
         parts = [[one.fullmatch(part.strip()).groups("1") for part in prompt.split(" AND ")] for prompt in prompts]
         weights = {tuple(float(weight) for _, weight in row) for row in parts}
@@ -166,8 +166,6 @@ class Muse:
 
     def generate(self, prompt: str, n: int = 1, negative: str = "", seed: int = 0, **given) -> list[Image.Image]:
         """n pictures of one prompt, as PIL images. `given`: steps=12, guidance=3.0 and whatever else `Sampling` has."""
-        if n < 1:
-            raise ValueError(f"n is {n}; draw at least 1 picture")
         sampling, sampling_hi = self.sampling(**given)
         return to_pil(self.draw([prompt] * n, negative=negative, seed=seed, sampling=sampling, sampling_hi=sampling_hi)[1])
 
@@ -195,8 +193,7 @@ def find(name: str | Path) -> Path:
 
 def load_text(name: str, device: str = "cpu") -> FrozenT5:
     """The text encoder in data/NAME, or in the directory NAME."""
-    shipped = DATA / name
-    return FrozenT5.load(shipped if shipped.is_dir() else name, device)
+    return FrozenT5.load(DATA / name if (DATA / name).is_dir() else name, device)
 
 
 def read_about(directory: Path) -> dict:

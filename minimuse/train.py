@@ -48,9 +48,7 @@ class Record(NamedTuple):
     metrics: dict[str, torch.Tensor | float]
 
 
-# Everything random, from (seed, stage, step)
-
-
+# --- Everything random, from (seed, stage, step) ---
 def generator_at(*key) -> torch.Generator:
     """A CPU generator that depends on the key alone."""
     return torch.Generator().manual_seed(stable_hash("/".join(map(str, key))) >> 1)
@@ -158,9 +156,7 @@ def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: 
     return step
 
 
-# What each stage minimises
-
-
+# --- What each stage minimises ---
 class Tokens:
     """What is frozen, computed once: token ids of every picture, embeddings of every caption."""
 

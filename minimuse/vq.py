@@ -212,8 +212,7 @@ class FSQuantizer(nn.Module):
         return bounded + (bounded.round() - bounded).detach()
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
-        digits = ids[..., None] // self.radix % self.sizes
-        return digits / (self.sizes - 1) * 2 - 1  # [-1, 1]
+        return ids[..., None] // self.radix % self.sizes / (self.sizes - 1) * 2 - 1  # digits, in [-1, 1]
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
         return (self.digits(z).round().long() * self.radix).sum(-1)

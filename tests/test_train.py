@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 STEPS, DRAWING = 5, ("tokenizer", "tokenizer_hi", "decoder")  # the stages with a picture loss
 CONFIG = configs.override(
-    configs.preset("tiny"),
+    configs.PRESETS["tiny"],
     [f"stages.{s}.{setting}" for s in STAGES for setting in (f"steps={STEPS}", "batch=4")]
     + ["scenes=6", "caption_dropout=0.5", "loss.discriminator_channels=4"],
 )

@@ -349,7 +349,7 @@ def test_state_dict_round_trip(settings):
 
 
 def test_wrong_sizes():
-    net = tokenizer(config.preset("tiny").tokenizer)
+    net = tokenizer(config.PRESETS["tiny"].tokenizer)
     with pytest.raises(ValueError, match="16x18.*4"):
         net.encode(images(1, 3, 16, 18))
     with pytest.raises(ValueError, match="15x16.*4"):
@@ -381,7 +381,7 @@ def field(settings):
     return radius
 
 
-SMALL = config.preset("tiny").tokenizer
+SMALL = config.PRESETS["tiny"].tokenizer
 
 
 def test_tokens_are_local():
@@ -470,7 +470,7 @@ def test_decoders_that_cannot_grow(channels, blocks):
 
 @pytest.mark.parametrize("name", config.PRESETS)
 def test_the_decoder_of_every_preset_can_grow(name):
-    settings = config.preset(name)
+    settings = config.PRESETS[name]
     with torch.device("meta"):
         small, large = Decoder(settings.tokenizer_hi), Decoder(settings.decoder)
     wide = [tuple(p.shape) for p in large.parameters()]
