@@ -15,7 +15,9 @@ Letters: B batch, T text tokens, S tokens attended to, E text width, H heads.
 import hashlib
 import json
 import math
+import pickle
 import warnings
+import zipfile
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 PAD, EOS, UNK = 0, 1, 2
+DECODER = ("decoder.", "lm_head.")  # how the names of a checkpoint's other half begin: it is never read
 MAX_TOKENS = 77
 
 
@@ -56,8 +59,7 @@ class T5Config:
             values = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON ({error}); download it again") from None
-        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
-        if missing:
+        if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]:
             raise ValueError(f"{path} lacks {', '.join(missing)}; is it the config.json of a T5?")
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
@@ -191,14 +193,38 @@ class Tokenizer:
         return ids, ids != PAD  # no text encodes to the pad
 
 
-def read_weights(path, expected, dtype, device):
-    """The tensors of an encoder whose state dict looks like `expected`; a decoder in the same file is never read."""
+def weight_files(directory):
+    """The file of a checkpoint's weights, or the shards of it that have some of the encoder's."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (directory / name).is_file():
+            return [directory / name]
+        if (index := directory / f"{name}.index.json").is_file():
+            try:
+                shards = {shard for tensor, shard in json.loads(index.read_text())["weight_map"].items() if not tensor.startswith(DECODER)}
+                return [directory / Path(shard).name for shard in sorted(shards)]  # its name alone: an index cannot lead out of here
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{index} is damaged ({error!r}); download it again") from None
+    raise FileNotFoundError(f"{directory} has no model.safetensors and no pytorch_model.bin, whole or in shards; it is missing the weights")
+
+
+def tensors(path):
+    """(name, tensor) of each of a file's tensors that is not a decoder's."""
     try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if not name.startswith(("decoder.", "lm_head."))]
-            weights = {name: file.get_tensor(name).to(device, dtype) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); download it again") from None
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                yield from ((name, file.get_tensor(name)) for name in file.keys() if not name.startswith(DECODER))
+        elif zipfile.is_zipfile(path):  # mmap: read when it is looked at; weights_only: no code in it is run
+            state = torch.load(path, "cpu", weights_only=True, mmap=True)
+            yield from ((name, x) for name, x in state.items() if not name.startswith(DECODER))
+        else:
+            raise OSError("no zip archive; if it is from before PyTorch 1.6, load and save it with a newer one")
+    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged or cut short ({' '.join(str(error).split())[:200]}); download it again") from None
+
+
+def read_weights(directory, expected, dtype, device):
+    """The tensors of an encoder whose state dict looks like `expected`, one after the other in the dtype that is wanted."""
+    path, weights = directory, {name: x.to(device, dtype) for file in weight_files(directory) for name, x in tensors(file)}
     if "encoder.embed_tokens.weight" in weights:  # the embedding's second name; some files have both
         weights.setdefault("shared.weight", weights.pop("encoder.embed_tokens.weight"))
     for name in [*expected, *weights]:
@@ -217,33 +243,35 @@ def read_weights(path, expected, dtype, device):
 class FrozenT5:
     """Captions in, embeddings and mask out. Not an nn.Module: a model that holds one must not train, count or save it."""
 
-    def __init__(self, encoder, tokenizer, weights_path):
+    def __init__(self, encoder, tokenizer, weight_paths):
         self.encoder = encoder.eval().requires_grad_(False)
-        self.tokenizer, self.weights_path = tokenizer, weights_path
+        self.tokenizer, self.weight_paths = tokenizer, weight_paths
         self.width, self.device = encoder.config.d_model, encoder.shared.weight.device
 
     @classmethod
     def load(cls, directory, device="cpu", dtype=torch.float32):
-        """A directory with config.json, spiece.model and model.safetensors."""
+        """A directory with config.json, spiece.model, and weights as model.safetensors or pytorch_model.bin, whole or in shards."""
         if dtype not in (torch.float32, torch.bfloat16):  # T5's MLP overflows in float16
             raise ValueError(f"dtype is {dtype}; T5 needs torch.bfloat16 or torch.float32")
-        paths = [Path(directory) / name for name in ("config.json", "spiece.model", "model.safetensors")]
+        paths = [Path(directory) / name for name in ("config.json", "spiece.model")] + weight_files(Path(directory))
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing; the directory of a T5 holds {', '.join(p.name for p in paths)}")
         config, tokenizer = T5Config.from_json(paths[0]), Tokenizer(paths[1])
-        pieces = tokenizer.pieces.get_piece_size()
-        if pieces > config.vocab_size:
+        if (pieces := tokenizer.pieces.get_piece_size()) > config.vocab_size:
             raise ValueError(f"{directory}: {pieces} pieces in spiece.model, vocab_size {config.vocab_size} in config.json")
         with torch.device("meta"):  # shapes without memory: the file's tensors are put in, not copied
             encoder = T5Encoder(config)
-        encoder.load_state_dict(read_weights(paths[2], encoder.state_dict(), dtype, device), assign=True)
-        return cls(encoder, tokenizer, paths[2])
+        encoder.load_state_dict(read_weights(Path(directory), encoder.state_dict(), dtype, device), assign=True)
+        return cls(encoder, tokenizer, paths[2:])
 
     @cached_property
     def fingerprint(self):
         """Twelve hex digits of the weights' SHA-256: the encoder that another model was trained with."""
-        return hashlib.sha256(np.memmap(self.weights_path, mode="r")).hexdigest()[:12]  # mapped: XXL's file is larger than most memories
+        digest = hashlib.sha256()
+        for path in self.weight_paths:
+            digest.update(np.memmap(path, mode="r"))  # mapped: XXL's file is larger than most memories
+        return digest.hexdigest()[:12]
 
     @torch.no_grad()
     def __call__(self, texts, max_length=MAX_TOKENS):

@@ -292,6 +292,80 @@ def test_a_checkpoint_with_a_decoder_or_the_other_embedding_name_loads(directory
     torch.testing.assert_close(FrozenT5.load(directory)(["a red apple"])[0], expected, rtol=0, atol=0)
 
 
+FORMS = ("model.safetensors", "pytorch_model.bin")
+
+
+def publish(directory, form, shards):
+    """The checkpoint in another form, with a decoder; in shards, an index says what is where, and the last has the decoder alone."""
+    state = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    decoder = {f"decoder.block.{i}.layer.0.SelfAttention.q.weight": torch.ones(2, 2) for i in range(3)} | {"lm_head.weight": torch.ones(2, 2)}
+    write = (lambda x, p: save_file(x, p)) if form.endswith("safetensors") else (lambda x, p: torch.save(x, p))
+    if shards == 1:
+        return write(state | decoder, directory / form)
+    stem, end = form.split(".")
+    parts = [dict(list(state.items())[i::shards]) for i in range(shards)] + [decoder]
+    names = [f"{stem}-{i + 1:05}-of-{len(parts):05}.{end}" for i in range(len(parts))]
+    for part, name in zip(parts, names):
+        write(part, directory / name)
+    index = {key: name for part, name in zip(parts, names) for key in part}
+    (directory / f"{form}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_loads_in_all_its_forms(directory, form, shards):
+    expected, _ = FrozenT5.load(directory)(["a red apple"])
+    first = FrozenT5.load(directory).fingerprint
+    publish(directory, form, shards)
+    if shards > 1:  # the shard of the decoder is not even opened
+        sorted(directory.glob(f"{form.split('.')[0]}-*"))[-1].unlink()
+    again = FrozenT5.load(directory)
+    torch.testing.assert_close(again(["a red apple"])[0], expected, rtol=0, atol=0)
+    assert again.fingerprint != first and len(again.weight_paths) == shards  # the fingerprint is of files
+    assert FrozenT5.load(directory, dtype=torch.bfloat16).encoder.shared.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lost_or_cut_shard_or_index_is_named(directory, form):
+    publish(directory, form, 3)
+    shard, index = sorted(directory.glob(f"{form.split('.')[0]}-*"))[1], directory / f"{form}.index.json"
+    whole, said = shard.read_bytes(), index.read_text()
+    shard.write_bytes(whole[: len(whole) // 2])
+    fails(directory, ValueError, shard.name, "cut short")
+    shard.unlink()
+    fails(directory, FileNotFoundError, shard.name, "missing")
+    shard.write_bytes(whole)
+    for damage in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"shared.weight": 3}}'):
+        index.write_text(damage)
+        fails(directory, ValueError, index.name, "damaged")
+    index.write_text(said.replace(shard.name, f"../{shard.name}"))  # a path out of the directory is not followed
+    assert shard in FrozenT5.load(directory).weight_paths
+
+
+class Hostile:
+    def __reduce__(self):
+        return Path.write_text, (Path(self.victim), "run")
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(directory, tmp_path):
+    hostile = Hostile()
+    Hostile.victim = str(tmp_path / "victim")
+    (directory / "model.safetensors").unlink()
+    torch.save({"shared.weight": hostile}, directory / "pytorch_model.bin")
+    fails(directory, ValueError, "pytorch_model.bin", "damaged")
+    assert not (tmp_path / "victim").exists()
+    torch.load(directory / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "victim").exists(), "the file does nothing: this test cannot fail"
+
+
+def test_a_file_from_before_zip_archives_is_refused_with_a_hint(directory):
+    state = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save(state, directory / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    fails(directory, ValueError, "pytorch_model.bin", "before PyTorch 1.6")
+
+
 @pytest.mark.parametrize("name", ["config.json", "spiece.model", "model.safetensors"])
 def test_missing_file(directory, name):
     (directory / name).unlink()
@@ -323,7 +397,7 @@ def test_wrong_weights(directory):
     def broken(edit, *words):
         (directory / "model.safetensors").write_bytes(original)
         change(directory, edit)
-        fails(directory, ValueError, "model.safetensors", *words)
+        fails(directory, ValueError, str(directory), *words)
 
     broken(lambda w: w.pop(q), "lacks", q)
     broken(lambda w: w.update({q: torch.ones(32, 32)}), q, "(32, 32)", "(24, 32)")
