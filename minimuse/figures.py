@@ -16,8 +16,7 @@ def sheet(rows: list[torch.Tensor], captions: list[str], columns: int = 8, cell:
     """Each caption's pictures, one of each batch in `rows` (B, 3, H, W), above one another; titles, in the margin, name the rows."""
     font, line, gap = ImageFont.load_default(11), 13, 6
     texts = [textwrap.wrap(c, cell // 6) or ["(no caption)"] for c in captions]
-    lines = max(map(len, texts))
-    block = len(rows) * (cell + 2) + lines * line + 2 * gap
+    block = len(rows) * (cell + 2) + max(map(len, texts)) * line + 2 * gap
     margin, columns = 64 if titles else 0, min(columns, len(captions))
     page = Image.new("RGB", (margin + columns * (cell + gap) + gap, -(-len(captions) // columns) * block + gap), PAPER)
     pen = ImageDraw.Draw(page)

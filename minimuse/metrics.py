@@ -33,8 +33,7 @@ def masked_nll(model, ids: torch.Tensor, context: Callable[[slice], Context], ra
     counts = schedule.mask_counts(torch.full((M,), ratio, dtype=torch.float64), N)
     hidden = schedule.random_masks(counts, N, generator_at(seed, "nll", ratio)).to(ids.device)
     total = 0.0
-    for start in range(0, M, batch):
-        rows = slice(start, start + batch)
+    for rows in (slice(start, start + batch) for start in range(0, M, batch)):
         with autocast(ids.device):
             logits = model(ids[rows].masked_fill(hidden[rows], model.mask_id), context(rows), hidden[rows])
         total += float(torch.nn.functional.cross_entropy(logits, ids[rows][hidden[rows]], reduction="sum"))

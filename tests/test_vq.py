@@ -481,7 +481,7 @@ def test_the_decoder_of_every_preset_can_grow(name):
 
 def test_last_layer_makes_the_pixels():
     decoder = tokenizer().decoder
-    assert decoder.last_layer.shape[0] == 3
+    assert decoder[-1].weight.shape[0] == 3
     code = rearrange(properties.normal(1, 4, 4, 4), "B h w D -> B D h w")
-    (grad,) = torch.autograd.grad(decoder(code).sum(), decoder.last_layer)
+    (grad,) = torch.autograd.grad(decoder(code).sum(), decoder[-1].weight)
     assert (grad != 0).any()
