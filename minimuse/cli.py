@@ -4,6 +4,7 @@ import argparse
 import importlib
 import itertools
 import os
+import shutil
 import sys
 import typing
 import warnings
@@ -20,7 +21,7 @@ from minimuse.data import DATA, read_picture
 from minimuse.decode import Sampling
 from minimuse.demo import demo, evaluate, side_by_side
 from minimuse.figures import beside, decoding_gif, sheet
-from minimuse.muse import Muse, load_text, read_about
+from minimuse.muse import Muse, find, load_text, read_about
 from minimuse.train import STAGES, train_all
 
 
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=None)
     p.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     p.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    p.add_argument("--start", help="a model whose tokenizers to keep, and whose other parts to train further")
     p.add_argument("settings", nargs="*", metavar="key=value", help="override the preset, such as base.width=256")
 
     p = commands.add_parser("check", help="do your functions in lessons/exercises do what they should?")
@@ -187,14 +189,19 @@ def run_edit(args) -> None:
 
 
 def run_train(args) -> None:
-    there = read_about(args.out) if (args.out / "config.json").is_file() else None
-    if there and not args.preset and not args.settings:
-        config = configs.from_json(there["config"])
-    else:
-        config = configs.override(configs.PRESETS[args.preset or "toy"], args.settings)
+    held = (args.out / "config.json").is_file()
+    home = args.out if held else args.start and find(args.start)
+    there = read_about(home) if home else None
+    config = configs.from_json(there["config"]) if there and not args.preset else configs.PRESETS[args.preset or "toy"]
+    config = configs.override(config, args.settings)
     data = args.data or (there["data"] if there else "emoji")
     seed = args.seed if args.seed is not None else (there["seed"] if there else 0)
     name = args.t5 or (there["text"]["name"] if there else "t5-toy")
+    if args.start and not held:
+        shutil.copytree(home, args.out / "start", dirs_exist_ok=True)  # `train` looks there for what a part begins with
+        for part in STAGES[:2]:
+            shutil.copy(home / f"{part}.safetensors", args.out)
+        args.resume = True
     if args.stage == "all" and args.device == "cpu":
         side_by_side(args.out, config, data, name, seed, args.resume, show)
         return

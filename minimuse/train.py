@@ -229,10 +229,10 @@ def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, set
                 tokenizer.quantizer.start(torch.cat([tokenizer.latents(images_at(i, generator)) for i in some]), generator)
         with autocast(device):
             if step < quantize_from:
-                return picture_loss(tokenizer.autoencode(images), images, tokenizer.decoder.last_layer, False)
+                return picture_loss(tokenizer.autoencode(images), images, tokenizer.decoder[-1].weight, False)
             fake, z, ids, commitment = tokenizer(images)
             adversarial = step >= config.loss.adversarial_from * settings.steps
-            loss, metrics = picture_loss(fake, images, tokenizer.decoder.last_layer, adversarial)
+            loss, metrics = picture_loss(fake, images, tokenizer.decoder[-1].weight, adversarial)
         tokenizer.quantizer.update(z, ids, generator)
         return loss + config.loss.commitment * commitment, metrics | {"perplexity": perplexity(ids, tokenizer.config.codes)[0]}
 
@@ -248,7 +248,7 @@ def decoder_loss(model: nn.ModuleDict, frozen: nn.Module, pictures: Pictures, co
         with autocast(device):
             fake = decoder(rearrange(frozen.quantizer.lookup(frozen.encode(images)), "B h w D -> B D h w"))
             adversarial = step >= config.loss.adversarial_from * settings.steps
-            return picture_loss(fake, images, decoder.last_layer, adversarial)
+            return picture_loss(fake, images, decoder[-1].weight, adversarial)
 
     return loss_of
 
@@ -271,16 +271,19 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
     needed = {part: load_part(out, part, config, text.width).eval().requires_grad_(False).to(device) for part in NEEDS[name]}
     with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
         torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
-        model = part = build(name, config, text.width).to(device)
+        begun = (out / "start" / f"{name}.safetensors").is_file()  # another model's part, to be trained further
+        model = part = (load_part(out / "start", name, config, text.width) if begun else build(name, config, text.width)).to(device)
         if name in ("base", "superres"):
             tokens = Tokens(needed, text, pictures, device)
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
-            model.start(tokens.text[tokens.visible].float().to(device), *codes)
+            if not begun:
+                model.start(tokens.text[tokens.visible].float().to(device), *codes)
             loss_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
         else:
             model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
             if name == "decoder":
-                grow(needed["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
+                if not begun:
+                    grow(needed["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
                 loss_of = decoder_loss(model, needed["tokenizer_hi"], pictures, config, settings, device)
             else:
                 loss_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minimuse.cli import main
+from minimuse.muse import PARTS
 
 
 @pytest.fixture
@@ -169,6 +170,22 @@ def test_bad_folders_are_refused(fails, tmp_path):
     assert "p0.png" in fails(*train, small)
     (tmp_path / "file").write_text("")
     assert "file" in fails("train", "all", "--preset", "tiny", "--data", "shapes", "--out", tmp_path / "file" / "out")
+
+
+def test_a_model_is_trained_further_on_other_pictures(tiny_model, tmp_path, fails):
+    """--start: its tokenizers stay, bit for bit; the other parts begin with its weights, and then move."""
+    pictures, out = folder(tmp_path / "mine", n=10), tmp_path / "out"
+    few = ["stages.base.steps=1", "stages.superres.steps=1", "stages.decoder.steps=1", "stages.base.lr=1e-9", "stages.base.muon_lr=1e-9"]
+    assert main(["train", "all", "--start", str(tiny_model), "--data", str(pictures), "--out", str(out), *few]) == 0
+    parts = {name: (load_file(tiny_model / f"{name}.safetensors"), load_file(out / f"{name}.safetensors")) for name in PARTS}
+    for name, (was, now) in parts.items():
+        moved = max(float((was[k] - now[k]).abs().max()) for k in was)
+        assert moved == 0 if name.startswith("tokenizer") else 0 < moved < (1e-6 if name == "base" else 0.1), (name, moved)
+    about = json.loads((out / "config.json").read_text())
+    assert about["config"]["base"]["width"] == 32 and about["data"] == str(pictures)  # of the model, and of what was asked for
+    assert main(["generate", "a square number 3", "--model", str(out), "-o", str(tmp_path / "x.png")]) == 0
+    assert "--resume" in fails("train", "base", "--start", tiny_model, "--out", out)  # nothing is overwritten
+    assert "no model" in fails("train", "base", "--start", tmp_path / "none", "--out", tmp_path / "new")
 
 
 def test_a_run_in_the_way_is_not_overwritten(fails, tiny_model, tmp_path):
