@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         drawing_flags(p)
 
     p = commands.add_parser("evaluate", help="measure a model on held-out pictures; writes report.json, samples.png and decoding.gif")
-    p.add_argument("--model", default="toy-shapes", help="a model in data/, or a directory")
+    p.add_argument("--model", default="toy", help="a model in data/ (toy draws emoji, toy-shapes scenes), or a directory")
     p.add_argument("--out", type=Path, required=True, help="a directory for the figures; it may be the model's")
     p.add_argument("--n", type=int, default=256, help="held-out pictures, at most")
 
@@ -96,7 +96,7 @@ def drawing_flags(p: Parser) -> None:
     p.add_argument("--n", type=int, default=1)
     p.add_argument("--negative", default="", help="a prompt to steer away from")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--model", default="toy-shapes", help="a model in data/, or a directory")
+    p.add_argument("--model", default="toy", help="a model in data/ (toy draws emoji, toy-shapes scenes), or a directory")
     group = p.add_argument_group("sampling (see minimuse/decode.py)")
     notes = {"steps": "passes of the base model", "guidance": "t in (1 + t) conditional - t unconditional; 0 is none"}
     for name, kind in typing.get_type_hints(Sampling).items():
@@ -197,15 +197,15 @@ def run_train(args) -> None:
     data = args.data or (there["data"] if there else "emoji")
     seed = args.seed if args.seed is not None else (there["seed"] if there else 0)
     name = args.t5 or (there["text"]["name"] if there else "t5-toy")
+    stages = STAGES if args.stage == "all" else (args.stage.replace("-", "_"),)
     if args.start and not held:
         shutil.copytree(home, args.out / "start", dirs_exist_ok=True)  # `train` looks there for what a part begins with
-        for part in STAGES[:2]:
+        for part in {*STAGES} - {*stages} | {*STAGES[:2]}:
             shutil.copy(home / f"{part}.safetensors", args.out)
         args.resume = True
     if args.stage == "all" and args.device == "cpu":
         side_by_side(args.out, config, data, name, seed, args.resume, show)
         return
-    stages = STAGES if args.stage == "all" else (args.stage.replace("-", "_"),)
     show(train_all(stages, args.out, config, data, load_text(name, args.device), name, seed, args.device, args.resume))
 
 

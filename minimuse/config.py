@@ -2,13 +2,14 @@
 
     minimuse train all --preset toy --data shapes --out runs/mine base.width=256 stages.base.steps=4000
 
-A preset is one `Config`: `tiny` (tests, seconds), `demo` (a quarter of an hour), `toy` (a wider base model, and a discriminator).
+A preset is one `Config`: `tiny` (tests, seconds), `demo` (shapes in a quarter of an hour), `toy` (emoji in two hours), `small` (one GPU).
 """
 
 import ast
 import dataclasses
 import typing
 from dataclasses import dataclass, field
+from functools import partial
 
 from minimuse.decode import Sampling
 from minimuse.maskgit import BaseConfig
@@ -73,8 +74,7 @@ class Config:
         return dataclasses.replace(self.tokenizer_hi, decoder_channels=self.decoder_channels, decoder_blocks=self.decoder_blocks)
 
 
-def vq_stage(steps: int, batch: int, lr: float) -> Stage:
-    return Stage(steps, batch, lr, weight_decay=1e-4, betas=(0.9, 0.99))
+vq_stage = partial(Stage, weight_decay=1e-4, betas=(0.9, 0.99))
 
 
 def token_stage(steps: int, batch: int, lr: float = 3e-3) -> Stage:
@@ -92,24 +92,35 @@ TINY = Config(
     sampling=Sampling(steps=4), sampling_hi=Sampling(steps=2),
 )  # fmt: skip
 
-# The toy's encoders see nothing but the patch of a token: what lies elsewhere, written into a plain background, is hopeless
-# to predict. Its low-res tokens span 16 pixels each: they say what is where, and super-resolution how it looks.
-LOOK = dict(channels=24, code_width=8, overlap=False)
+# Encoders see nothing but the patch of a token: what lies elsewhere, written into a plain background, is hopeless to predict.
+LOOK = dict(code_width=8, blocks=(0, 0, 0), decoder_blocks=(0, 1, 3), overlap=False)
 
-TOY = Config(
-    tokenizer=TokenizerConfig(side=32, codes=512, multipliers=(1, 2, 4, 6), blocks=(0, 0, 0, 0), decoder_blocks=(0, 0, 2, 2), **LOOK),
-    tokenizer_hi=TokenizerConfig(side=64, codes=512, blocks=(0, 0, 0), decoder_blocks=(0, 1, 3), **LOOK),
-    base=BaseConfig(width=192, layers=4, heads=4),
-    superres=SuperResConfig(width=128, encoder_layers=2, layers=2, heads=8, window=8),
-    stages=Stages(vq_stage(3000, 8, 1.5e-3), vq_stage(3000, 8, 1.5e-3), token_stage(3000, 32), token_stage(2500, 16, 6e-3), vq_stage(1200, 8, 2e-4)),
-    decoder_channels=48, decoder_blocks=(1, 1, 3), scenes=40_000,
-    loss=LossWeights(perceptual=0.0),  # on a CPU, Lite0 costs several times the tokenizer's own step
+TOY = Config(  # emoji
+    tokenizer=TokenizerConfig(side=32, codes=512, channels=24, **LOOK),
+    tokenizer_hi=TokenizerConfig(side=64, codes=1024, channels=24, **LOOK),
+    base=BaseConfig(width=256, layers=4, heads=8),
+    superres=SuperResConfig(width=128, encoder_layers=1, layers=3, heads=8, window=8),
+    stages=Stages(vq_stage(8000, 8, 1.5e-3), vq_stage(8000, 8, 1.5e-3), token_stage(5500, 64), token_stage(6000, 16, 6e-3), vq_stage(3000, 8, 2e-4)),
+    decoder_channels=48, decoder_blocks=(1, 1, 3), scenes=40_000, sampling=Sampling(guidance=2.0, choice_temperature=1.0),
+    sampling_hi=Sampling(steps=4, guidance=0.5, temperature=0.7, choice_temperature=1.0),
+)  # fmt: skip
+
+SMALL = dataclasses.replace(
+    TOY,
+    tokenizer=TokenizerConfig(side=64, codes=1024, channels=64, **LOOK),
+    tokenizer_hi=TokenizerConfig(side=128, codes=1024, channels=64, **LOOK),
+    base=BaseConfig(width=512, layers=8, heads=8),
+    superres=SuperResConfig(width=384, encoder_layers=2, layers=6, heads=8, window=8),
+    stages=Stages(vq_stage(20000, 32, 1e-3), vq_stage(20000, 32, 1e-3), token_stage(20000, 256), token_stage(20000, 64), vq_stage(10000, 32, 2e-4)),
+    decoder_channels=128, decoder_blocks=(1, 2, 4),
 )  # fmt: skip
 
 DEMO = dataclasses.replace(
-    TOY,
+    TOY,  # but low-res tokens of 8 x 8 pixels say what is where, and leave to super-resolution how it looks
+    tokenizer=TokenizerConfig(side=32, codes=512, channels=24, **LOOK | dict(multipliers=(1, 2, 4, 6), blocks=(0,) * 4, decoder_blocks=(0, 0, 2, 2))),
     tokenizer_hi=dataclasses.replace(TOY.tokenizer_hi, codes=256),
     base=BaseConfig(width=128, layers=3, heads=4),
+    superres=SuperResConfig(width=128, encoder_layers=2, layers=2, heads=8, window=8),
     stages=Stages(vq_stage(2200, 8, 1.5e-3), vq_stage(2200, 8, 1.5e-3), token_stage(2600, 48), token_stage(1300, 16, 6e-3), vq_stage(700, 8, 2e-4)),
     scenes=20_000,
     sampling=Sampling(steps=16, guidance=2.0, choice_temperature=10.0),
@@ -117,7 +128,7 @@ DEMO = dataclasses.replace(
     loss=LossWeights(perceptual=0.0, adversarial=0.0),  # edges of flat shapes can be predicted: there is no texture to invent
 )
 
-PRESETS = {"tiny": TINY, "demo": DEMO, "toy": TOY}
+PRESETS = {"tiny": TINY, "demo": DEMO, "toy": TOY, "small": SMALL}
 
 
 def override(config: Config, assignments: list[str]) -> Config:

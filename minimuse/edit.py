@@ -1,8 +1,8 @@
 """Editing: a model that fills holes can change a picture, without being trained for it (Muse, 2301.00704, section 3.3).
 
-    minimuse inpaint photo.png mask.png "a large red circle on a white background"     # new where the mask is white
-    minimuse outpaint photo.png "a large red circle on a white background" --pad 32    # new all around
-    minimuse edit photo.png "a large blue circle on a white background"                # no mask: resampled, bit by bit
+    minimuse inpaint apple.png mask.png "a red apple, noto style"     # new where the mask is white
+    minimuse outpaint apple.png "a red apple, noto style" --pad 32    # new all around
+    minimuse edit apple.png "a green apple, noto style"               # no mask: resampled, bit by bit
 
 Inpainting and outpainting: tokens that touch the hole are hidden and drawn anew, low-res ones first, then high-res ones given them;
 all others stay. A larger picture than in training is filled through a window which slides over the token grid. Mask-free editing

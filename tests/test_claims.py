@@ -6,14 +6,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from minimuse import emoji_pack
+from minimuse.data import load
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(script, monkeypatch, *argv):
+def module_of(script):
     spec = importlib.util.spec_from_file_location("script", ROOT / script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def run(script, monkeypatch, *argv):
+    module = module_of(script)
     monkeypatch.setattr(sys, "argv", [script, *map(str, argv)])
     module.main()
     return module
@@ -24,6 +33,34 @@ def test_editing(tiny_model, tmp_path, monkeypatch, capsys):
     report = json.loads((tmp_path / "editing.json").read_text())
     assert report["inpaint"]["asked"]["n"] == 2 and set(report["edit"]) == {"2", "4", "8", "16", "32", "64"}
     assert (tmp_path / "editing.png").is_file() and "inpaint" in capsys.readouterr().out
+
+
+def test_which_real_picture_is_nearest():
+    """Concepts a and b in five styles, as unit vectors of concept and style; what is drawn for noto/a looks like something else each time."""
+    styles = emoji_pack.STYLES
+    names = [f"{style}/{concept}" for concept in "ab" for style in styles]
+    one = torch.nn.functional.one_hot
+    looks = lambda style, concept: torch.cat([2.0 * one(torch.tensor("ab".index(concept)), 2), one(torch.tensor(styles.index(style)), 5)])
+    gallery = module_of("lessons/claims/emoji.py").Gallery(names, torch.stack([looks(*name.split("/")) for name in names]))
+    score = lambda style, concept: gallery.nearest(looks(style, concept)[None], ["noto/a"])
+    assert score("noto", "a") == {"concept first": 1, "chance": 0.5, "in ten": 1, "style first": 1, "chance of style": 0.2}
+    assert (score("twemoji", "a")["concept first"], score("twemoji", "a")["style first"]) == (1, 0)
+    assert (score("noto", "b")["concept first"], score("noto", "b")["style first"]) == (0, 1)
+    vectors, of = gallery.in_another_style(["noto/a", "fluent-3d/b"])
+    assert of == ["noto/a", "fluent-3d/b"] and torch.equal(vectors, torch.stack([looks("fluent-flat", "a"), looks("openmoji", "b")]))
+
+
+def test_emoji(tiny_model, tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install 'minimuse[eval]' brings it")
+    module = module_of("lessons/claims/emoji.py")
+    monkeypatch.setattr(module, "load", lambda source, split, side, count=70: load(source, split, side, count))  # not all 8,076
+    monkeypatch.setattr(module.Gallery, "nearest", lambda self, pictures, names: {"pictures": len(pictures)})  # of names that are left out
+    monkeypatch.setattr(sys, "argv", ["emoji.py", "--model", str(tiny_model), "--out", str(tmp_path), "--n", "66"])
+    module.main()
+    report = json.loads((tmp_path / "emoji.json").read_text())
+    assert report.keys() == {"held-out pairs", "trained pairs"} and report["trained pairs"]["drawn"] == {"pictures": 66}
+    assert len({*report["held-out pairs"]["nll"].values()}) == 4
+    assert all((tmp_path / f"emoji-{name}.png").is_file() for name in ("asked", "heldout", "tokenizer"))
 
 
 def test_prompts(tiny_model, tmp_path, monkeypatch):

@@ -184,6 +184,11 @@ def test_a_model_is_trained_further_on_other_pictures(tiny_model, tmp_path, fail
     about = json.loads((out / "config.json").read_text())
     assert about["config"]["base"]["width"] == 32 and about["data"] == str(pictures)  # of the model, and of what was asked for
     assert main(["generate", "a square number 3", "--model", str(out), "-o", str(tmp_path / "x.png")]) == 0
+    alone = tmp_path / "alone"
+    assert main(["train", "base", "--start", str(tiny_model), "--data", str(pictures), "--out", str(alone), few[0], few[3], few[4]]) == 0
+    assert (alone / "superres.safetensors").read_bytes() == (tiny_model / "superres.safetensors").read_bytes()  # and the others, so that it draws
+    assert (alone / "base.safetensors").read_bytes() == (out / "base.safetensors").read_bytes()
+    assert main(["generate", "a square number 3", "--model", str(alone), "-o", str(tmp_path / "x.png")]) == 0
     assert "--resume" in fails("train", "base", "--start", tiny_model, "--out", out)  # nothing is overwritten
     assert "no model" in fails("train", "base", "--start", tmp_path / "none", "--out", tmp_path / "new")
 
