@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minimuse import shapes
-from minimuse.data import load
+from minimuse.data import DATA, load
 from minimuse.metrics import masked_nll, nll_tables, psnr
 from minimuse.muse import Muse, autocast, load_part
 from minimuse.train import Tokens
@@ -152,3 +152,16 @@ def test_the_shipped_model_draws_what_it_is_told():
     _, images = muse.draw([caption] * 4, seed=0)
     right = shapes.alignment([shapes.parse(caption)] * 4, images)
     assert right["background"]["value"] == 1 and right["colour"]["value"] >= 0.75
+
+
+def test_the_shipped_emoji_model_listens():
+    """On held-out pairs of concept and style: its caption helps, another's is worse than none."""
+    muse = Muse.load("toy")
+    tables = nll_tables(muse, Tokens(muse.parts, muse.text, load("emoji", "heldout", 64, 32), "cpu"))
+    told, none, other = (tables["base"][case]["1.0"] for case in ("caption", "no caption", "other caption"))
+    assert told < none - 0.5 and other > none
+    assert tables["superres"]["low-res and caption"]["1.0"] < tables["superres"]["other low-res"]["1.0"] - 1
+
+
+def test_shipped_models_fit_into_25_mb():
+    assert sum(path.stat().st_size for name in ("toy", "toy-shapes") for path in (DATA / name).glob("*.safetensors")) < 25e6
