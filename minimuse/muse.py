@@ -210,7 +210,7 @@ def read_about(directory: Path) -> dict:
 
 
 def write_json(path: Path, data: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # stages that train side by side write the same config.json
     temporary.write_text(json.dumps(data, indent=1) + "\n")
     os.replace(temporary, path)
 

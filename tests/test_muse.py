@@ -1,5 +1,8 @@
 """The pipeline: captions to pictures, files and back. Run: pytest tests/test_muse.py"""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +71,14 @@ def test_whole_numbers_are_within_half_a_127th_of_their_row(muse, tmp_path):
                 assert v.flatten(1).div(step[:, None].clamp(min=1e-9)).round().unique().numel() <= 255
     size = lambda d: (tmp_path / d / "base.safetensors").stat().st_size
     assert size("small") < 0.62 * size("half")
+
+
+def test_processes_may_write_one_file_at_once(tmp_path):
+    """As the stages that train side by side do with config.json: under one temporary name, one took the other's away."""
+    code = "import sys; from pathlib import Path; from minimuse.muse import write_json; [write_json(Path(sys.argv[1]), {'n': n}) for n in range(1000)]"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.json")], stderr=subprocess.PIPE) for _ in range(2)]
+    assert [writer.communicate()[1][-300:] for writer in writers] == [b"", b""]
+    assert json.loads((tmp_path / "config.json").read_text()) == {"n": 999} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_text_and_its_keys_are_computed_once_per_picture(muse, monkeypatch):
