@@ -199,7 +199,7 @@ def run_train(args) -> None:
     name = args.t5 or (there["text"]["name"] if there else "t5-toy")
     stages = STAGES if args.stage == "all" else (args.stage.replace("-", "_"),)
     if args.start and not held:
-        shutil.copytree(home, args.out / "start", dirs_exist_ok=True)  # `train` looks there for what a part begins with
+        shutil.copytree(home, args.out / "start", ignore=shutil.ignore_patterns("start"), dirs_exist_ok=True)  # `train` looks there
         for part in {*STAGES} - {*stages} | {*STAGES[:2]}:
             shutil.copy(home / f"{part}.safetensors", args.out)
         args.resume = True

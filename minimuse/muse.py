@@ -93,7 +93,7 @@ class Muse:
         return cls(config, text, parts, about)
 
     def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write config and weights; bf16 halves the files."""
+        """Write config and weights; bf16 halves the files, int8 quarters them (see `save_part`)."""
         (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
         for name, part in self.parts.items():
             save_part(directory, name, part, dtype)
