@@ -58,7 +58,7 @@ def halve(images: torch.Tensor) -> torch.Tensor:
 def load(
     source: str, split: str, side: int, count: int | None = None, seed: int = 0, data_dir: Path = DATA, smallest: int = 8, skip: bool = False
 ) -> Pictures:
-    """The pictures of one split, side x side; `smallest` is the least side of one in a folder: the tokenizer's factor f; `skip` leaves out its damaged ones.
+    """The pictures of one split, side x side; of a folder's, `smallest` is the least side (the tokenizer's factor f), `skip` drops damaged ones.
 
     `count` is how many shapes to draw; of emoji or a folder it takes at most that many, chosen by `seed`.
     """

@@ -65,7 +65,7 @@ def work(stage: str, row: int, out: Path, config: Config, data: str, text: str, 
     """Train one stage in this process; returns its name, seconds and last metrics."""
     begun, last = time.monotonic(), {}
     records = train_all((stage,), out, config, data, load_text(text), text, seed, resume=resume)
-    show((last.update(record.metrics) or record for record in records), row)
+    show((last.update(record.metrics) or record for record in records), row)  # update gives None
     return stage, round(time.monotonic() - begun, 3), {k: float(v) for k, v in last.items()}
 
 

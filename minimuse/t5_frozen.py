@@ -222,9 +222,9 @@ def tensors(path):
         raise ValueError(f"{path} is damaged or cut short ({' '.join(str(error).split())[:200]}); download it again") from None
 
 
-def read_weights(directory, expected, dtype, device):
-    """The tensors of an encoder whose state dict looks like `expected`, one after the other in the dtype that is wanted."""
-    path, weights = directory, {name: x.to(device, dtype) for file in weight_files(directory) for name, x in tensors(file)}
+def read_weights(path, files, expected, dtype, device):
+    """The tensors of an encoder whose state dict looks like `expected`, from files in the directory `path`, one after the other."""
+    weights = {name: x.to(device, dtype) for file in files for name, x in tensors(file)}
     if "encoder.embed_tokens.weight" in weights:  # the embedding's second name; some files have both
         weights.setdefault("shared.weight", weights.pop("encoder.embed_tokens.weight"))
     for name in [*expected, *weights]:
@@ -262,7 +262,7 @@ class FrozenT5:
             raise ValueError(f"{directory}: {pieces} pieces in spiece.model, vocab_size {config.vocab_size} in config.json")
         with torch.device("meta"):  # shapes without memory: the file's tensors are put in, not copied
             encoder = T5Encoder(config)
-        encoder.load_state_dict(read_weights(Path(directory), encoder.state_dict(), dtype, device), assign=True)
+        encoder.load_state_dict(read_weights(directory, paths[2:], encoder.state_dict(), dtype, device), assign=True)
         return cls(encoder, tokenizer, paths[2:])
 
     @cached_property

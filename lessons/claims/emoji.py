@@ -121,7 +121,7 @@ def main():
     found = {}
     for kind, split in (("held-out pairs", "heldout"), ("trained pairs", "train")):
         pictures = load("emoji", split, side, args.n)
-        captions = [asking(words, *pair(name)[::-1]) for name in pictures.names]
+        captions = [variants[1] for variants in pictures.captions]  # what `asking` gives
         real, tokens = pictures.batch(range(len(pictures))), Tokens(muse.parts, muse.text, pictures, str(muse.device))
         tokenizers, through = tokenizer_report(muse, tokens, real)
         low, high = muse.draw(captions, seed=0)
