@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from minimuse import data, emoji_pack, shapes
+from minimuse import folder as folders
 from minimuse.data import DATA, Pictures, halve, load
 from minimuse.emoji_pack import STYLES, emoji_captions, split
 
@@ -350,27 +351,27 @@ def test_both_forms_say_the_same(tmp_path, form):
 @settings(max_examples=30)
 def test_folder_split(names):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "folder_captions", lambda root: {n: (n,) for n in names})
-        patch.setattr(data, "read_square", lambda path, side, smallest: None)
-        train, heldout = ({n for n, _, _ in data._folder(Path("."), part, 8, 8)} for part in ("train", "heldout"))
+        patch.setattr(folders, "captions_of", lambda root: {n: (n,) for n in names})
+        patch.setattr(folders, "read_square", lambda path, side, smallest: None)
+        train, heldout = ({n for n, _, _ in folders.find(Path("."), part, 8, 8)} for part in ("train", "heldout"))
         assert train and heldout and train | heldout == names and not train & heldout
         names = names | {"one more"}  # moves no held-out picture into training, once there are two
-        later = {n for n, _, _ in data._folder(Path("."), "heldout", 8, 8)}
+        later = {n for n, _, _ in folders.find(Path("."), "heldout", 8, 8)}
     if len(heldout) > 1:
         assert heldout <= later
 
 
 def test_training_is_never_left_empty(monkeypatch):
     unlucky = [n for n in map(str, range(100)) if data.stable_hash(n) % 10 == 0][:3]
-    monkeypatch.setattr(data, "folder_captions", lambda root: {n: (n,) for n in unlucky})
-    monkeypatch.setattr(data, "read_square", lambda path, side, smallest: None)
-    assert len(data._folder(Path("."), "train", 8, 8)) == 1
+    monkeypatch.setattr(folders, "captions_of", lambda root: {n: (n,) for n in unlucky})
+    monkeypatch.setattr(folders, "read_square", lambda path, side, smallest: None)
+    assert len(folders.find(Path("."), "train", 8, 8)) == 1
 
 
 def test_a_caption_file_has_one_variant_a_line(tmp_path):
     folder(tmp_path, "txt")
     (tmp_path / "a.txt").write_text("an a\n\n  the   letter a \n")
-    assert data.folder_captions(tmp_path)["a.png"] == ("an a", "the letter a")
+    assert folders.captions_of(tmp_path)["a.png"] == ("an a", "the letter a")
 
 
 def test_cropped_in_the_middle_and_put_on_white(tmp_path):
@@ -378,7 +379,7 @@ def test_cropped_in_the_middle_and_put_on_white(tmp_path):
     wide[:, 10:20] = (0, 0, 255, 255)  # blue in the middle; the wings must go
     wide[:5, 10:20, 3] = 0  # transparent above, over a blue that must not show
     Image.fromarray(wide).save(tmp_path / "w.png")
-    square = np.array(data.read_square(tmp_path / "w.png", 10, 8))
+    square = np.array(folders.read_square(tmp_path / "w.png", 10, 8))
     assert square.shape == (10, 10, 3)
     assert (square[:5] == 255).all() and (square[5:] == (0, 0, 255)).all()
 
@@ -389,7 +390,7 @@ def test_a_turned_photograph_is_turned_back(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it: the left half becomes the top
     Image.fromarray(sideways).save(tmp_path / "p.png", exif=exif)
-    square = np.array(data.read_square(tmp_path / "p.png", 16, 8))
+    square = np.array(folders.read_square(tmp_path / "p.png", 16, 8))
     assert (square[:8] == 255).all() and (square[8:] == 0).all()
 
 
@@ -397,7 +398,7 @@ def test_a_turned_photograph_is_turned_back(tmp_path):
 def test_other_kinds_of_picture(tmp_path, mode):
     name = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.new("RGB", (8, 8), "white").convert(mode).save(name)
-    assert (np.array(data.read_square(name, 8, 8)) > 250).all()
+    assert (np.array(folders.read_square(name, 8, 8)) > 250).all()
 
 
 def chunk(kind, body):
