@@ -107,7 +107,7 @@ def drawing_flags(p: Parser) -> None:
 def given(args) -> dict:
     """The sampling that was asked for."""
     asked = {name: (getattr(args, f"sampling.{name}"), kind) for name, kind in typing.get_type_hints(Sampling).items()}
-    return {name: text if kind is bool else configs.parse(text, kind, name) for name, (text, kind) in asked.items() if text is not None}
+    return {name: text if kind is bool else configs.typed(configs.literal(text), kind, name) for name, (text, kind) in asked.items() if text is not None}
 
 
 def show(records, row: int = 0) -> None:
@@ -161,7 +161,7 @@ def grid(draw: Callable[..., list], axes: list[str], settings: dict):
     pairs = [text.partition("=")[::2] for text in axes]
     if wrong := [key for key, values in pairs if key not in names or not values]:
         raise ValueError(f"--grid {wrong[0]}: write key=a,b with a key among {', '.join(names)}")
-    cells = list(itertools.product(*([(key, configs.parse(value, names[key], key)) for value in values.split(",")] for key, values in pairs)))
+    cells = list(itertools.product(*([(key, configs.typed(configs.literal(value), names[key], key)) for value in values.split(",")] for key, values in pairs)))
     drawn = [torch.stack([edit.pixels_of(picture) for picture in draw(**settings | dict(cell))]) for cell in tqdm(cells, desc="grid")]
     titles = [", ".join(f"{key} {value}" for key, value in cell) for cell in cells]
     return sheet(list(torch.stack(drawn, dim=1)), titles, columns=pairs[-1][1].count(",") + 1)
@@ -179,7 +179,7 @@ def run_edit(args) -> None:
             before.append(read_picture(args.mask))
             drawn = edit.inpaint(muse, *before, args.prompt, **how)
         else:
-            pad = configs.parse(f"({args.pad},)", tuple[int, ...], "--pad")
+            pad = configs.typed(configs.literal(f"({args.pad},)"), tuple[int, ...], "--pad")
             if len(pad) not in (1, 4):
                 raise ValueError(f"--pad {args.pad}: give one number, or left,top,right,bottom")
             drawn = edit.outpaint(muse, *before, args.prompt, pad * (4 // len(pad)), **how)

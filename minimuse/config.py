@@ -1,16 +1,15 @@
-"""Every size and every training length, as frozen dataclasses; the presets; overriding from the command line.
+"""Every size and every training length, as frozen dataclasses; the presets, from `data/presets.toml`; overriding them.
 
     minimuse train all --preset toy --data shapes --out runs/mine base.width=256 stages.base.steps=4000
-
-A preset is one `Config`: `tiny` (tests, seconds), `demo` (shapes in a quarter of an hour), `toy` (emoji in two hours), `small` (one GPU).
 """
 
 import ast
 import dataclasses
+import tomllib
 import typing
 from dataclasses import dataclass, field
-from functools import partial
 
+from minimuse.data import DATA
 from minimuse.decode import Sampling
 from minimuse.maskgit import BaseConfig
 from minimuse.superres import SuperResConfig
@@ -21,10 +20,10 @@ from minimuse.vq_loss import LossWeights
 @dataclass(frozen=True)
 class Stage:
     """How long and how to train one part."""
-
     steps: int
     batch: int
     lr: float
+    optimizer: str = "adamw"  # or adafactor
     muon_lr: float = 0.0  # above 0: Muon for the matrices inside transformer blocks, AdamW for the rest
     weight_decay: float = 0.045  # Muse: .045 for the transformers, 1e-4 for the tokenizers
     betas: tuple[float, float] = (0.9, 0.96)  # Muse: (.9, .96) and (.9, .99)
@@ -35,6 +34,8 @@ class Stage:
     def __post_init__(self):
         if self.steps < 1 or self.batch < 1 or self.lr <= 0:
             raise ValueError(f"steps {self.steps}, batch {self.batch} and lr {self.lr} must be positive")
+        if self.optimizer not in ("adamw", "adafactor"):
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; choose adamw or adafactor")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Stages:
     base: Stage
     superres: Stage
     decoder: Stage
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How to fit a large transformer. None of it changes what is computed."""
+    micro_batch: int = 0  # pictures in a pass; gradients of a batch add up. 0: all of a process's
+    recompute: bool = False  # blocks in the backward pass, in place of keeping what is inside (activation checkpointing)
+    compile: bool = False  # blocks, by torch.compile
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Config:
     scenes: int  # training pictures to draw where the data are procedural
     skip_unreadable: bool = False  # leave out a folder's damaged or tiny pictures; else they are an error
     caption_dropout: float = 0.1
+    scale: Scale = field(default_factory=Scale)
     loss: LossWeights = field(default_factory=LossWeights)
     sampling: Sampling = field(default_factory=Sampling)  # base model
     sampling_hi: Sampling = field(default_factory=lambda: Sampling(steps=8))  # super-resolution
@@ -74,108 +84,61 @@ class Config:
         return dataclasses.replace(self.tokenizer_hi, decoder_channels=self.decoder_channels, decoder_blocks=self.decoder_blocks)
 
 
-vq_stage = partial(Stage, weight_decay=1e-4, betas=(0.9, 0.99))
-
-
-def token_stage(steps: int, batch: int, lr: float = 3e-3) -> Stage:
-    return Stage(steps, batch, lr, muon_lr=0.025)
-
-
-TINY = Config(
-    tokenizer=TokenizerConfig(side=16, codes=64, code_width=8, channels=8, multipliers=(1, 2, 2), blocks=(1, 1, 1)),
-    tokenizer_hi=TokenizerConfig(side=32, codes=64, code_width=8, channels=8, multipliers=(1, 2, 2), blocks=(1, 1, 1)),
-    base=BaseConfig(width=32, layers=2, heads=2),
-    superres=SuperResConfig(width=32, encoder_layers=1, layers=2, heads=2, window=4),
-    stages=Stages(vq_stage(8, 8, 2e-3), vq_stage(8, 8, 2e-3), token_stage(8, 8), token_stage(8, 4), vq_stage(8, 8, 1e-3)),
-    decoder_channels=16, decoder_blocks=(1, 2, 2), scenes=32,
-    loss=LossWeights(discriminator_channels=8, perceptual=0.0),
-    sampling=Sampling(steps=4), sampling_hi=Sampling(steps=2),
-)  # fmt: skip
-
-# Encoders see nothing but the patch of a token: what lies elsewhere, written into a plain background, is hopeless to predict.
-LOOK = dict(code_width=8, blocks=(0, 0, 0), decoder_blocks=(0, 1, 3), overlap=False)
-
-TOY = Config(  # emoji
-    tokenizer=TokenizerConfig(side=32, codes=512, channels=24, **LOOK),
-    tokenizer_hi=TokenizerConfig(side=64, codes=1024, channels=24, **LOOK),
-    base=BaseConfig(width=256, layers=4, heads=8),
-    superres=SuperResConfig(width=128, encoder_layers=1, layers=3, heads=8, window=8),
-    stages=Stages(vq_stage(8000, 8, 1.5e-3), vq_stage(8000, 8, 1.5e-3), token_stage(5500, 64), token_stage(6000, 16, 6e-3), vq_stage(3000, 8, 2e-4)),
-    decoder_channels=48, decoder_blocks=(1, 1, 3), scenes=40_000, sampling=Sampling(guidance=2.0, choice_temperature=1.0),
-    sampling_hi=Sampling(steps=4, guidance=0.5, temperature=0.7, choice_temperature=1.0),
-)  # fmt: skip
-
-SMALL = dataclasses.replace(
-    TOY,
-    tokenizer=TokenizerConfig(side=64, codes=1024, channels=64, **LOOK),
-    tokenizer_hi=TokenizerConfig(side=128, codes=1024, channels=64, **LOOK),
-    base=BaseConfig(width=512, layers=8, heads=8),
-    superres=SuperResConfig(width=384, encoder_layers=2, layers=6, heads=8, window=8),
-    stages=Stages(vq_stage(20000, 32, 1e-3), vq_stage(20000, 32, 1e-3), token_stage(20000, 256), token_stage(20000, 64), vq_stage(10000, 32, 2e-4)),
-    decoder_channels=128, decoder_blocks=(1, 2, 4),
-)  # fmt: skip
-
-DEMO = dataclasses.replace(
-    TOY,  # but low-res tokens of 8 x 8 pixels say what is where, and leave to super-resolution how it looks
-    tokenizer=TokenizerConfig(side=32, codes=512, channels=24, **LOOK | dict(multipliers=(1, 2, 4, 6), blocks=(0,) * 4, decoder_blocks=(0, 0, 2, 2))),
-    tokenizer_hi=dataclasses.replace(TOY.tokenizer_hi, codes=256),
-    base=BaseConfig(width=128, layers=3, heads=4),
-    superres=SuperResConfig(width=128, encoder_layers=2, layers=2, heads=8, window=8),
-    stages=Stages(vq_stage(2200, 8, 1.5e-3), vq_stage(2200, 8, 1.5e-3), token_stage(2600, 48), token_stage(1300, 16, 6e-3), vq_stage(700, 8, 2e-4)),
-    scenes=20_000,
-    sampling=Sampling(steps=16, guidance=2.0, choice_temperature=10.0),
-    sampling_hi=Sampling(steps=6, guidance=1.0, temperature=0.5, choice_temperature=1.0),
-    loss=LossWeights(perceptual=0.0, adversarial=0.0),  # edges of flat shapes can be predicted: there is no texture to invent
-)
-
-PRESETS = {"tiny": TINY, "demo": DEMO, "toy": TOY, "small": SMALL}
+def merge(old: dict, new: dict) -> dict:
+    """The old tables with what the new ones say in its place."""
+    return {**old, **{k: merge(old[k], v) if isinstance(v, dict) and isinstance(old.get(k), dict) else v for k, v in new.items()}}
 
 
 def override(config: Config, assignments: list[str]) -> Config:
-    """Apply "base.width=256"-like assignments; a key or a value that does not fit is a ValueError that names it.
-
-    All are applied before any is checked against the others, so that their order does not matter.
-    """
+    """Apply "base.width=256"-like assignments, all of them before any is checked against the others: their order does not matter."""
     data = dataclasses.asdict(config)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"cannot read {assignment!r}; write key=value, such as base.width=256")
-        node, kind, *path = data, Config, *key.split(".")
-        for i, name in enumerate(path):
-            hints = typing.get_type_hints(kind)
-            if name not in hints:
-                raise ValueError(f"unknown key {key!r}; {name!r} is none of {', '.join(hints) or 'the keys of a plain value'}")
-            kind, last = hints[name], i + 1 == len(path)
-            if last == dataclasses.is_dataclass(kind):
-                raise ValueError(f"key {key!r} names {'a group of settings' if last else 'something inside a plain value'}")
-            node[name] = parse(text, kind, key) if last else node[name]
-            node = node[name]
+        table = literal(text)
+        for name in reversed(key.split(".")):
+            table = {name: table}
+        data = merge(data, table)
     return from_json(data)
 
 
-def parse(text: str, kind, key: str):
-    """A value of type `kind`: str, int, float, or a tuple of one of them."""
-    if kind is str:
-        return text
+def literal(text: str):
+    """A number, a bool, a tuple; anything else is a string."""
     try:
-        value = ast.literal_eval(text)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = None
-    inner = typing.get_args(kind)  # (int, ...) or (float, float)
+        return text
+
+
+def typed(value, kind, key: str):
+    """The value as one of type `kind`: str, bool, int, float, or a tuple of one of them; a ValueError names what is neither."""
+    inner, several = typing.get_args(kind), isinstance(value, (tuple, list))  # (int, ...) or (float, float)
     fits = lambda x, k: type(x) is k or (k is float and type(x) is int)
-    whole = isinstance(value, tuple) and (inner[-1:] == (...,) or len(value) == len(inner))
-    if not (whole and all(fits(x, inner[0]) for x in value) if inner else fits(value, kind)):
-        raise ValueError(f"{key}={text}: expected {kind if inner else kind.__name__}")
-    return tuple(map(inner[0], value)) if inner else kind(value)
+    if inner and several and (inner[-1] is ... or len(value) == len(inner)) and all(fits(x, inner[0]) for x in value):
+        return tuple(map(inner[0], value))
+    if inner or not fits(value, kind):
+        raise ValueError(f"{key}={value}: expected {kind if inner else kind.__name__}")
+    return kind(value)
 
 
-def from_json(data: dict, kind: type = Config):
-    """The inverse of `dataclasses.asdict`; unknown or missing keys are a ValueError that names them."""
+def from_json(data: dict, kind: type = Config, within: str = ""):
+    """The inverse of `dataclasses.asdict`; what is left out has its default. Whatever else is wrong is a ValueError that names it."""
     if not isinstance(data, dict):
-        raise ValueError(f"expected settings for {kind.__name__}, found {data!r}")
-    hints, names = typing.get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}
-    if set(data) != names:
-        raise ValueError(f"settings of {kind.__name__}: unknown or missing {', '.join(sorted(set(data) ^ names))}")
-    read = lambda value, hint: from_json(value, hint) if dataclasses.is_dataclass(hint) else tuple(value) if isinstance(value, list) else value
-    return kind(**{name: read(value, hints[name]) for name, value in data.items()})
+        raise ValueError(f"{within.strip('.')}={data}: expected a group of settings, {', '.join(f.name for f in dataclasses.fields(kind))}")
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    missing = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING} - set(data)
+    if wrong := missing | (set(data) - set(hints)):
+        raise ValueError(f"unknown or missing: {', '.join(repr(within + name) for name in sorted(wrong))}; there is {', '.join(hints)}")
+    whole = {name: dataclasses.is_dataclass(hint) for name, hint in hints.items()}
+    return kind(**{k: from_json(v, hints[k], f"{within}{k}.") if whole[k] else typed(v, hints[k], within + k) for k, v in data.items()})
+
+
+def preset(name: str) -> dict:
+    """A table of presets.toml, over those that it is like."""
+    own = dict(TABLES[name])
+    return merge(preset(own.pop("like")), own) if "like" in own else own
+
+
+TABLES = tomllib.loads((DATA / "presets.toml").read_text())
+PRESETS = {name: from_json(preset(name)) for name in TABLES}

@@ -31,6 +31,12 @@ def test_json_round_trip(name):
     assert {type(v) for _, v in leaves(from_json(json.loads(text)))} == {type(v) for _, v in leaves(settings)}
 
 
+def test_what_is_left_out_has_its_default():
+    data = json.loads(json.dumps(asdict(TINY)))
+    del data["scale"], data["stages"]["base"]["optimizer"]
+    assert from_json(data) == TINY
+
+
 def test_presets():
     for settings in PRESETS.values():
         assert settings.tokenizer_hi.grid == 2 * settings.tokenizer.grid * settings.tokenizer.factor // settings.tokenizer_hi.factor
@@ -57,10 +63,10 @@ def test_every_value_can_be_overridden_with_itself(leaf):
 @pytest.mark.parametrize("assignment, message", [
     ("base.width", "key=value"),
     ("base.wdith=3", "'base.wdith'.*width, layers, heads"),
-    ("bse.width=3", "'bse.width'.*tokenizer"),
+    ("bse.width=3", "'bse'.*tokenizer"),
     ("=3", "''"),
     ("base=3", "group of settings"),
-    ("base.width.x=3", "inside a plain value"),
+    ("base.width.x=3", "base.width={'x': 3}: expected int"),
     ("base.width=64.0", "base.width=64.0.*int"),
     ("base.width=wide", "base.width=wide.*int"),
     ("base.width=True", "base.width=True.*int"),
@@ -69,7 +75,7 @@ def test_every_value_can_be_overridden_with_itself(leaf):
     ("stages.base.lr=True", "float"),
     ("sampling.ramp=1", "bool"),
     ("tokenizer.blocks=2", "tuple"),
-    ("tokenizer.blocks=[1, 1, 1]", "tuple"),
+    ("tokenizer.blocks=[1, 1.5, 1]", "tuple"),
     ("base.width=33", "33.*2 heads"),
     ("stages.base.steps=0", "steps 0"),
     ("sampling.law=circle", "'circle'"),
@@ -119,15 +125,17 @@ def test_wrong_json():
 
     for change, message in [
         (lambda d: d.pop("base"), "base"),
-        (lambda d: d["base"].pop("width"), "BaseConfig.*width"),
+        (lambda d: d["base"].pop("width"), "'base.width'"),
         (lambda d: d["base"].update(wdith=3), "wdith"),
-        (lambda d: d.update(base=3), "BaseConfig.*3"),
+        (lambda d: d.update(base=3), "base=3: expected a group of settings, width"),
+        (lambda d: d["base"].update(width="32"), "base.width=32: expected int"),
+        (lambda d: d["stages"]["base"].update(betas=[0.9]), "stages.base.betas"),
         (lambda d: d["stages"]["base"].update(steps=0), "steps 0"),
         (lambda d: d["tokenizer_hi"].update(side=16), "16.*16"),
     ]:
         with pytest.raises(ValueError, match=message):
             from_json(broken(change))
-    with pytest.raises(ValueError, match="expected settings"):
+    with pytest.raises(ValueError, match="expected a group of settings"):
         from_json([])
 
 
