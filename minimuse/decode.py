@@ -1,12 +1,10 @@
 """Parallel decoding: from hidden tokens to a picture in a dozen passes.
 
-Every pass predicts all hidden tokens at once, draws one guess for each, and keeps the guesses that a *sampler* prefers
-(MaskGIT's: those that the model is most confident in); the rest is hidden again and guessed anew with more in sight. The loop is a
-generator of steps; one step is a pure function of logits, ids and *noise*, so that it can be compared with a reference number
-by number. The same loop serves both models, and fills any hole, not just an empty grid.
-
-Papers: MaskGIT (2202.04200) section 3.2; Muse (2301.00704) sections 2.7 (guidance) and 2.8; Halton order
-(2503.17076); entropy-bounded unmasking (2505.24857); composed prompts (2206.01714).
+Every pass draws a guess for each hidden token, and keeps those that a *sampler* prefers (MaskGIT's: what the model is most confident
+in); the rest is hidden again and guessed anew with more in sight. A step is a pure function of logits, ids and *noise*, to be compared
+with a reference number by number. The loop serves both models, and fills any hole, not just an empty grid.
+Papers: MaskGIT (2202.04200) section 3.2; Muse (2301.00704) sections 2.7 and 2.8; Halton order (2503.17076); entropy-bounded
+unmasking (2505.24857); composed prompts (2206.01714).
 Letters: B batch, N image tokens, K codes, S steps, k the step, P prompts of one picture.
 """
 
@@ -25,7 +23,6 @@ from minimuse.transformer import Context
 @dataclass(frozen=True)
 class Sampling:
     """How to draw. `guidance` t mixes (1 + t) conditional - t unconditional logits; 0 is neutral."""
-
     steps: int = 12  # S
     guidance: float = 3.0
     ramp: bool = True  # guidance rises linearly to its value
@@ -58,7 +55,6 @@ class Step(NamedTuple):
     hidden: torch.Tensor  # (B, N) bool, hidden again after this step
 
 
-# --- Guidance: several answers of the model to one ---
 def guide(cond: torch.Tensor, uncond: torch.Tensor, t: float) -> torch.Tensor:
     """(1 + t) cond - t uncond (Muse, section 2.7): t = 0 gives cond, bit for bit. Others write uncond + s (cond - uncond): s = 1 + t."""
     return cond if t == 0 else (1 + t) * cond - t * uncond
@@ -69,7 +65,6 @@ def compose(uncond: torch.Tensor, conds: list[torch.Tensor], weights: list[float
     return uncond + sum(w * (cond - uncond) for w, cond in zip(weights, conds))
 
 
-# --- Noise, and guesses ---
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Standard Gumbel noise, always float32 on the CPU: in half precision log(log(u)) is not finite."""
     u = torch.rand(shape, generator=generator).clamp(1e-20, 1 - 1e-7)
@@ -101,11 +96,8 @@ def halton(logits, log_p, hidden, left, noise, sampling):
 
 
 def entropy(logits, log_p, hidden, left, noise, sampling):
-    """Where the model hesitates least, and as many as are safe, at least as many as the schedule asks.
-
-    Tokens drawn in one step are drawn independently; the error that this makes is at most the sum of their entropies but the
-    largest (2505.24857, section 3). As many are kept as keep this below a bound: certain ones cost nothing, whatever their number.
-    """
+    """Where the model hesitates least, and as many as are safe, at least as many as the schedule asks: tokens of one step are drawn
+    independently, an error of at most the sum of their entropies but the largest (2505.24857, section 3), which is kept below a bound."""
     log_q = logits.log_softmax(dim=-1)
     spread = (log_q.exp() * -log_q).nansum(dim=-1).masked_fill(~hidden, float("inf"))  # B N, nats; 0 * inf is 0
     ascending = spread.sort(dim=-1).values
@@ -134,16 +126,13 @@ def halton_order(tokens: int) -> torch.Tensor:
     return torch.tensor([*cells]).argsort()
 
 
-# --- The step and the loop ---
 def step(
     logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor, left: torch.Tensor,
     token_noise: torch.Tensor, choice_noise: torch.Tensor, sampling: Sampling,
 ) -> Step:  # fmt: skip
     """Draw a guess for each hidden token, hide `left` of them again: MaskGIT's step, if the sampler is "confidence".
-
-    logits (B, N, K) guided, ids (B, N), hidden (B, N) bool, left (B,) how many stay hidden per row;
-    token_noise (B, N, K) standard Gumbel; choice_noise (B, N) Gumbel already scaled by the annealed temperature. Confidence
-    is taken before temperature and top-k; ties fall to the position that comes first, and the counts are exact whatever the ties.
+    logits (B, N, K) guided, ids (B, N), hidden (B, N) bool, left (B,) how many stay hidden per row; token_noise (B, N, K) standard
+    Gumbel, choice_noise (B, N) already scaled. Confidence is taken before temperature and top-k; of equal ones the first counts.
     """
     logits = logits.float()
     guess = torch.where(hidden, draw(logits, token_noise, sampling.temperature, sampling.top_k), ids)
@@ -158,11 +147,10 @@ def decode(
     model: Callable[..., torch.Tensor], ids: torch.Tensor, mask_id: int, context: Context, uncond: Context | None,
     sampling: Sampling, generator: torch.Generator, weights: tuple[float, ...] = (1.0,),
 ) -> Iterator[Step]:  # fmt: skip
-    """Fill the tokens of ids (B, N) that equal mask_id, in at most `sampling.steps` passes; yields each step.
+    """Fill the tokens of ids (B, N) that equal mask_id, in at most `sampling.steps` passes; yields each step, none if nothing is hidden.
 
-    `uncond` is the context to steer away from: an empty caption's, or a negative prompt's; None means no
-    guidance. Its rows run in one batch with the conditional ones, and not at all in steps that need no guidance.
-    Of P `weights`, `context` has P B rows, prompt by prompt. Nothing hidden: no step at all.
+    `uncond` is the context to steer away from (None: no guidance). Its rows run in one batch with the conditional ones, and not at all
+    in steps without guidance. Of P `weights`, `context` has P B rows, prompt by prompt.
     """
     hidden = ids == mask_id
     B, N = ids.shape

@@ -1,7 +1,6 @@
 """`minimuse demo`: train the whole of Muse on procedural scenes, on this machine, and draw with it.
 
-Writes the model, which `minimuse generate --model OUT` takes, and what `minimuse evaluate --model OUT` writes:
-OUT/samples.png (for held-out captions: the real picture, the base model's, the final one), OUT/decoding.gif and OUT/report.json.
+Writes a model to OUT, and what `minimuse evaluate --model OUT` writes: samples.png (for held-out captions), decoding.gif, report.json.
 """
 
 import time
@@ -42,16 +41,17 @@ def evaluate(muse: Muse, out: Path, n: int = 256) -> dict:
     sheet(rows, pictures["captions"][:16], titles=("real", "base", "super-res")).save(out / "samples.png")
     decoding_gif(muse, pictures["captions"][:4], out / "decoding.gif")
     write_json(out / "report.json", found)
-    print(summary(found), f"wrote {out}/samples.png, {out}/decoding.gif and {out}/report.json", sep="\n")
+    for name, row in found.get("alignment", {}).items():  # of shapes
+        print(f"{name:18}", *(f"{attribute} {row[attribute]['value']:.2f}" for attribute in ATTRIBUTES))
+    base = found["nll"]["base"]
+    print(f"NLL of hidden tokens, all hidden: {base['caption']['1.0']:.2f} with the caption, {base['no caption']['1.0']:.2f} without")
+    print(f"wrote {out}/samples.png, {out}/decoding.gif and {out}/report.json")
     return found
 
 
 def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]) -> tuple[dict, dict]:
-    """Train all stages on a CPU; returns the seconds and the last metrics of each.
-
-    The tokenizers do not need each other, nor do base model, super-resolution and decoder, and their matrices are too small for
-    two threads (base: 5.4 steps/s with two, 6.2 with one): processes with a thread each get more from the same cores.
-    """
+    """Train all stages on a CPU; returns the seconds and the last metrics of each. Stages that do not need each other train in processes
+    of a thread each: the matrices are too small for two (base: 5.4 steps/s with two, 6.2 with one)."""
     todo = pending(STAGES, out, resume)  # raises what there is to raise before anything is trained
     job = partial(work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show)
     workers = min(3, torch.get_num_threads())
@@ -67,13 +67,3 @@ def work(stage: str, row: int, out: Path, config: Config, data: str, text: str, 
     records = train_all((stage,), out, config, data, load_text(text), text, seed, resume=resume)
     show((last.update(record.metrics) or record for record in records), row)  # update gives None
     return stage, round(time.monotonic() - begun, 3), {k: float(v) for k, v in last.items()}
-
-
-def summary(found: dict) -> str:
-    """NLL, and of shapes the share of pictures right in each attribute for every thing of the caption."""
-    lines = [f"{'alignment, held-out combinations':34}" + "".join(f"{a:>11}" for a in ATTRIBUTES)] if "alignment" in found else []
-    for name, row in found.get("alignment", {}).items():
-        lines.append(f"{name:34}" + "".join(f"{row[a]['value']:11.3f}" for a in ATTRIBUTES))
-    base = found["nll"]["base"]
-    lines.append(f"NLL of hidden tokens, all hidden: {base['caption']['1.0']:.2f} with the caption, {base['no caption']['1.0']:.2f} without")
-    return "\n".join(lines)

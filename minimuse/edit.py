@@ -4,10 +4,8 @@
     minimuse outpaint apple.png "a red apple, noto style" --pad 32    # new all around
     minimuse edit apple.png "a green apple, noto style"               # no mask: resampled, bit by bit
 
-Inpainting and outpainting: tokens that touch the hole are hidden and drawn anew, low-res ones first, then high-res ones given them;
-all others stay. A larger picture than in training is filled through a window which slides over the token grid. Mask-free editing
-hides a few random low-res tokens again and again, and draws them under the new caption.
-
+Tokens that touch the hole are hidden and drawn anew, low-res ones first, then high-res ones given them; all others stay. A picture
+larger than in training is filled through a window. Mask-free: a few random low-res tokens at a time are drawn under the new caption.
 Letters: B pictures, H W pixels, h w tokens, f pixels per token.
 """
 
@@ -90,10 +88,8 @@ def edits(
     muse: Muse, image: Image.Image, prompt: str, iterations: int = 50, share: float = 0.08, n: int = 1, negative: str = "", seed: int = 0, **given
 ) -> Iterator[torch.Tensor]:
     """Mask-free editing (Muse, section 3.3): low-res tokens (n, N) of the image, then those after each iteration.
-
-    An iteration hides a random `share` of the tokens, rounded up, and draws them for the prompt, from the 3 likeliest codes, as the
-    model's config.json or `given` says (Muse: guidance 4; for toy-shapes, lessons/claims/editing.py finds 1 best). It is Gibbs sampling
-    of pictures of the caption that starts at the image: the longer it goes on, the farther it gets from it.
+    An iteration hides a random `share` of the tokens and draws them for the prompt, from the 3 likeliest codes (Muse: guidance 4; for
+    toy-shapes, lessons/claims/editing.py finds 1 best). Gibbs sampling: the longer it goes on, the farther it gets from the image.
     """
     if iterations < 0 or not 0 < share <= 1:
         raise ValueError(f"iterations {iterations} and share {share}: give 0 or more, and a share in (0, 1]")
@@ -131,10 +127,8 @@ def edit(muse: Muse, image: Image.Image, prompt: str, *how, negative: str = "", 
 
 
 def _tokens(muse: Muse, pixels: torch.Tensor, hole: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """pixels (3, H, W), hole (H, W) -> low-res (1, h, w) and high-res ids, mask ids where a token touches the hole.
-
-    The borders are repeated up to whole low-res tokens, and to the training side at least; callers crop.
-    """
+    """pixels (3, H, W), hole (H, W) -> low-res (1, h, w) and high-res ids, mask ids where a token touches the hole. The borders are
+    repeated up to whole low-res tokens, and to the training side at least; callers crop."""
     hole = torch.zeros(pixels.shape[1:]) if hole is None else hole
     unit, side = 2 * muse.config.tokenizer.factor, muse.config.tokenizer_hi.side
     more = [max(side, math.ceil(length / unit) * unit) - length for length in (pixels.shape[2], pixels.shape[1])]
@@ -147,10 +141,8 @@ def _tokens(muse: Muse, pixels: torch.Tensor, hole: torch.Tensor | None = None) 
 
 
 def windows(low: torch.Tensor, mask_id: int, high: torch.Tensor, mask_id_hi: int, grid: int) -> Iterator:
-    """Windows of the training size on ids (B, h, w), until nothing is hidden: ((low rows, high rows), (low columns, high columns)).
-
-    Half a window apart; next is the one that has something hidden and sees most. Whoever iterates fills it before asking on.
-    """
+    """Windows of the training size on ids (B, h, w), half a window apart: ((low rows, high rows), (low columns, high columns)). Next is
+    the one that has something hidden and sees most, until there is none: whoever iterates fills it before asking on."""
     ratio = high.shape[1] // low.shape[1]
     starts = [sorted({*range(0, length - grid, max(1, grid // 2)), length - grid}) for length in low.shape[1:]]
     cut = lambda start: (slice(start, start + grid), slice(ratio * start, ratio * (start + grid)))

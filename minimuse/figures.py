@@ -45,10 +45,8 @@ def passes(muse: Muse, prompts: list[str], **settings) -> Iterator[tuple[torch.T
 
 
 def decoding_gif(muse: Muse, prompts: list[str], path: str | Path, cell: int = 160, **settings) -> int:
-    """Write the decoding of some prompts as a GIF, low-res passes first, confidences below; returns the number of frames.
-
-    A path that does not end in .gif gets all frames side by side.
-    """
+    """Write the decoding of some prompts, low-res passes first, confidences below, as a GIF, or side by side where the path does not end
+    in .gif; returns the number of frames."""
     moving = Path(path).suffix.lower() == ".gif"
     frames = [sheet([*pair], prompts, len(prompts), cell if moving else cell // 2) for pair in passes(muse, prompts, **settings)]
     if moving:

@@ -1,10 +1,7 @@
 """The base model: predict hidden image tokens from the visible ones and a caption.
 
-Training hides a random share of an image's tokens and asks for them back (Muse, 2301.00704, section
-2.3): like BERT, but with a share that varies from almost nothing to everything, so that the same model
-can start from an empty grid, finish an almost full one, and fill any hole. Drawing is `decode.py`; here
-is the model, which never masks anything by itself, and the loss.
-
+Training hides a random share of an image's tokens and asks for them back (Muse, 2301.00704, section 2.3): like BERT, but from almost
+nothing to everything, so that the same model starts from an empty grid and fills any hole. The model never masks anything by itself.
 Letters: B batch, N image tokens, K codes, D width, T text tokens, E text width.
 """
 

@@ -1,11 +1,7 @@
 """Schedules: how many tokens are masked, and when. Pure functions, no model.
 
-Training draws a mask ratio per image; decoding walks the same law from "everything masked" to
-"nothing masked". What must be exact (how many tokens a step reveals) is computed in float64.
-
-Papers: MaskGIT (2202.04200) section 3.3 for the laws; Muse (2301.00704) sections 2.6, 2.7 and 2.8
-for the ratio, the guidance ramp and the decoding.
-
+Training draws a mask ratio per image; decoding walks the same law from everything masked to nothing. Counts are exact, in float64.
+Papers: MaskGIT (2202.04200) section 3.3 for the laws; Muse (2301.00704) sections 2.6 to 2.8 for ratio, guidance ramp and decoding.
 Letters: B batch, N tokens of an image, S decoding steps, k = 0 .. S-1 the step.
 """
 
@@ -14,9 +10,8 @@ import math
 import numpy as np
 import torch
 
-# gamma(r): the share of tokens still masked after a share r of the decoding, from 1 to 0. Concave laws (cosine and
-# above) reveal few tokens while the model knows little; convex ones do the opposite. `exp` and `log` depend on a
-# scale, for which MaskGIT takes the number of tokens; 256 is fixed here to keep them functions of r alone.
+# gamma(r): the share of tokens still masked after a share r of the decoding, from 1 to 0. Concave laws (cosine and above) reveal few
+# tokens while the model knows little. The scale of `exp` and `log` is MaskGIT's number of tokens, here fixed: functions of r alone.
 SCALE = 256
 LAWS = {
     "exp": lambda r: (SCALE - SCALE**r) / (SCALE - 1),
@@ -37,11 +32,8 @@ def gamma(ratio: float | np.ndarray, law: str = "cosine") -> np.ndarray:
 
 
 def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -> torch.Tensor:
-    """Mask ratios for training, one per image: (B,) float64 in [0, 1].
-
-    r = gamma(u), u uniform: for the cosine law this draws from the density of Muse, section 2.6,
-    p(r) = (2/pi) (1 - r^2)^(-1/2), with mean 2/pi, by its inverse distribution function.
-    """
+    """Mask ratios for training, one per image: (B,) float64 in [0, 1]. r = gamma(u), u uniform: for the cosine law this draws from the
+    density of Muse, section 2.6, p(r) = (2/pi) (1 - r^2)^(-1/2), with mean 2/pi, by its inverse distribution function."""
     u = torch.rand(batch, generator=generator, dtype=torch.float64)
     return torch.from_numpy(gamma(u.numpy(), law))
 
@@ -60,10 +52,8 @@ def random_masks(counts: torch.Tensor, tokens: int, generator: torch.Generator) 
 
 def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
     """Tokens still masked after each of `steps` steps, from `masked` (N0) at the start.
-
-    MaskGIT's rule: after step k, max(1, min(unknown - 1, floor(N0 gamma((k+1)/S)))) stay masked, and
-    0 after the last. N0 is the number masked *at the start*: for inpainting that is the hole, not the
-    picture. A step at which nothing changes (S > N0, or N0 = 0) needs no pass through the model.
+    MaskGIT's rule: after step k, max(1, min(unknown - 1, floor(N0 gamma((k+1)/S)))), and 0 after the last. N0 is the number masked *at
+    the start*: for inpainting the hole, not the picture. A step that changes nothing (S > N0, or N0 = 0) needs no pass.
     """
     if masked < 0:
         raise ValueError(f"cannot start with {masked} masked tokens")
@@ -78,10 +68,8 @@ def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
 
 
 def guidance_at(k: int, steps: int, guidance: float, ramp: bool = True, guided: tuple[float, float] = (0.0, 1.0)) -> float:
-    """Guidance at step k: t (k+1)/S, so that early steps stay diverse and the last is guided in full (Muse, section 2.7).
-
-    Without `ramp` it is t; outside of the interval `guided`, in shares of the steps, 0 (2503.07197: late steps need it most).
-    """
+    """Guidance at step k: t (k+1)/S, so that early steps stay diverse (Muse, section 2.7), or t without `ramp`; outside of the interval
+    `guided`, in shares of the steps, 0 (2503.07197: late steps need it most)."""
     if not guided[0] < (k + 1) / steps <= guided[1]:
         return 0.0
     return guidance * (k + 1) / steps if ramp else guidance

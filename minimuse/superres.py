@@ -1,12 +1,9 @@
 """Super-resolution: from the low-res tokens and the caption to the tokens of a picture twice as large.
 
-Not pixels are scaled up but tokens translated (Muse, 2301.00704, section 2.4): a small transformer reads
-the low-res tokens, none of them hidden; its output is concatenated with the text embeddings; and a
-decoder over the masked high-res grid looks at both by cross-attention. Its self-attention is multi-axis,
-since the grid is fine. The loss (`maskgit.masked_token_loss`) and the decoding (`decode.py`) are the
-base model's. Not in Muse: each low-res token also spreads over the high-res tokens that it covers, which begin
-with a vector from it: cross-attention alone takes long to find out what lies where.
-
+Not pixels are scaled up but tokens translated (Muse, 2301.00704, section 2.4): a small transformer reads the low-res tokens, none of
+them hidden; its output is concatenated with the text embeddings; a decoder over the masked high-res grid, with multi-axis attention,
+looks at both by cross-attention. Loss and decoding are the base model's. Not in Muse: each low-res token also spreads over the high-res
+tokens that it covers, which begin with a vector from it: cross-attention alone takes long to find out what lies where.
 Letters: as in `maskgit.py`; n low-res tokens, N high-res tokens.
 """
 

@@ -1,13 +1,9 @@
 """Attention and the transformer block that the base and the super-resolution model share.
 
-A block is self-attention over image tokens, cross-attention to the context (text, and for
-super-resolution the low-res tokens too), and an MLP, each behind a pre-norm and added to the residual
-stream (Muse, 2301.00704, section 2.3 and figure 3). Over a fine grid, self-attention is *multi-axis*
-(Zhao et al. 2021, 2106.07631, section 3.2): half of the heads look within local windows, the other half
-along a dilated grid that spans the picture, so that the cost grows with N, not with N^2.
-
+A block is self-attention over image tokens, cross-attention to the context (text, and for super-resolution the low-res tokens too),
+and an MLP, each behind a pre-norm (Muse, 2301.00704, section 2.3 and figure 3). Over a fine grid, self-attention is *multi-axis*
+(2106.07631, section 3.2): half of the heads look within local windows, the other half along a dilated grid that spans the picture.
 Linear layers after the text's projection have no bias: where a caption is absent, cross-attention must add exactly zero.
-
 Letters: B batch, N image tokens, T context tokens, D width, H heads, d width of a head, h w token grid.
 """
 
@@ -21,11 +17,8 @@ from torch import nn
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None, bias: torch.Tensor | None = None):
-    """Softmax attention: q (..., N, d), k and v (..., T, d) -> (..., N, d).
-
-    visible (B, T) bool, for q of (B, H, N, d): keys to look at; a row without any gets exactly zero, and a zero
-    gradient, not the NaN of a softmax over nothing. bias (H, N, T) is added to the scores; a call has one of the two.
-    """
+    """Softmax attention: q (..., N, d), k and v (..., T, d) -> (..., N, d). bias (H, N, T) is added to the scores. visible (B, T) bool,
+    for q of (B, H, N, d): keys to look at; a row without any gets exactly zero, and a zero gradient, not NaN."""
     if visible is not None:
         alive = visible.any(dim=-1)[:, None, None, None]  # B 1 1 1
         visible = visible[:, None, None, :] | ~alive  # B 1 1 T: a dead row sees all, and is zeroed below
@@ -42,10 +35,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Ten
 
 
 class OffsetBias(nn.Module):
-    """What each head adds to its scores for every 2-D offset between two tokens of a side x side grid; learned.
-
-    Not in Muse. Each head starts by looking at the neighbour in a direction of its own (as in ConViT, 2103.10697).
-    """
+    """What each head adds to its scores for every 2-D offset between two tokens of a side x side grid; learned. Not in Muse. Each head
+    starts by looking at the neighbour in a direction of its own (as in ConViT, 2103.10697)."""
 
     def __init__(self, heads: int, side: int):
         super().__init__()
@@ -79,11 +70,8 @@ class SelfAttention(nn.Module):
 
 
 def multi_axis(qkv: torch.Tensor, grid: int, window: int, *biases: torch.Tensor) -> torch.Tensor:
-    """Multi-axis self-attention over a square grid: (3, B, H, N, d) -> (B, H, N, d).
-
-    With the grid cut into windows of window x window tokens, the first half of the heads attends within each window,
-    the second half among the tokens that have the same place in their windows. `biases`: one for each half.
-    """
+    """Multi-axis self-attention over a square grid cut into windows: (3, B, H, N, d) -> (B, H, N, d). Half of the heads attends within
+    each window, the other half among the tokens that have the same place in their windows. `biases`: one for each half."""
     local, dilated = qkv.chunk(2, dim=2)
     within, across = biases or (None, None)
     axes = dict(y=grid // window, x=grid // window, i=window, j=window)
@@ -97,7 +85,6 @@ def multi_axis(qkv: torch.Tensor, grid: int, window: int, *biases: torch.Tensor)
 
 class Context(NamedTuple):
     """What cross-attention looks at: keys and values of every layer, computed once per caption."""
-
     keys: list[torch.Tensor]  # per layer (B, H, T, d)
     values: list[torch.Tensor]
     visible: torch.Tensor  # (B, T) bool, True = real token
@@ -212,10 +199,8 @@ def start_like(weight: nn.Parameter, codes: torch.Tensor, std: float) -> None:
 
 @torch.no_grad()
 def start_white(linear: nn.Linear, text: torch.Tensor) -> None:
-    """Start a projection of text embeddings (M, E) such that all directions in which they differ weigh alike.
-
-    T5's vectors have a large mean in common and a few long directions, which would drown what tells captions apart.
-    """
+    """Start a projection of text embeddings (M, E) such that all directions in which they differ weigh alike: T5's vectors have a large
+    mean in common and a few long directions, which would drown what tells captions apart."""
     mean = text.mean(dim=0)
     lengths, directions = torch.linalg.eigh(torch.cov((text - mean).T))  # variances, in ascending order
     lengths, directions = lengths[-len(linear.weight) :], directions[:, -len(linear.weight) :]

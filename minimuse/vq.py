@@ -3,14 +3,9 @@
     encode:  image (B, 3, H, W) -> latents (B, D, h, w) -> nearest code -> ids (B, h, w), H = f h
     decode:  ids -> code vectors -> image
 
-Fully convolutional, with no attention (Muse, section 2.2 and appendix), so that any picture whose
-sides are multiples of f works. What is *not* here: the adversarial and perceptual losses that turn a
-VQ-VAE into a VQGAN (`vq_loss.py`) and the training loop (`train.py`).
-
-There is no normalisation layer, unlike in VQGAN: GroupNorm would make a code depend on the whole picture, and
-such tokens are easy to reconstruct from and hard to predict; a norm over each position's channels learns far
-more slowly here than none. Residual blocks that start as the identity make up for it.
-
+Fully convolutional, with no attention (Muse, section 2.2 and appendix): any picture whose sides are multiples of f works. What makes
+a VQ-VAE a VQGAN is in `vq_loss.py`. There is no normalisation layer, unlike in VQGAN: GroupNorm would make a code depend on the whole
+picture, and such tokens are hard to predict; residual blocks that start as the identity make up for it.
 Papers: VQ-VAE (1711.00937), EMA codebook (appendix A.1 there), VQGAN (2012.09841), FSQ (2309.15505).
 Letters: B batch, H W pixels, h w token grid, f = H/h, C channels, D code width, K codes.
 """
@@ -100,11 +95,8 @@ class Decoder(nn.Sequential):
 
 @torch.no_grad()
 def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
-    """Start a wider and deeper decoder as the same function as a small one, to finetune it (Muse, section 2.5).
-
-    How is not in the paper; this is Net2Net (1511.05641). Every channel is copied r times, and a weight that reads one is
-    divided among its copies, unevenly, or they would stay equal for ever. Added residual blocks start as the identity.
-    """
+    """Start a wider and deeper decoder as the same function as a small one, to finetune it (Muse, section 2.5): Net2Net (1511.05641).
+    Every channel is copied r times, and a weight that reads one is divided among its copies, unevenly, or they would stay equal."""
     sources = iter([layer for layer in small if list(layer.parameters())])
     source = next(sources)
     for layer in large:
@@ -125,8 +117,7 @@ def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
 
 
 class EMAQuantizer(nn.Module):
-    """A codebook of K vectors that follow, by moving averages, the latents assigned to them: in `update`, which the
-    training loop calls. They take no gradient, so the one loss is the commitment of the encoder to its codes."""
+    """A codebook of K vectors that follow, in `update`, the latents assigned to them, by moving averages: they take no gradient."""
 
     def __init__(self, codes: int, width: int, decay: float = 0.97, restart_below: float = 0.1):
         super().__init__()
@@ -166,11 +157,10 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, z: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> int:
-        """Move each code towards the mean of its latents; restart dead codes. Returns how many restarted.
+        """Move each code to the moving average of its latents' sum over that of their number; restart dead codes, and return how many.
 
-        A code is the moving average of its latents' sum over that of their number. One whose number has fallen
-        below `restart_below` of a fair share (1/K) is dead: nothing would ever move it. It is put on a latent of
-        this batch, drawn by squared distance to its code, like the centres of k-means++: background has codes enough.
+        A code whose number has fallen below `restart_below` of a fair share (1/K) is dead. It is put on a latent of this batch, drawn by
+        squared distance to its code, like the centres of k-means++: background has codes enough.
         """
         z, ids = z.detach().reshape(-1, z.shape[-1]).float(), ids.reshape(-1)
         decay = self.decay if self.mass.any() else 0.0  # the first batch has nothing to average with
@@ -178,7 +168,6 @@ class EMAQuantizer(nn.Module):
         self.total.mul_(decay).index_add_(0, ids, z, alpha=1 - decay)
         alive = self.mass > 0
         self.codebook[alive] = self.total[alive] / self.mass[alive, None]
-
         threshold = self.restart_below * len(z) / len(self.mass)
         dead = (self.mass < threshold).nonzero()[:, 0]
         error = (z - self.codebook[ids]).square().sum(-1).double().cpu()
@@ -192,8 +181,7 @@ class EMAQuantizer(nn.Module):
 
 
 class FSQuantizer(nn.Module):
-    """Finite scalar quantization: bound each latent dimension and round it; ids are the digits as one mixed-radix
-    number (2309.15505). No codebook, no loss. Has the interface of `EMAQuantizer`."""
+    """Finite scalar quantization (2309.15505): bound each latent dimension and round it; ids are the digits of one number. No codebook."""
 
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()

@@ -1,11 +1,8 @@
 """What makes a VQ-VAE a VQGAN: a discriminator on patches, and a perceptual distance.
 
-A pixel loss alone pays for blur, the mean of all plausible edges. The discriminator punishes what does not look
-real, patch by patch, and the perceptual distance compares features of a network trained on photographs. Muse
-(2301.00704, appendix) weighs them 0.1 and 0.05.
-
-Papers: VQGAN (2012.09841) section 3.1 for the adaptive weight; hinge loss (1705.02894); PatchGAN
-(1611.07004); LPIPS (1801.03924) for comparing normalised features.
+A pixel loss alone pays for blur, the mean of all plausible edges. The discriminator punishes what does not look real, patch by patch;
+the perceptual distance compares features of a network trained on photographs. Muse (2301.00704, appendix) weighs them 0.1 and 0.05.
+Papers: VQGAN (2012.09841) section 3.1; hinge loss (1705.02894); PatchGAN (1611.07004); LPIPS (1801.03924).
 """
 
 import importlib.util
@@ -97,11 +94,8 @@ def perceptual_distance(net: Lite0, a: torch.Tensor, b: torch.Tensor) -> torch.T
 
 
 class PictureLoss(nn.Module):
-    """Pixel + perceptual + adversarial loss of a decoder's pictures, and the discriminator's own loss.
-
-    One backward pass and one optimizer train both sides: the discriminator is frozen while it judges the
-    decoder, and sees detached pictures while it learns itself, so neither gets the other's gradient.
-    """
+    """Pixel + perceptual + adversarial loss of a decoder's pictures, and the discriminator's own loss, in one backward pass: frozen while
+    it judges the decoder, and shown detached pictures while it learns itself, neither gets the other's gradient."""
 
     def __init__(self, weights: LossWeights):
         super().__init__()
