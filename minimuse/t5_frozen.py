@@ -1,15 +1,11 @@
 """The frozen text encoder: T5, from the characters of a caption to one vector per token.
 
-Muse does not learn to read. It takes the encoder half of a T5 that somebody else trained on text alone, freezes
-it, and lets the image transformer look at its output (Muse paper, section 2.1). This file is that encoder, the
-SentencePiece tokenizer before it, and the loader. Module names are those of the published Hugging Face checkpoints,
-so that T5 v1.1 (and v1.0) from small to XXL load without renaming a key; `data/t5-toy` is one of a few megabytes
-that `data/t5_pretrain.py` trained.
+Muse does not learn to read. It takes the encoder half of a T5 that was trained on text alone, freezes it, and looks at its output
+(Muse paper, section 2.1). Module names are those of the published Hugging Face checkpoints, so that T5 v1.1 (and v1.0) from small to
+XXL load without renaming a key; `data/t5-toy` is one of a few megabytes that `data/t5_pretrain.py` trained.
 
     python -c "from minimuse.t5_frozen import FrozenT5; print(FrozenT5.load('data/t5-toy')(['a red apple']))"
-
-Papers: T5 (1910.10683), section 2.1; the gated MLP of v1.1 is 2002.05202.
-Left out: the decoder (data/t5_pretrain.py has one) and dropout (the encoder is frozen).
+Papers: T5 (1910.10683), section 2.1; the gated MLP of v1.1 is 2002.05202. Left out: the decoder, and dropout.
 Letters: B batch, T text tokens, S tokens attended to, E text width, H heads.
 """
 import hashlib
@@ -22,7 +18,6 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
@@ -65,11 +60,8 @@ class T5Config:
 
 
 def relative_position_bucket(distance, bidirectional, num_buckets, max_distance):
-    """The bucket of each `distance` = key position - query position (T5 paper, section 2.1).
-
-    Half of the buckets hold one distance each, the other half logarithmically wider ranges, and the last everything
-    from `max_distance` on. When attention looks both ways, one half of all buckets is for keys after the query.
-    """
+    """The bucket of each `distance` = key position - query position (T5 paper, section 2.1): half of the buckets hold one distance each,
+    the others logarithmically wider ranges, to `max_distance`. When attention looks both ways, one half is for keys after the query."""
     if bidirectional:
         num_buckets //= 2
         first, distance = (distance > 0) * num_buckets, distance.abs()
@@ -249,9 +241,10 @@ class FrozenT5:
         self.width, self.device = encoder.config.d_model, encoder.shared.weight.device
 
     @classmethod
-    def load(cls, directory, device="cpu", dtype=torch.float32):
-        """A directory with config.json, spiece.model, and weights as model.safetensors or pytorch_model.bin, whole or in shards."""
-        if dtype not in (torch.float32, torch.bfloat16):  # T5's MLP overflows in float16
+    def load(cls, directory, device="cpu", dtype=None):
+        """A directory with config.json, spiece.model, and weights as model.safetensors or pytorch_model.bin, whole or in shards; by
+        default in float32, or in bfloat16 from a billion parameters on: XXL then fits into 11 GB."""
+        if dtype not in (None, torch.float32, torch.bfloat16):  # T5's MLP overflows in float16
             raise ValueError(f"dtype is {dtype}; T5 needs torch.bfloat16 or torch.float32")
         paths = [Path(directory) / name for name in ("config.json", "spiece.model")] + weight_files(Path(directory))
         for path in paths:
@@ -262,6 +255,7 @@ class FrozenT5:
             raise ValueError(f"{directory}: {pieces} pieces in spiece.model, vocab_size {config.vocab_size} in config.json")
         with torch.device("meta"):  # shapes without memory: the file's tensors are put in, not copied
             encoder = T5Encoder(config)
+        dtype = dtype or (torch.bfloat16 if sum(p.numel() for p in encoder.parameters()) > 1e9 else torch.float32)
         encoder.load_state_dict(read_weights(directory, paths[2:], encoder.state_dict(), dtype, device), assign=True)
         return cls(encoder, tokenizer, paths[2:])
 
@@ -270,11 +264,12 @@ class FrozenT5:
         """Twelve hex digits of the weights' SHA-256: the encoder that another model was trained with."""
         digest = hashlib.sha256()
         for path in self.weight_paths:
-            digest.update(np.memmap(path, mode="r"))  # mapped: XXL's file is larger than most memories
+            with open(path, "rb") as file:
+                hashlib.file_digest(file, lambda: digest)  # piece by piece: XXL's files are larger than most memories
         return digest.hexdigest()[:12]
 
     @torch.no_grad()
     def __call__(self, texts, max_length=MAX_TOKENS):
         """B texts -> embeddings (B, T, E), zero where padded, and mask (B, T) bool."""
         ids, mask = (tensor.to(self.device) for tensor in self.tokenizer.encode(texts, max_length))
-        return self.encoder(ids, mask), mask
+        return self.encoder(ids, mask).float(), mask

@@ -8,6 +8,8 @@ import math
 import os
 import pickletools
 import shutil
+import subprocess
+import sys
 import time
 import warnings
 import zipfile
@@ -417,7 +419,9 @@ def test_wrong_weights(directory):
 def test_other_tokenizer_or_precision(directory):
     with pytest.raises(ValueError, match="float16"):
         FrozenT5.load(directory, dtype=torch.float16)
-    assert FrozenT5.load(directory, dtype=torch.bfloat16)(["a"])[0].dtype == torch.bfloat16
+    rough = FrozenT5.load(directory, dtype=torch.bfloat16)
+    assert rough.encoder.shared.weight.dtype == torch.bfloat16 and rough(["a"])[0].dtype == torch.float32, "whoever reads it computes in float32"
+    assert FrozenT5.load(directory).encoder.shared.weight.dtype == torch.float32
     (directory / "config.json").write_text(json.dumps(asdict(CONFIG)))
     fails(directory, ValueError, "4096 pieces", "vocab_size 60")
 
@@ -544,3 +548,41 @@ def test_tokenizer_with_other_special_ids_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"pad, eos, unk = \(-1, 2, 0\)"):
         Tokenizer(tmp_path / "m.model")
+
+
+# The real size
+
+
+def write_xxl(folder):
+    """A checkpoint of T5-XXL's shape in bf16, 9.5 GB in five shards, with random weights and the toy's SentencePiece model."""
+    config = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(TOY / "spiece.model", folder)
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in T5Encoder(T5Config(**config)).state_dict().items()}
+    generator, names, where = torch.Generator().manual_seed(0), list(shapes), {}
+    for i in range(5):
+        file = f"model-{i + 1:05}-of-00005.safetensors"
+        part = names[i * len(names) // 5 : (i + 1) * len(names) // 5]
+        draw = lambda shape: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+        save_file({name: draw(shapes[name]).bfloat16() for name in part}, folder / file)
+        where |= {name: file for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+@pytest.mark.slow
+def test_xxl_fits_into_11_gb(tmp_path):
+    """Load and embed one prompt, in a process of its own: its peak resident memory, the mapped file included."""
+    write_xxl(tmp_path)
+    code = f"""
+import resource
+from minimuse.t5_frozen import FrozenT5
+t5 = FrozenT5.load({str(tmp_path)!r})
+embeddings, mask = t5(["a red apple on a wooden table"])
+assert embeddings.shape[2] == 4096 and embeddings.isfinite().all() and embeddings.std() > 0 and len(t5.fingerprint) == 12
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr
+    print(f"peak resident memory {float(done.stdout):.2f} GB")
+    assert float(done.stdout) < 11
