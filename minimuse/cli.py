@@ -8,6 +8,7 @@ import shutil
 import sys
 import typing
 import warnings
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,13 @@ import torch
 from tqdm import tqdm
 
 from minimuse import config as configs
-from minimuse import edit
+from minimuse import edit, parallel
 from minimuse.data import DATA, read_picture
 from minimuse.decode import Sampling
 from minimuse.demo import demo, evaluate, side_by_side
 from minimuse.figures import beside, decoding_gif, sheet
 from minimuse.muse import Muse, find, load_text, read_about
-from minimuse.train import STAGES, train_all
+from minimuse.train import STAGES, fill_cache, train_all
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,21 +35,23 @@ def parser() -> argparse.ArgumentParser:
     top = Parser("minimuse", description="Muse, text to image by masked transformers, small enough to read.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
 
-    p = commands.add_parser("demo", help="train the toy Muse on shapes from scratch on this machine and draw from it")
+    def command(name: str, run: Callable, what: str) -> Parser:
+        (p := commands.add_parser(name, help=what)).set_defaults(run=run)
+        return p
+
+    p = command("demo", lambda args: demo(args.out, args.preset, args.seed, args.resume, show), "train the toy Muse on shapes, from scratch, and draw")
     p.add_argument("--out", type=Path, default=Path("runs/demo"))
     p.add_argument("--preset", default="demo", choices=configs.PRESETS, help="default demo")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
-
-    p = commands.add_parser("generate", help="draw pictures for a prompt")
+    p = command("generate", run_generate, "draw pictures for a prompt")
     p.add_argument("prompt", help='"one thing AND another:0.5" composes prompts, with weights')
     p.add_argument("--gif", type=Path, help="also write the tokens appearing, with their confidences; as a strip, if the name ends in .png")
     p.add_argument("--grid", nargs="+", metavar="key=a,b", help="one sheet of all combinations, such as: steps=4,8 guidance=0,2")
     drawing_flags(p)
-
     for name, what in (("inpaint", "draw anew what is white in a mask"), ("outpaint", "draw what lies around a picture"),
                        ("edit", "change a picture towards a prompt, without a mask")):  # fmt: skip
-        p = commands.add_parser(name, help=what)
+        p = command(name, run_edit, what)
         p.add_argument("image", type=Path)
         if name == "inpaint":
             p.add_argument("mask", type=Path)
@@ -63,13 +66,11 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument("--pad", required=True, help="new pixels on each side, or L,T,R,B")
         p.add_argument("--sheet", type=Path, help="also write before and after as one picture")
         drawing_flags(p)
-
-    p = commands.add_parser("evaluate", help="measure a model on held-out pictures; writes report.json, samples.png and decoding.gif")
+    p = command("evaluate", lambda args: evaluate(Muse.load(args.model), args.out, args.n), "measure a model on held-out pictures")
     p.add_argument("--model", default="toy", help="a model in data/ (toy draws emoji, toy-shapes scenes), or a directory")
     p.add_argument("--out", type=Path, required=True, help="a directory for the figures; it may be the model's")
     p.add_argument("--n", type=int, default=256, help="held-out pictures, at most")
-
-    p = commands.add_parser("train", help="train one stage, or all")
+    p = command("train", run_train, "train one stage, or all")
     p.add_argument("stage", choices=[*(s.replace("_", "-") for s in STAGES), "all"])
     p.add_argument("--preset", choices=configs.PRESETS, help="default toy, or what --out holds")
     p.add_argument("--data", help="shapes, emoji, or a folder of pictures with captions (default emoji, or what --out holds)")
@@ -80,12 +81,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="go on with what --out holds")
     p.add_argument("--start", help="a model whose tokenizers to keep, and whose other parts to train further")
     p.add_argument("settings", nargs="*", metavar="key=value", help="override the preset, such as base.width=256")
-
-    p = commands.add_parser("check", help="do your functions in lessons/exercises do what they should?")
+    p = command("cache", lambda args: show(fill_cache(args.out, args.device)), "compute token ids and text embeddings once, as files")
+    p.add_argument("--out", type=Path, required=True, help="a model directory that has its tokenizers")
+    p.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    p = command("describe", run_lessons, "parameters, arithmetic and memory of a preset, from shapes alone")
+    p.add_argument("preset", choices=configs.PRESETS)
+    p.add_argument("--t5", type=Path, help="a directory with another text encoder's config.json")
+    p.add_argument("--json", action="store_true", help="plain numbers")
+    p = command("check", run_lessons, "do your functions in lessons/exercises do what they should?")
     p.add_argument("lesson", nargs="?", help="such as 04; left out: how far you are in all of them")
     p.add_argument("--package", action="store_true", help="look at the package's functions instead")
-
-    p = commands.add_parser("notebooks", help="write the lessons as Jupyter notebooks")
+    p = command("notebooks", run_lessons, "write the lessons as Jupyter notebooks")
     p.add_argument("folder", type=Path)
     return top
 
@@ -143,6 +149,15 @@ def write(pictures: list, paths: list[Path]) -> None:
     for picture, path in zip(pictures, paths, strict=True):
         picture.save(path)
         print(path)
+
+
+def run_lessons(args) -> int | None:
+    """check, describe, notebooks: what serves the lessons stays with them."""
+    sys.path[:0] = [str(DATA.parent / folder) for folder in ("tests", "lessons")]
+    if args.command == "check":
+        return importlib.import_module("exercises.check").check(args.lesson, args.package)
+    module = importlib.import_module(args.command)
+    module.write(args.folder) if args.command == "notebooks" else module.show(args.preset, args.t5, args.json)
 
 
 def run_generate(args) -> None:
@@ -206,7 +221,11 @@ def run_train(args) -> None:
     if args.stage == "all" and args.device == "cpu":
         side_by_side(args.out, config, data, name, seed, args.resume, show)
         return
-    show(train_all(stages, args.out, config, data, load_text(name, args.device), name, seed, args.device, args.resume))
+    device = parallel.begin(args.device)
+    records = train_all(stages, args.out, config, data, load_text(name, device), name, seed, device, args.resume)
+    show(records) if parallel.place()[0] == 0 else deque(records, maxlen=0)
+    del records
+    parallel.end()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,25 +237,11 @@ def main(argv: list[str] | None = None) -> int:
     if rest:
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        if args.command == "demo":
-            demo(args.out, args.preset, args.seed, args.resume, show)
-        elif args.command == "generate":
-            run_generate(args)
-        elif args.command in ("inpaint", "outpaint", "edit"):
-            run_edit(args)
-        elif args.command == "evaluate":
-            evaluate(Muse.load(args.model), args.out, args.n)
-        elif args.command in ("check", "notebooks"):
-            sys.path[:0] = [str(DATA.parent / folder) for folder in ("tests", "lessons")]  # what serves the lessons alone stays with them
-            if args.command == "check":
-                return importlib.import_module("exercises.check").check(args.lesson, args.package)
-            importlib.import_module("notebooks").write(args.folder)
-        else:
-            run_train(args)
+        code = args.run(args)
+        return code if args.command == "check" else 0
     except KeyboardInterrupt:
         print("minimuse: stopped; the same command with --resume goes on", file=sys.stderr)
         return 130
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print("minimuse:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    return 0

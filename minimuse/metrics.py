@@ -9,9 +9,10 @@ from collections.abc import Callable
 import torch
 
 from minimuse import schedule, shapes
-from minimuse.data import halve, load
+from minimuse.cache import Tokens
+from minimuse.data import halve
 from minimuse.muse import Muse, autocast
-from minimuse.train import Tokens, generator_at
+from minimuse.train import generator_at, pictures_of
 from minimuse.transformer import Context
 from minimuse.vq import perplexity
 from minimuse.vq_loss import Lite0, has_lite0, perceptual_distance
@@ -24,11 +25,8 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @torch.no_grad()
 def masked_nll(model, ids: torch.Tensor, context: Callable[[slice], Context], ratio: float, seed: int = 0, batch: int = 64) -> float:
-    """Mean negative log-likelihood, in nats, of a share `ratio` of hidden tokens; chance is ln K.
-
-    ids (M, N); context(rows) gives what the model looks at for a slice of rows. The same tokens are hidden
-    for the same seed, so that figures with different contexts can be compared.
-    """
+    """Mean negative log-likelihood, in nats, of a share `ratio` of the ids (M, N), hidden, the same ones for the same seed; chance is ln K.
+    context(rows) gives what the model looks at for a slice of rows."""
     M, N = ids.shape
     counts = schedule.mask_counts(torch.full((M,), ratio, dtype=torch.float64), N)
     hidden = schedule.random_masks(counts, N, generator_at(seed, "nll", ratio)).to(ids.device)
@@ -43,8 +41,9 @@ def masked_nll(model, ids: torch.Tensor, context: Callable[[slice], Context], ra
 def nll_tables(muse: Muse, tokens: Tokens) -> dict:
     """Per mask ratio: the base model with its caption, without, and with another picture's; super-resolution
     with its low-res tokens, with those of another picture, and without caption."""
-    text, visible = tokens.captions(torch.arange(len(tokens.low)))
-    none, other, low = torch.zeros_like(visible), torch.arange(len(text)).roll(1), tokens.low
+    text, visible = (tensor.to(muse.device) for tensor in tokens.captions(torch.arange(len(tokens))))
+    low, high = (tokens.ids(resolution).to(muse.device) for resolution in ("low", "high"))
+    none, other = torch.zeros_like(visible), torch.arange(len(text)).roll(1)
     said = lambda model, given: lambda rows: model.context(*(tensor[rows] for tensor in given))
     table = lambda model, ids, *given: {str(r): masked_nll(model, ids, said(model, given), r) for r in (1.0, 0.75, 0.5, 0.25, 0.1)}
     return {
@@ -54,9 +53,9 @@ def nll_tables(muse: Muse, tokens: Tokens) -> dict:
             "other caption": table(muse.base, low, text[other], visible[other]),
         },
         "superres": {
-            "low-res and caption": table(muse.superres, tokens.high, text, visible, low),
-            "no caption": table(muse.superres, tokens.high, text, none, low),
-            "other low-res": table(muse.superres, tokens.high, text, visible, low[other]),
+            "low-res and caption": table(muse.superres, high, text, visible, low),
+            "no caption": table(muse.superres, high, text, none, low),
+            "other low-res": table(muse.superres, high, text, visible, low[other]),
         },
     }
 
@@ -65,11 +64,12 @@ def nll_tables(muse: Muse, tokens: Tokens) -> dict:
 def tokenizer_report(muse: Muse, tokens: Tokens, images: torch.Tensor, batch: int = 64) -> tuple[dict, dict[str, torch.Tensor]]:
     """PSNR, codes used and perplexity on pictures (B, 3, H, W); and the reconstructions (low, high, finetuned)."""
     decode = lambda ids, *how: torch.cat([muse.pixels(part, *how) for part in ids.split(batch)])
-    made = {"low": decode(tokens.low, "low"), "high": decode(tokens.high, "high", False), "finetuned": decode(tokens.high, "high")}
+    low, high = (tokens.ids(resolution).to(muse.device) for resolution in ("low", "high"))
+    made = {"low": decode(low, "low"), "high": decode(high, "high", False), "finetuned": decode(high, "high")}
     lite0 = Lite0().to(muse.device) if has_lite0() else None
     report = {}
     for name, picture in made.items():
-        real, ids = (halve(images), tokens.low) if name == "low" else (images, tokens.high)
+        real, ids = (halve(images), low) if name == "low" else (images, high)
         codes = (muse.tokenizer if name == "low" else muse.tokenizer_hi).config.codes
         entropy, used = perplexity(ids, codes)
         report[name] = {"psnr": psnr(picture, real), "perplexity": entropy, "used": used, "codes": codes}
@@ -82,10 +82,10 @@ def tokenizer_report(muse: Muse, tokens: Tokens, images: torch.Tensor, batch: in
 def report(muse: Muse, n: int = 256, seed: int = 0) -> tuple[dict, dict]:
     """Every measure that fits the model's data, over at most n held-out pictures; and the pictures it speaks of."""
     data, config = muse.about["data"], muse.config
-    pictures = load(data, "heldout", config.tokenizer_hi.side, n, seed, smallest=config.tokenizer_hi.factor, skip=config.skip_unreadable)
+    pictures = pictures_of(config, data, "heldout", n, seed)
     captions = [variants[0] for variants in pictures.captions]
     real = pictures.batch(torch.arange(len(pictures))).to(muse.device)
-    tokens = Tokens(muse.parts, muse.text, pictures, str(muse.device))
+    tokens = Tokens.of(muse.parts, muse.text, pictures, str(muse.device))
     tokenizers, made = tokenizer_report(muse, tokens, real)
     low, high = muse.draw(captions, seed=seed)
     found = {"nll": nll_tables(muse, tokens), "tokenizers": tokenizers}

@@ -4,11 +4,8 @@
     muse = Muse.load("toy-shapes")                      # a name in data/, or a directory
     picture = muse.generate("a small red circle on a grey background", seed=0)[0]
 
-caption -> frozen T5 -> base model: 4x4 tokens -> super-resolution: 16x16 tokens -> finetuned decoder ->
-pixels. (Grids of the toy; 16x16 and 64x64 in the paper, 2301.00704, figure 3.)
-
-A model directory holds `config.json` and one safetensors file per part; the text encoder stays in its
-own directory and is remembered by name and fingerprint. Training is `train.py`.
+caption -> frozen T5 -> base model: 16x16 tokens -> super-resolution: 64x64 tokens -> finetuned decoder -> pixels (Muse, 2301.00704,
+figure 3; fewer in the toys). A model directory holds `config.json` and one safetensors file per part; the text encoder stays in its own.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minimuse import config as configs
+from minimuse import parallel
 from minimuse.config import Config
 from minimuse.data import DATA
 from minimuse.decode import Sampling, Step, decode
@@ -63,7 +61,6 @@ def build(part: str, config: Config, text_width: int) -> nn.Module:
 
 class Asked(NamedTuple):
     """What to draw, as the models see it: P prompts for each of B pictures, and what to steer away from."""
-
     text: torch.Tensor  # (P B, T, E), prompt by prompt
     visible: torch.Tensor  # (P B, T)
     against: tuple[torch.Tensor, torch.Tensor]  # (B, T, E) and (B, T): the null caption, or a negative prompt
@@ -76,8 +73,7 @@ class Muse:
     def __init__(self, config: Config, text: FrozenT5, parts: dict[str, nn.Module], about: dict):
         self.config, self.text, self.about = config, text, about
         self.parts = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
-        self.tokenizer, self.tokenizer_hi = parts["tokenizer"], parts["tokenizer_hi"]
-        self.base, self.superres, self.decoder = parts["base"], parts["superres"], parts["decoder"]
+        self.tokenizer, self.tokenizer_hi, self.base, self.superres, self.decoder = (parts[name] for name in PARTS)
         self.device = next(self.base.parameters()).device
 
     @classmethod
@@ -124,10 +120,8 @@ class Muse:
         self, prompts: list[str], negative: str = "", sampling: Sampling | None = None, sampling_hi: Sampling | None = None,
         seed: int = 0, low: torch.Tensor | None = None, high: torch.Tensor | None = None,
     ) -> Iterator[tuple[str, Step]]:  # fmt: skip
-        """Decode B pictures: ("low", step)... then ("high", step)... with (B, N) ids.
-
-        low, high: what is there already, with mask ids where something is to be drawn; left out, nothing is there.
-        """
+        """Decode B pictures: ("low", step)... then ("high", step)... with (B, N) ids. low, high: what is there already, with mask ids
+        where something is to be drawn; left out, nothing is there."""
         generator, asked, below = torch.Generator().manual_seed(seed), self.read(prompts, negative), ()
         lower = "low", self.base, low, self.config.tokenizer.grid, sampling or self.config.sampling
         upper = "high", self.superres, high, self.config.tokenizer_hi.grid, sampling_hi or self.config.sampling_hi
@@ -216,9 +210,16 @@ def write_json(path: Path, data: dict) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, first under a temporary name: a reader sees the old file or the new one, never half of one."""
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary := path.with_name(path.name + ".tmp"), metadata)
-    os.replace(temporary, path)
+    """One safetensors file, first under a temporary name: a reader sees the old file or the new one, never half of one.
+    Of several processes all gather, and the first writes."""
+    held, writes = {}, parallel.place()[0] == 0
+    for name, tensor in tensors.items():
+        tensor = parallel.whole(tensor.detach())
+        held |= {name: tensor.cpu().contiguous().clone()} if writes else {}
+    if writes:
+        save_file(held, temporary := path.with_name(path.name + ".tmp"), metadata)
+        os.replace(temporary, path)
+    parallel.first(0.0)  # nobody goes on before it is there
 
 
 def save_part(directory: Path, name: str, part: nn.Module, dtype: torch.dtype = torch.float32) -> None:

@@ -3,13 +3,9 @@
     minimuse train all --preset toy --data emoji --out runs/emoji        # or one stage at a time
     minimuse train base --preset toy --data emoji --out runs/emoji --resume
 
-tokenizer, tokenizer-hi: VQGANs. base, superres: masked transformers over the tokens that these give
-(frozen, so computed once, like the text embeddings). decoder: the high-res decoder, grown and finetuned
-with encoder and codebook frozen. The loop is a generator that yields a record per step, so that progress
-bars, plots and lessons live with the caller.
-
-All randomness of a step is a function of (seed, stage, step). Resuming therefore needs weights, optimizer and
-step number, and ends in the same weights, bit for bit, as never stopping.
+tokenizer, tokenizer-hi: VQGANs. base, superres: masked transformers over their tokens. decoder: the high-res decoder, grown and
+finetuned with encoder and codebook frozen. The loop yields a record per step: progress bars, plots and lessons live with the caller.
+All randomness of a step is a function of (seed, stage, step): resuming ends in the same weights, bit for bit, as never stopping.
 """
 
 import dataclasses
@@ -18,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,17 +22,21 @@ import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
+from minimuse import cache, parallel
+from minimuse.cache import Tokens, pad
 from minimuse.config import Config, Stage, from_json
 from minimuse.data import Pictures, halve, load, stable_hash
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.muon import Muon
-from minimuse.muse import PARTS, autocast, build, load_part, read_about, save_part, save_tensors, write_json
+from minimuse.muse import PARTS, autocast, build, load_part, load_text, read_about, save_part, save_tensors, write_json
 from minimuse.t5_frozen import FrozenT5
+from minimuse.transformer import Block
 from minimuse.vq import grow, perplexity
 from minimuse.vq_loss import PictureLoss
 
+TOKEN_STAGES = ("base", "superres")
 STAGES = PARTS  # each part has its stage, in this order
 NEEDS = {"tokenizer": (), "tokenizer_hi": (), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
 SAVE_EVERY = 60.0  # seconds between checkpoints
@@ -48,7 +49,6 @@ class Record(NamedTuple):
     metrics: dict[str, torch.Tensor | float]
 
 
-# --- Everything random, from (seed, stage, step) ---
 def generator_at(*key) -> torch.Generator:
     """A CPU generator that depends on the key alone."""
     return torch.Generator().manual_seed(stable_hash("/".join(map(str, key))) >> 1)
@@ -57,34 +57,44 @@ def generator_at(*key) -> torch.Generator:
 def batch_at(seed: int, stage: str, step: int, batch: int, size: int) -> torch.Tensor:
     """Indices of the pictures of a step: a new permutation each epoch, with batches running on across its end."""
     places = torch.arange(step * batch, (step + 1) * batch)
-    epochs = {int(e): torch.randperm(size, generator=generator_at(seed, stage, "epoch", int(e))) for e in (places // size).unique()}
-    return torch.stack([epochs[int(p // size)][p % size] for p in places])
+    return torch.stack([epoch_order(seed, stage, int(p // size), size)[p % size] for p in places])
+
+
+@lru_cache(maxsize=2)  # of millions of pictures, a permutation takes longer than a step
+def epoch_order(seed: int, stage: str, epoch: int, size: int) -> torch.Tensor:
+    return torch.randperm(size, generator=generator_at(seed, stage, "epoch", epoch))
 
 
 def learning_rate(stage: Stage, step: int) -> float:
     """Share of the peak: linear warm-up, then half a cosine down to 0 after the last step."""
     warmup = max(1, round(stage.warmup * stage.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, stage.steps - warmup)))
+    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, stage.steps - warmup))))
 
 
 def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optimizer]:
-    """AdamW; and, where muon_lr is set, Muon for the matrices inside the transformer blocks. (Muse: Adafactor.)"""
+    """AdamW, or Adafactor (Muse's; PyTorch's has no first moment); where muon_lr is set, Muon for the matrices inside transformer blocks."""
+    if settings.batch % (processes := parallel.place()[1]):
+        raise ValueError(f"a batch of {settings.batch} cannot be shared evenly by {processes} processes")
+    if processes > 1 and (settings.muon_lr or settings.optimizer != "adamw"):
+        raise ValueError("several processes need AdamW: Muon and Adafactor look at whole matrices (stages.base.muon_lr=0 stages.base.optimizer=adamw)")
     matrices = [p for n, p in model.named_parameters() if settings.muon_lr and "blocks." in n and n.endswith("weight") and p.ndim == 2]
     rest = [p for p in model.parameters() if p.requires_grad and all(p is not m for m in matrices)]
-    adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
-    return [adamw, Muon(matrices, settings.muon_lr)] if matrices else [adamw]
+    if settings.optimizer == "adafactor":
+        first = torch.optim.Adafactor(rest, lr=settings.lr, weight_decay=settings.weight_decay)
+    else:
+        first = torch.optim.AdamW(rest, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+    return [first, Muon(matrices, settings.muon_lr)] if matrices else [first]
 
 
 def optimize(
-    name: str, model: nn.Module, loss_of: Callable, settings: Stage, size: int, seed: int, checkpoint: Path, key: dict
+    name: str, model: nn.Module, parts_of: Callable, settings: Stage, size: int, seed: int, checkpoint: Path, key: dict
 ) -> Iterator[Record]:
     """Train `model` in place; at the end it holds the averaged weights. Yields a record per step.
 
-    loss_of(indices, generator, step) -> (loss, metrics). Continues from `checkpoint` where that exists; `key`
-    says what the checkpoint belongs to. Closing the generator saves; so does every minute.
+    parts_of(indices, generator, step) yields (loss, metrics), once or in parts that add up to the batch's. Continues from
+    `checkpoint` where that exists; `key` says what it belongs to. Closing the generator saves; so does every minute.
     """
+    processes = parallel.place()[1]
     optimizers = make_optimizers(model, settings)
     average = deepcopy(model.state_dict())
     average_every = max(1, settings.steps // settings.averages)
@@ -93,8 +103,11 @@ def optimize(
     for step in range(start, settings.steps):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * learning_rate(settings, step)
-        loss, metrics = loss_of(batch_at(seed, name, step, settings.batch, size), generator_at(seed, name, step), step)
-        loss.backward()
+        found: dict[str, torch.Tensor] = {}
+        for loss, metrics in parts_of(batch_at(seed, name, step, settings.batch, size), generator_at(seed, name, step), step):
+            (loss * processes).backward()  # FSDP takes the mean over processes, but these are parts of a sum
+            for k, v in ({"loss": loss.detach()} | metrics).items():
+                found[k] = found.get(k, 0) + torch.as_tensor(v)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -104,13 +117,14 @@ def optimize(
             for k, now in model.state_dict().items():
                 # codebooks are averages already, and counters cannot be averaged: take them as they are
                 average[k].lerp_(now, 1 - decay) if now.is_floating_point() and "quantizer" not in k else average[k].copy_(now)
-        if step + 1 < settings.steps and time.monotonic() - saved > SAVE_EVERY:
+        if step + 1 < settings.steps and parallel.first(time.monotonic() - saved) > SAVE_EVERY:
             save(checkpoint, step + 1, model, average, optimizers, key)
             saved = time.monotonic()
         try:
-            yield Record(name, step + 1, settings.steps, {"loss": loss.detach(), **metrics})
+            yield Record(name, step + 1, settings.steps, {k: parallel.total(v) for k, v in found.items()})
         except GeneratorExit:
-            save(checkpoint, step + 1, model, average, optimizers, key)
+            if processes == 1:  # several may have been stopped at different steps
+                save(checkpoint, step + 1, model, average, optimizers, key)
             raise
     model.load_state_dict(average)
 
@@ -147,57 +161,36 @@ def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: 
         raise ValueError(f"{path} is no checkpoint of this stage: it lacks {min(missing)}; remove it to start this stage again")
     with torch.no_grad():
         for k, v in model.state_dict().items():
-            v.copy_(tensors[f"model.{k}"])
-            average[k].copy_(tensors[f"average.{k}"])
+            parallel.put(v, tensors[f"model.{k}"])
+            parallel.put(average[k], tensors[f"average.{k}"])
         for name, p, state in states(model, optimizers):
             for k, v in ((k.rpartition("/")[2], v) for k, v in tensors.items() if k.startswith(f"optimizer.{name}/")):
                 # empty_like keeps the parameter's memory layout (channels-last), which the fused step relies on
-                state[k] = torch.empty_like(p).copy_(v) if v.shape == p.shape and k != "step" else v
+                state[k] = parallel.put(torch.empty_like(p), v) if v.shape == p.shape and k != "step" else v
     return step
 
 
-# --- What each stage minimises ---
-class Tokens:
-    """What is frozen, computed once: token ids of every picture, embeddings of every caption."""
-
-    def __init__(self, parts: dict[str, nn.Module], text: FrozenT5, pictures: Pictures, device: str, batch: int = 64):
-        rows = torch.arange(len(pictures)).split(batch)
-        with autocast(device), torch.no_grad():
-            encode = lambda name, shrink: torch.cat([parts[name].encode(shrink(pictures.batch(i).to(device))).flatten(1) for i in rows])
-            self.low = encode("tokenizer", halve)
-            self.high = encode("tokenizer_hi", lambda x: x) if "tokenizer_hi" in parts else None
-            # a caption that many pictures share is embedded once; captions of a picture stand side by side
-            words = sorted(dict.fromkeys(c for cs in pictures.captions for c in cs), key=len)  # like lengths together: little is padding
-            chunks = [text(words[i : i + 256]) for i in range(0, len(words), 256)]
-        self.text = pad_sequence([row for embeddings, _ in chunks for row in embeddings.to(torch.bfloat16)], batch_first=True)
-        self.visible = pad_sequence([row for _, mask in chunks for row in mask], batch_first=True)
-        place = {c: i for i, c in enumerate(words)}
-        self.variants = [[place[c] for c in cs] for cs in pictures.captions]
-
-    def captions(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """A caption of each picture (a random one, or the first): embeddings (B, T, E), mask (B, T)."""
-        u = torch.rand(len(indices), generator=generator) if generator else torch.zeros(len(indices))
-        chosen = [self.variants[i][int(x * len(self.variants[i]))] for i, x in zip(indices.tolist(), u)]
-        visible = self.visible[chosen]
-        T = max(1, int(visible.sum(-1).max()))  # padding to the longest of the batch is enough
-        return self.text[chosen, :T].float(), visible[:, :T]
-
-
 def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str, device: str) -> Callable:
-    """Of the base model ("low") and of super-resolution ("high"): the masked-token loss."""
+    """Of the base model ("low") and of super-resolution ("high"). Everything random is drawn for the whole batch, and a part counts by its
+    share of all hidden tokens: however a batch is cut, into passes or over processes, the losses add up to the same."""
 
-    def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int):
-        ids = (tokens.low if resolution == "low" else tokens.high)[indices]
-        text, visible = tokens.captions(indices, generator)
-        visible = drop_captions(visible, config.caption_dropout, generator)
+    def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
+        (rank, processes), B = parallel.place(), len(indices)
+        low = tokens.ids("low", indices).to(device)
+        ids = low if resolution == "low" else tokens.ids("high", indices).to(device)
+        said = tokens.choose(indices, generator)
+        kept = drop_captions(torch.ones(B, 1, dtype=torch.bool), config.caption_dropout, generator)
         corrupted = hide(ids, model.mask_id, generator)
-        with autocast(device):
-            context = model.context(text, visible) if resolution == "low" else model.context(text, visible, tokens.low[indices])
-            logits = model(corrupted.ids, context, corrupted.hidden)
-        loss, correct = masked_token_loss(logits, ids, corrupted.hidden)
-        return loss, {"accuracy": correct, "chance": math.log(model.mask_id)}  # ln K: the loss of a guess
-
-    return loss_of
+        for rows in torch.arange(B).chunk(processes)[rank].split(config.scale.micro_batch or B):
+            text, visible = pad([said[i] for i in rows.tolist()])
+            text, visible, hidden = text.to(device), (visible & kept[rows]).to(device), corrupted.hidden[rows]
+            with autocast(device):
+                context = model.context(text, visible) if resolution == "low" else model.context(text, visible, low[rows])
+                logits = model(corrupted.ids[rows], context, hidden)
+            loss, correct = masked_token_loss(logits, ids[rows], hidden)
+            share = hidden.sum() / corrupted.hidden.sum()
+            yield share * loss, {"accuracy": share * correct, "chance": share * math.log(model.mask_id)}  # ln K: the loss of a guess
+    return parts_of
 
 
 def crop(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
@@ -209,10 +202,8 @@ def crop(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.T
 def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, settings: Stage, low: bool, device: str) -> Callable:
     """Of a VQGAN: pictures as they should be, and latents close to their codes. Moves the codebook.
 
-    The high-res one learns from pieces as large as the low-res pictures, a quarter of the work: it is fully convolutional.
-
-    At first, for a share `quantize_from` of the steps, it is a plain autoencoder: codes placed among random latents would quantize
-    noise, and the encoder would settle for the few it can tell apart.
+    The high-res one, being fully convolutional, learns from pieces as large as the low-res pictures. For a share `quantize_from` of the
+    steps it is a plain autoencoder: the encoder would settle for the few among codes placed at random that it can tell apart.
     """
     tokenizer, picture_loss = model["part"], model["loss"]
     quantize_from = round(config.loss.quantize_from * settings.steps)
@@ -221,7 +212,7 @@ def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, set
         images = pictures.batch(indices).to(device)
         return halve(images) if low else crop(images, config.tokenizer.side, generator)
 
-    def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int):
+    def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         images = images_at(indices, generator)
         if step == quantize_from:
             some = torch.randint(len(pictures), (256,), generator=generator).split(32)  # few pictures would miss whole colours
@@ -229,28 +220,27 @@ def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, set
                 tokenizer.quantizer.start(torch.cat([tokenizer.latents(images_at(i, generator)) for i in some]), generator)
         with autocast(device):
             if step < quantize_from:
-                return picture_loss(tokenizer.autoencode(images), images, tokenizer.decoder[-1].weight, False)
+                yield picture_loss(tokenizer.autoencode(images), images, tokenizer.decoder[-1].weight, False)
+                return
             fake, z, ids, commitment = tokenizer(images)
             adversarial = step >= config.loss.adversarial_from * settings.steps
             loss, metrics = picture_loss(fake, images, tokenizer.decoder[-1].weight, adversarial)
         tokenizer.quantizer.update(z, ids, generator)
-        return loss + config.loss.commitment * commitment, metrics | {"perplexity": perplexity(ids, tokenizer.config.codes)[0]}
-
-    return loss_of
+        yield loss + config.loss.commitment * commitment, metrics | {"perplexity": perplexity(ids, tokenizer.config.codes)[0]}
+    return parts_of
 
 
 def decoder_loss(model: nn.ModuleDict, frozen: nn.Module, pictures: Pictures, config: Config, settings: Stage, device: str) -> Callable:
     """Of the finetuned decoder: the same picture loss, from the frozen encoder's codes of pieces as small as the tokenizer's."""
     decoder, picture_loss = model["part"], model["loss"]
 
-    def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int):
+    def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         images = crop(pictures.batch(indices).to(device), config.tokenizer.side, generator)
         with autocast(device):
             fake = decoder(rearrange(frozen.quantizer.lookup(frozen.encode(images)), "B h w D -> B D h w"))
             adversarial = step >= config.loss.adversarial_from * settings.steps
-            return picture_loss(fake, images, decoder[-1].weight, adversarial)
-
-    return loss_of
+            yield picture_loss(fake, images, decoder[-1].weight, adversarial)
+    return parts_of
 
 
 def describe(out: Path, config: Config, data: str, text: FrozenT5, text_name: str, seed: int) -> dict:
@@ -262,7 +252,7 @@ def describe(out: Path, config: Config, data: str, text: FrozenT5, text_name: st
     return about
 
 
-def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5, device: str = "cpu") -> Iterator[Record]:
+def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: FrozenT5, device: str = "cpu") -> Iterator[Record]:
     """Train one stage into OUT/NAME.safetensors, from the parts that it needs in OUT; resumes a checkpoint there."""
     config, seed = from_json(about["config"]), about["seed"]
     out.mkdir(parents=True, exist_ok=True)
@@ -273,24 +263,41 @@ def train(name: str, out: Path, about: dict, pictures: Pictures, text: FrozenT5,
         torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
         begun = (out / "start" / f"{name}.safetensors").is_file()  # another model's part, to be trained further
         model = part = (load_part(out / "start", name, config, text.width) if begun else build(name, config, text.width)).to(device)
-        if name in ("base", "superres"):
-            tokens = Tokens(needed, text, pictures, device)
+        if name in TOKEN_STAGES:
+            cached = (out / "cache" / "index.json").is_file()
+            tokens = cache.read(out, cache.key(out, about)) if cached else Tokens.of(needed, text, pictures, device)
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
             if not begun:
-                model.start(tokens.text[tokens.visible].float().to(device), *codes)
-            loss_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
+                model.start(tokens.shards[0]["text"].float().to(device), *codes)
+            for block in (module for module in model.modules() if isinstance(module, Block)):
+                if config.scale.recompute:
+                    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+                if config.scale.compile:
+                    block.compile()
+            parallel.shard(model, device)
+            parts_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
         else:
+            if parallel.place()[1] > 1:
+                raise ValueError(f"{name} trains in one process; only base and superres can be spread over several")
             model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
             if name == "decoder":
                 if not begun:
                     grow(needed["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
-                loss_of = decoder_loss(model, needed["tokenizer_hi"], pictures, config, settings, device)
+                parts_of = decoder_loss(model, needed["tokenizer_hi"], pictures, config, settings, device)
             else:
-                loss_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
-    checkpoint, key = out / f"{name}.checkpoint.safetensors", about | {"stage": name, "pictures": len(pictures)}
-    yield from optimize(name, model, loss_of, settings, len(pictures), seed, checkpoint, key)
+                parts_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
+    size = len(tokens) if name in TOKEN_STAGES else len(pictures)
+    path, key = out / f"{name}.checkpoint.safetensors", about | {"stage": name, "pictures": size}
+    yield from optimize(name, model, parts_of, settings, size, seed, path, key)
     save_part(out, name, part)
-    checkpoint.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def pictures_of(config: Config, data: str, split: str = "train", count: int | None = None, seed: int = 0) -> Pictures:
+    """The pictures of a split, of the size that a configuration asks for."""
+    high = config.tokenizer_hi
+    count = config.scenes if count is None and data == "shapes" else count
+    return load(data, split, high.side, count, seed, smallest=high.factor, skip=config.skip_unreadable)
 
 
 def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
@@ -306,6 +313,16 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
     return todo
 
 
+def fill_cache(out: Path, device: str) -> Iterator[Record]:
+    """Compute what the base and super-resolution models of OUT are trained on, once; a record for each shard."""
+    about = read_about(out)
+    config, text = from_json(about["config"]), load_text(about["text"]["name"], device)
+    describe(out, config, about["data"], text, about["text"]["name"], about["seed"])  # is it still the same text encoder?
+    parts = {part: load_part(out, part, config, text.width).eval().to(device) for part in STAGES[:2]}
+    for done, shards in cache.write(out, cache.key(out, about), parts, text, pictures_of(config, about["data"]), device):
+        yield Record("cache", done, shards, {})
+
+
 def train_all(
     stages: tuple[str, ...], out: Path, config: Config, data: str, text: FrozenT5, text_name: str,
     seed: int = 0, device: str = "cpu", resume: bool = False,
@@ -314,7 +331,6 @@ def train_all(
     about = describe(out, config, data, text, text_name, seed)
     if not (todo := pending(stages, out, resume)):
         return
-    high, count = config.tokenizer_hi, config.scenes if data == "shapes" else None
-    pictures = load(data, "train", high.side, count, smallest=high.factor, skip=config.skip_unreadable)
+    pictures = pictures_of(config, data) if {*todo} - {*TOKEN_STAGES} or not (out / "cache" / "index.json").is_file() else None
     for stage in todo:
         yield from train(stage, out, about, pictures, text, device)

@@ -13,7 +13,7 @@ from minimuse import shapes
 from minimuse.data import DATA, load
 from minimuse.metrics import masked_nll, nll_tables, psnr
 from minimuse.muse import Muse, autocast, load_part
-from minimuse.train import Tokens
+from minimuse.cache import Tokens
 
 RED, TWO = "a small red circle on a grey background", "two large blue squares on a white background"
 
@@ -123,18 +123,18 @@ def test_padding_beside_a_longer_prompt_changes_nothing(muse):
 
 def test_masked_nll_against_a_slow_loop(muse, tiny_model):
     pictures = load("shapes", "heldout", 32, 6)
-    tokens = Tokens(muse.parts, muse.text, pictures, "cpu")
+    tokens = Tokens.of(muse.parts, muse.text, pictures, "cpu")
     text, visible = tokens.captions(torch.arange(6))
     base = load_part(tiny_model, "base", muse.config, muse.text.width).double().eval()
     context = lambda rows: base.context(text[rows].double(), visible[rows])
-    everything = masked_nll(base, tokens.low, context, 1.0, batch=4)
+    everything = masked_nll(base, tokens.ids("low"), context, 1.0, batch=4)
     total = 0.0
     with torch.no_grad():
         for i in range(6):
-            blank = torch.full((1, tokens.low.shape[1]), base.mask_id)
+            blank = torch.full((1, tokens.ids("low").shape[1]), base.mask_id)
             p = base(blank, context(slice(i, i + 1))).log_softmax(-1)[0]
-            total -= float(sum(p[n, tokens.low[i, n]] for n in range(tokens.low.shape[1])))
-    assert everything == pytest.approx(total / tokens.low.numel(), rel=2e-2)  # one of the two runs in bf16 where that is fast
+            total -= float(sum(p[n, tokens.ids("low")[i, n]] for n in range(tokens.ids("low").shape[1])))
+    assert everything == pytest.approx(total / tokens.ids("low").numel(), rel=2e-2)  # one of the two runs in bf16 where that is fast
     tables = nll_tables(muse, tokens)
     assert tables["base"].keys() == {"caption", "no caption", "other caption"}
     assert tables["superres"].keys() == {"low-res and caption", "no caption", "other low-res"}
@@ -168,7 +168,7 @@ def test_the_shipped_model_draws_what_it_is_told():
 def test_the_shipped_emoji_model_listens():
     """On held-out pairs of concept and style: its caption helps, another's is worse than none."""
     muse = Muse.load("toy")
-    tables = nll_tables(muse, Tokens(muse.parts, muse.text, load("emoji", "heldout", 64, 32), "cpu"))
+    tables = nll_tables(muse, Tokens.of(muse.parts, muse.text, load("emoji", "heldout", 64, 32), "cpu"))
     told, none, other = (tables["base"][case]["1.0"] for case in ("caption", "no caption", "other caption"))
     assert told < none - 0.5 and other > none
     assert tables["superres"]["low-res and caption"]["1.0"] < tables["superres"]["other low-res"]["1.0"] - 1

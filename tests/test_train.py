@@ -14,6 +14,7 @@ import torch
 from minimuse import config as configs
 from minimuse import train as ours
 from minimuse import vq
+from minimuse.cache import Tokens
 from minimuse.data import Pictures, halve
 from minimuse.maskgit import masked_token_loss
 from minimuse.train import STAGES, batch_at, describe, generator_at, learning_rate, optimize, train, train_all
@@ -80,12 +81,12 @@ def small_run(folder, stops, steps=6, averages=3, decay=0.7, seed=0):
         torch.nn.init.constant_(model.weight, 0.5)
         torch.nn.init.constant_(model.bias, 0.0)
 
-        def loss_of(indices, generator, step):
+        def parts_of(indices, generator, step):
             noise = torch.randn(len(indices), 1, generator=generator)
-            return (model(inputs[indices]) - inputs[indices].sum(-1, keepdim=True) - noise).square().mean(), {}
+            yield (model(inputs[indices]) - inputs[indices].sum(-1, keepdim=True) - noise).square().mean(), {}
 
         history = []
-        run = optimize("small", model, loss_of, settings, 10, seed, checkpoint, {"stage": "small"})
+        run = optimize("small", model, parts_of, settings, 10, seed, checkpoint, {"stage": "small"})
         for record in run:
             history.append(model.weight.detach().clone())
             if record.step == stop:
@@ -193,12 +194,12 @@ def test_generators_depend_on_the_whole_key():
 def test_every_step_has_a_generator_of_its_own(tmp_path):
     model, seen = torch.nn.Linear(3, 1), []
 
-    def loss_of(indices, generator, step):
+    def parts_of(indices, generator, step):
         seen.append(generator.initial_seed())
-        return model(torch.ones(1, 3)).square().mean(), {}
+        yield model(torch.ones(1, 3)).square().mean(), {}
 
     for name, seed in (("base", 0), ("superres", 0), ("base", 1)):
-        list(optimize(name, model, loss_of, configs.Stage(4, 1, 0.1), 4, seed, tmp_path / "none", {}))
+        list(optimize(name, model, parts_of, configs.Stage(4, 1, 0.1), 4, seed, tmp_path / "none", {}))
     assert len(set(seen)) == 12
 
 
@@ -343,29 +344,33 @@ class Spy(torch.nn.Module):
         return torch.randn(ids.shape[0], ids.shape[1], 7, generator=torch.Generator().manual_seed(5))[where]
 
 
-class FakeTokens:
-    low = torch.randint(7, (6, 4), generator=torch.Generator().manual_seed(0))
-    high = torch.randint(7, (6, 16), generator=torch.Generator().manual_seed(1))
+LOW = torch.randint(7, (6, 4), generator=torch.Generator().manual_seed(0))
+HIGH = torch.randint(7, (6, 16), generator=torch.Generator().manual_seed(1))
 
-    def captions(self, indices, generator):
-        return torch.zeros(len(indices), 2, 3), torch.ones(len(indices), 2, dtype=torch.bool)
+
+class FakeTokens:
+    def ids(self, resolution, indices):
+        return (LOW if resolution == "low" else HIGH)[indices]
+
+    def choose(self, indices, generator):
+        return [torch.zeros(2, 3) for _ in indices]
 
 
 @pytest.mark.parametrize("resolution", ["low", "high"])
 def test_token_loss(resolution):
     """The model sees masked ids and dropped captions, super-resolution the low-res tokens whole; the loss is the hidden tokens'."""
     spy, tokens, indices = Spy(), FakeTokens(), torch.tensor([4, 0, 0, 2])
-    loss_of = ours.token_loss(spy, tokens, CONFIG, resolution, "cpu")
+    parts_of = ours.token_loss(spy, tokens, CONFIG, resolution, "cpu")
     dropped = 0
     for step in range(40):
-        loss, metrics = loss_of(indices, generator_at(0, "base", step), step)
+        ((loss, metrics),) = parts_of(indices, generator_at(0, "base", step), step)
         seen, (text, visible, low), where = spy.shown[-1]
-        ids = (tokens.low if resolution == "low" else tokens.high)[indices]
+        ids = tokens.ids(resolution, indices)
         assert torch.equal(seen == Spy.mask_id, where) and torch.equal(seen[~where], ids[~where]) and where.any(-1).all()
         logits = torch.randn(*ids.shape, 7, generator=torch.Generator().manual_seed(5))[where]
         wanted = masked_token_loss(logits, ids, where)
         assert torch.allclose(loss, wanted.loss, atol=1e-2) and torch.allclose(metrics["accuracy"], wanted.correct)
-        assert low is None if resolution == "low" else torch.equal(low, tokens.low[indices])
+        assert low is None if resolution == "low" else torch.equal(low, LOW[indices])
         assert (visible.all(-1) | ~visible.any(-1)).all()
         dropped += int((~visible.any(-1)).sum())
     assert abs(dropped - 80) < 5 * 40**0.5, f"{dropped} of 160 captions dropped, at a share of one half"
@@ -375,10 +380,10 @@ def test_tokens(trained):
     """Ids and embeddings computed once are those of every picture and caption on its own."""
     parts = {p: ours.load_part(trained[0], p, CONFIG, 16).eval() for p in ("tokenizer", "tokenizer_hi")}
     some = pictures()
-    tokens = ours.Tokens(parts, Text(), some, "cpu", batch=4)
-    assert tokens.low.shape == (6, 16) and tokens.high.shape == (6, 64)
-    whole = ours.Tokens(parts, Text(), some, "cpu", batch=64)
-    assert torch.equal(whole.low, tokens.low) and torch.equal(whole.high, tokens.high)
+    tokens = Tokens.of(parts, Text(), some, "cpu", batch=4)
+    assert tokens.ids("low").shape == (6, 16) and tokens.ids("high").shape == (6, 64)
+    whole = Tokens.of(parts, Text(), some, "cpu", batch=64)
+    assert all(torch.equal(whole.ids(r), tokens.ids(r)) for r in ("low", "high"))
     seen = {i: set() for i in range(6)}
     for step in range(30):
         embeddings, visible = tokens.captions(torch.arange(6), generator_at(step))
@@ -467,8 +472,8 @@ def test_a_checkpoint_every_minute(tmp_path, monkeypatch):
     """Not only when the generator is closed: a killed process loses a minute at most."""
     monkeypatch.setattr(ours, "SAVE_EVERY", -1.0)
     model = torch.nn.Linear(3, 1)
-    loss_of = lambda indices, generator, step: (model(torch.ones(1, 3)).square().mean(), {})
-    run = optimize("small", model, loss_of, configs.Stage(3, 1, 0.1), 4, 0, tmp_path / "c.safetensors", {})
+    parts_of = lambda indices, generator, step: [(model(torch.ones(1, 3)).square().mean(), {})]
+    run = optimize("small", model, parts_of, configs.Stage(3, 1, 0.1), 4, 0, tmp_path / "c.safetensors", {})
     for done in (1, 2):
         next(run)
         with ours.safe_open(tmp_path / "c.safetensors", "pt") as file:

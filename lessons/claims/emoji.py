@@ -24,7 +24,7 @@ from minimuse import Muse, emoji_pack
 from minimuse.data import DATA, halve, load
 from minimuse.figures import sheet
 from minimuse.metrics import masked_nll, tokenizer_report
-from minimuse.train import Tokens
+from minimuse.cache import Tokens
 from minimuse.vq_loss import Lite0
 
 CONCEPTS = {
@@ -57,7 +57,7 @@ def nll(muse: Muse, tokens: Tokens, names: list[str], words: dict) -> dict[str, 
     found = {}
     for case, captions in cases.items():
         text, visible = muse.text(captions)
-        found[case] = round(masked_nll(muse.base, tokens.low, lambda rows: muse.base.context(text[rows], visible[rows]), 1.0), 4)
+        found[case] = round(masked_nll(muse.base, tokens.ids("low"), lambda rows: muse.base.context(text[rows], visible[rows]), 1.0), 4)
     return found
 
 
@@ -122,7 +122,7 @@ def main():
     for kind, split in (("held-out pairs", "heldout"), ("trained pairs", "train")):
         pictures = load("emoji", split, side, args.n)
         captions = [variants[1] for variants in pictures.captions]  # what `asking` gives
-        real, tokens = pictures.batch(range(len(pictures))), Tokens(muse.parts, muse.text, pictures, str(muse.device))
+        real, tokens = pictures.batch(range(len(pictures))), Tokens.of(muse.parts, muse.text, pictures, str(muse.device))
         tokenizers, through = tokenizer_report(muse, tokens, real)
         low, high = muse.draw(captions, seed=0)
         found[kind] = {

@@ -1,0 +1,3 @@
+from minimuse.cli import main
+
+raise SystemExit(main())

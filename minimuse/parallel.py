@@ -1,0 +1,79 @@
+"""A model that is too large for one GPU: the same loop in several processes, each with a share of every tensor (FSDP2).
+
+    torchrun --nproc-per-node 8 -m minimuse train base --preset muse-3b --data DIR --t5 DIR --out runs/big --device cuda
+
+`fully_shard` cuts parameters, gradients and optimizer state into as many pieces as there are processes. A block's parameters are put
+together just before it runs, and dropped after it. Each process takes its part of the batch; what is random was drawn for the whole
+batch. Files are those of one process, written by the first. Where there is only one, every function here does the obvious.
+"""
+
+import gc
+import os
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from minimuse.transformer import Block
+
+
+def begin(device: str) -> str:
+    """Join the other processes, if torchrun started some; returns this one's device."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            torch.cuda.set_device(device := f"cuda:{os.environ['LOCAL_RANK']}")
+    return device
+
+
+def end() -> None:
+    """Leave them. What is still spread goes first: threads that serve it would abort the process at its end."""
+    if dist.is_initialized():
+        gc.collect()
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def place() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def shard(model: nn.Module, device: str) -> None:
+    """Spread a base or super-resolution model over the processes, block by block."""
+    if place()[1] == 1:
+        return
+    warnings.filterwarnings("ignore", ".*returned a view tensor")  # `context` does; nobody writes to it
+    mesh = init_device_mesh(torch.device(device).type, (place()[1],))
+    for block in (module for module in model.modules() if isinstance(module, Block)):
+        if block.cross:
+            fully_shard(block.cross_attention.kv, mesh=mesh)  # runs in `context`, outside of its block
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "context")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor. Every process has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def put(target: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy all of a tensor into one that may be spread."""
+    return target.copy_(distribute_tensor(tensor, target.device_mesh, target.placements) if isinstance(target, DTensor) else tensor)
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """The sum of all processes' values."""
+    if place()[1] > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def first(value: float = 0.0) -> float:
+    """The first process's value, for all (clocks differ); nobody has it before all have asked."""
+    return float(total(torch.tensor(value if place()[0] == 0 else 0.0)))
