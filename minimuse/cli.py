@@ -66,8 +66,9 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument("--pad", required=True, help="new pixels on each side, or L,T,R,B")
         p.add_argument("--sheet", type=Path, help="also write before and after as one picture")
         drawing_flags(p)
-    p = command("evaluate", lambda args: evaluate(Muse.load(args.model), args.out, args.n), "measure a model on held-out pictures")
+    p = command("evaluate", lambda args: evaluate(Muse.load(args.model, t5=args.t5), args.out, args.n), "measure a model on held-out pictures")
     p.add_argument("--model", default="toy", help="a model in data/ (toy draws emoji, toy-shapes scenes), or a directory")
+    p.add_argument("--t5", help="the directory of the model's text encoder, if it has moved")
     p.add_argument("--out", type=Path, required=True, help="a directory for the figures; it may be the model's")
     p.add_argument("--n", type=int, default=256, help="held-out pictures, at most")
     p = command("train", run_train, "train one stage, or all")
@@ -103,6 +104,7 @@ def drawing_flags(p: Parser) -> None:
     p.add_argument("--negative", default="", help="a prompt to steer away from")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--model", default="toy", help="a model in data/ (toy draws emoji, toy-shapes scenes), or a directory")
+    p.add_argument("--t5", help="the directory of the model's text encoder, if it has moved")
     group = p.add_argument_group("sampling (see minimuse/decode.py)")
     notes = {"steps": "passes of the base model", "guidance": "t in (1 + t) conditional - t unconditional; 0 is none"}
     for name, kind in typing.get_type_hints(Sampling).items():
@@ -161,7 +163,7 @@ def run_lessons(args) -> int | None:
 
 
 def run_generate(args) -> None:
-    names, muse = outputs(args, args.gif), Muse.load(args.model)
+    names, muse = outputs(args, args.gif), Muse.load(args.model, t5=args.t5)
     draw = partial(muse.generate, args.prompt, args.n, args.negative, args.seed)
     write([grid(draw, args.grid, given(args))] if args.grid else draw(**given(args)), [args.output] if args.grid else names)
     if args.gif:
@@ -184,7 +186,7 @@ def grid(draw: Callable[..., list], axes: list[str], settings: dict):
 
 def run_edit(args) -> None:
     """inpaint, outpaint, edit."""
-    names, muse, before = outputs(args, args.sheet), Muse.load(args.model), [read_picture(args.image)]
+    names, muse, before = outputs(args, args.sheet), Muse.load(args.model, t5=args.t5), [read_picture(args.image)]
     how = dict(n=args.n, negative=args.negative, seed=args.seed, **given(args))
     if args.command == "edit":
         drawn = edit.edit(muse, *before, args.prompt, args.iterations, args.share, **how)

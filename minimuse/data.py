@@ -51,9 +51,8 @@ def load(
 ) -> Pictures:
     """The pictures of one split, side x side: `count` shapes, or at most `count` of emoji or a folder, chosen by `seed`. In a folder,
     `smallest` is the least side (the tokenizer's factor f), and `skip` drops damaged ones."""
-    kind = source if source in SPLITS else "folder"
-    if split not in SPLITS[kind]:
-        raise ValueError(f"split {split!r} of {source}; there is {', '.join(SPLITS[kind])}")
+    if split not in (splits := SPLITS[kind := source if source in SPLITS else "folder"]):
+        raise ValueError(f"split {split!r} of {source}; there is {', '.join(splits)}")
     if (count is None and kind == "shapes") or (count is not None and count < 1):
         raise ValueError(f"count={count}; give 1 or more (shapes are endless, so they need a count)")
     if kind == "shapes":  # training takes the even scene numbers and validation the odd ones, so no seeds can meet

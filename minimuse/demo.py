@@ -37,9 +37,9 @@ def evaluate(muse: Muse, out: Path, n: int = 256) -> dict:
     """Measure on n held-out pictures and draw some of them into OUT."""
     out.mkdir(parents=True, exist_ok=True)
     found, pictures = report(muse, n)
-    rows = [pictures[name][:16] for name in ("real", "low", "high")]
-    sheet(rows, pictures["captions"][:16], titles=("real", "base", "super-res")).save(out / "samples.png")
-    decoding_gif(muse, pictures["captions"][:4], out / "decoding.gif")
+    real, low, high, captions = (pictures[name][:16] for name in ("real", "low", "high", "captions"))
+    sheet([real, low, high], captions, titles=("real", "base", "super-res")).save(out / "samples.png")
+    decoding_gif(muse, captions[:4], out / "decoding.gif")
     write_json(out / "report.json", found)
     for name, row in found.get("alignment", {}).items():  # of shapes
         print(f"{name:18}", *(f"{attribute} {row[attribute]['value']:.2f}" for attribute in ATTRIBUTES))

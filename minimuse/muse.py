@@ -77,12 +77,12 @@ class Muse:
         self.device = next(self.base.parameters()).device
 
     @classmethod
-    def load(cls, name: str | Path, device: str = "cpu", text: FrozenT5 | None = None) -> Muse:
-        """A model that ships in `data/`, by name, or a model directory. Errors name the file and the remedy."""
+    def load(cls, name: str | Path, device: str = "cpu", t5: str | None = None) -> Muse:
+        """A model that ships in `data/`, by name, or a model directory; t5: where its text encoder is now. Errors name file and remedy."""
         directory = find(name)
         about = read_about(directory)
         config = configs.from_json(about["config"])
-        text = text or load_text(about["text"]["name"], device)
+        text = load_text(t5 or about["text"]["name"], device)
         if text.fingerprint != about["text"]["fingerprint"]:
             raise ValueError(f"{directory} was trained with text encoder {about['text']['fingerprint']}, not {text.fingerprint}; give its directory with --t5")
         parts = {part: load_part(directory, part, config, text.width).to(device) for part in PARTS}

@@ -244,8 +244,8 @@ class FrozenT5:
     def load(cls, directory, device="cpu", dtype=None):
         """A directory with config.json, spiece.model, and weights as model.safetensors or pytorch_model.bin, whole or in shards; by
         default in float32, or in bfloat16 from a billion parameters on: XXL then fits into 11 GB."""
-        if dtype not in (None, torch.float32, torch.bfloat16):  # T5's MLP overflows in float16
-            raise ValueError(f"dtype is {dtype}; T5 needs torch.bfloat16 or torch.float32")
+        if dtype not in (None, torch.float32, torch.bfloat16):
+            raise ValueError(f"dtype is {dtype}, in which the inner values of T5's MLP overflow (float16 ends at 65504); take torch.bfloat16")
         paths = [Path(directory) / name for name in ("config.json", "spiece.model")] + weight_files(Path(directory))
         for path in paths:
             if not path.is_file():

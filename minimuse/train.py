@@ -264,16 +264,15 @@ def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: Fr
         begun = (out / "start" / f"{name}.safetensors").is_file()  # another model's part, to be trained further
         model = part = (load_part(out / "start", name, config, text.width) if begun else build(name, config, text.width)).to(device)
         if name in TOKEN_STAGES:
-            cached = (out / "cache" / "index.json").is_file()
-            tokens = cache.read(out, cache.key(out, about)) if cached else Tokens.of(needed, text, pictures, device)
+            tokens = Tokens.of(needed, text, pictures, device) if pictures else cache.read(out, cache.key(out, about))
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
             if not begun:
                 model.start(tokens.shards[0]["text"].float().to(device), *codes)
             for block in (module for module in model.modules() if isinstance(module, Block)):
+                if config.scale.compile:
+                    block.forward = torch.compile(block.forward)
                 if config.scale.recompute:
                     block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-                if config.scale.compile:
-                    block.compile()
             parallel.shard(model, device)
             parts_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
         else:

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minimuse.cli import main
+from minimuse.data import DATA
 from minimuse.muse import PARTS
 
 
@@ -123,6 +124,12 @@ def test_damaged_models_are_refused(fails, tiny_model, tmp_path):
     about["text"]["fingerprint"] = "0123456789ab"
     (model / "config.json").write_text(json.dumps(about))
     assert "0123456789ab" in fails(*draw)
+    about = json.loads((tiny_model / "config.json").read_text())
+    about["text"]["name"] = "moved"
+    (model / "config.json").write_text(json.dumps(about))
+    assert "moved" in fails(*draw)
+    moved = shutil.copytree(DATA / "t5-toy", tmp_path / "there")
+    assert main([*map(str, draw), "--t5", str(moved)]) == 0
 
 
 def test_train_a_folder_of_ones_own(tmp_path):

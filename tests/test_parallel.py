@@ -119,7 +119,10 @@ def test_killed_while_writing(processes, copy, alone):
     same(run(1, "base", out), load_file(out / "base.safetensors"), alone["base"], first=3)
 
 
-@pytest.mark.parametrize("settings", [["scale.micro_batch=3"], ["scale.recompute=True"], ["scale.micro_batch=4", "scale.recompute=True"]])
+@pytest.mark.parametrize("settings", [
+    ["scale.micro_batch=3"], ["scale.recompute=True"], ["scale.micro_batch=4", "scale.recompute=True"],
+    pytest.param(["scale.compile=True"], marks=pytest.mark.slow), pytest.param(["scale.compile=True", "scale.recompute=True"], marks=pytest.mark.slow),
+])  # fmt: skip
 @pytest.mark.parametrize("stage", TOKEN_STAGES)
 def test_scaling_changes_nothing(stage, settings, copy, alone):
     out = copy(*settings)
