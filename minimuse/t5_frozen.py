@@ -221,7 +221,7 @@ def read_weights(path, files, expected, dtype, device):
         weights.setdefault("shared.weight", weights.pop("encoder.embed_tokens.weight"))
     for name in [*expected, *weights]:
         if name not in weights:
-            raise ValueError(f"{path} lacks {name}; is it a T5 of the size that config.json says?")
+            raise ValueError(f"{path} lacks {name}; {'is it a T5 of the size that config.json says?' if weights else 'it has a decoder alone'}")
         if name not in expected:
             raise ValueError(f"{path} has {name}, which no T5 encoder of config.json's size has")
         here, asked = tuple(weights[name].shape), tuple(expected[name].shape)

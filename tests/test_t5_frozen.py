@@ -416,6 +416,11 @@ def test_wrong_weights(directory):
     broken(lambda w: w.update({"lm_head.weight": w.pop("shared.weight")}), "lacks shared.weight")
 
 
+def test_a_decoder_alone_is_named(directory):
+    save_file({"decoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(2, 2), "lm_head.weight": torch.ones(2, 2)}, directory / "model.safetensors")
+    fails(directory, ValueError, "lacks shared.weight", "decoder alone")
+
+
 def test_other_tokenizer_or_precision(directory):
     with pytest.raises(ValueError, match="float16"):
         FrozenT5.load(directory, dtype=torch.float16)
