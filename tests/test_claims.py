@@ -60,7 +60,7 @@ def test_emoji(tiny_model, tmp_path, monkeypatch):
     report = json.loads((tmp_path / "emoji.json").read_text())
     assert report.keys() == {"held-out pairs", "trained pairs"} and report["trained pairs"]["drawn"] == {"pictures": 66}
     assert len({*report["held-out pairs"]["nll"].values()}) == 4
-    assert all((tmp_path / f"emoji-{name}.png").is_file() for name in ("asked", "heldout", "tokenizer"))
+    assert all((tmp_path / f"emoji-{name}.png").is_file() for name in ("asked", "heldout", "tokenizer", "edit")) and (tmp_path / "emoji.gif").is_file()
 
 
 def test_prompts(tiny_model, tmp_path, monkeypatch):

@@ -2,8 +2,9 @@
 
     python lessons/claims/emoji.py --model toy --out runs/claims      # needs the `eval` extra
 
-Writes OUT/emoji.json and three sheets: emoji-asked.png (eight concepts in all styles), emoji-heldout.png (64 held-out pairs, the same
-ones every time, real above drawn) and emoji-tokenizer.png (what the tokenizers make of real pictures).
+Writes OUT/emoji.json and the README's pictures: emoji-asked.png (eight concepts in all styles), emoji-heldout.png (64 held-out pairs, the
+same ones every time, real above drawn), emoji-tokenizer.png (what the tokenizers make of real pictures), emoji.gif (four pictures, pass
+by pass) and emoji-edit.png (a heart whose half is drawn anew, and the same heart edited without a mask). Sheets have 256 colours.
 
 - Nats per hidden token of held-out pairs, everything hidden: with the caption, without, with another concept's in the same
   style, with the same concept's in another style.
@@ -19,10 +20,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from minimuse import Muse, emoji_pack
+from minimuse import Muse, edit, emoji_pack
 from minimuse.data import DATA, halve, load
-from minimuse.figures import sheet
+from minimuse.figures import beside, decoding_gif, sheet
 from minimuse.metrics import masked_nll, tokenizer_report
 from minimuse.cache import Tokens
 from minimuse.vq_loss import Lite0
@@ -105,6 +107,16 @@ class Gallery:
         return self.vectors[[row for row, _ in found]], [name for _, name in found]
 
 
+def edited(muse: Muse) -> Image.Image:
+    """A red heart, its right half drawn anew in blue, and all of it edited into a green one."""
+    (heart,) = muse.generate("a red heart, noto style")
+    mask = Image.new("L", heart.size)
+    mask.paste(255, (heart.width // 2, 0, *heart.size))
+    (half,) = edit.inpaint(muse, heart, mask, "a blue heart, noto style")
+    (green,) = edit.edit(muse, heart, "a green heart, noto style")
+    return beside([heart, mask, half, heart, green], ["before", "mask", "after", "before", "after"])
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="toy")
@@ -135,9 +147,9 @@ def main():
         if split == "heldout":
             chosen = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(64))[:64].tolist()
             said = [captions[i] for i in chosen]
-            sheet([x[chosen] for x in (real, low, high)], said, titles=("real", "base", "super-res")).save(args.out / "emoji-heldout.png")
+            sheet([x[chosen] for x in (real, low, high)], said, titles=("real", "base", "super-res")).quantize().save(args.out / "emoji-heldout.png")
             rows = [x[chosen[:16]] for x in (real, halve(real), through["low"], through["high"], through["finetuned"])]
-            sheet(rows, said[:16], titles=("real", "halved", "low-res", "high-res", "finetuned")).save(args.out / "emoji-tokenizer.png")
+            sheet(rows, said[:16], titles=("real", "halved", "low-res", "high-res", "finetuned")).quantize().save(args.out / "emoji-tokenizer.png")
 
     real = {name: part.batch([i])[0] for part in everything for i, name in enumerate(part.names) if pair(name)[1] in CONCEPTS}
     asked = [(style, concept) for style in emoji_pack.STYLES for concept in CONCEPTS]
@@ -145,7 +157,9 @@ def main():
     _, high = muse.draw(prompts, seed=0)
     shown = [p + (" (held out)" if emoji_pack.split(c, s) != "train" else "") for p, (s, c) in zip(prompts, asked)]
     blank = torch.ones_like(high[0])
-    sheet([torch.stack([real.get(f"{s}/{c}", blank) for s, c in asked]), high], shown, titles=("real", "drawn")).save(args.out / "emoji-asked.png")
+    sheet([torch.stack([real.get(f"{s}/{c}", blank) for s, c in asked]), high], shown, titles=("real", "drawn")).quantize().save(args.out / "emoji-asked.png")
+    edited(muse).save(args.out / "emoji-edit.png")
+    decoding_gif(muse, ["a red heart, noto style", "a grinning face, twemoji style", "a red apple, fluent 3d style", "a blue book, openmoji style"], args.out / "emoji.gif", cell=120)
     (args.out / "emoji.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
