@@ -54,8 +54,8 @@ def captions_of(root: Path) -> dict[str, tuple[str, ...]]:
             raise ValueError(f"{where}: the caption of {file!r} is empty; write one")
     if table.is_file() and not captions:
         raise ValueError(f"{table} is empty; write a row for each picture")
-    for name in sorted(pictures - captions.keys()):
-        raise ValueError(f"{root / name} has no caption; write one into {table.name if table.is_file() else Path(name).with_suffix('.txt')}")
+    if left := sorted(pictures - captions.keys()):
+        raise ValueError(f"{root / left[0]} has no caption; write one into {table.name if table.is_file() else Path(left[0]).with_suffix('.txt')}")
     return captions
 
 

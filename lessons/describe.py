@@ -33,10 +33,10 @@ def flops(run: Callable[[], object]) -> int:
 def describe(preset: str, t5: Path | None = None) -> dict:
     """Plain numbers: parameters of each part; FLOPs of a picture, guided in all steps, and of a training step; bytes of memory.
 
-    `t5` is a directory with the config.json of another text encoder.
+    The text encoder is T5-XXL for a base model wider than 512, else the toy's; or that of the directory `t5`.
     """
-    config, large = PRESETS[preset], preset.startswith("muse")
-    encoder = XXL if large and not t5 else T5Config.from_json((t5 or DATA / "t5-toy") / "config.json")
+    config = PRESETS[preset]
+    encoder = XXL if config.base.width > 512 and not t5 else T5Config.from_json((t5 or DATA / "t5-toy") / "config.json")
     with torch.device("meta"):
         parts: dict[str, nn.Module] = {"text": T5Encoder(encoder)} | {part: build(part, config, encoder.d_model) for part in PARTS}
         text, seen = torch.zeros(1, MAX_TOKENS, encoder.d_model), torch.ones(1, MAX_TOKENS, dtype=torch.bool)

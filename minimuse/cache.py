@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from minimuse.data import Pictures, halve
+from minimuse.data import Pictures, halve, stable_hash
 from minimuse.muse import PARTS, autocast, save_tensors, write_json
 from minimuse.t5_frozen import FrozenT5
 
@@ -38,8 +38,7 @@ def encode(parts: dict[str, nn.Module], text: FrozenT5, pictures: Pictures, rows
     with autocast(device):
         ids = lambda part, shrink: torch.cat([part.encode(shrink(pictures.batch(i).to(device))).flatten(1).int().cpu() for i in rows.split(batch)])
         shard = {"low": ids(parts["tokenizer"], halve)} | ({"high": ids(parts["tokenizer_hi"], lambda x: x)} if "tokenizer_hi" in parts else {})
-        chunks = [text(words[i : i + 256]) for i in range(0, len(words), 256)]
-    said = [row[seen].to("cpu", torch.bfloat16) for embeddings, mask in chunks for row, seen in zip(embeddings, mask)]
+        said = [row[seen].to("cpu", torch.bfloat16) for i in range(0, len(words), 256) for row, seen in zip(*text(words[i : i + 256]))]
     place = {c: i for i, c in enumerate(words)}
     variants = torch.tensor([place[c] for cs in captions for c in cs])
     return shard | {"text": torch.cat(said), "starts": edges(map(len, said)), "variants": variants, "owns": edges(map(len, captions))}
@@ -91,9 +90,10 @@ def pad(chosen: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def key(out: Path, about: dict) -> dict:
-    """What OUT/cache depends on: pictures, text encoder, tokenizers."""
-    files = {part: hashlib.sha256((out / f"{part}.safetensors").read_bytes()).hexdigest()[:12] for part in PARTS[:2]}
-    return {"data": about["data"], "scenes": about["config"]["scenes"], "text": about["text"]["fingerprint"]} | files
+    """What OUT/cache depends on: pictures (a folder's files, by name, size and date), text encoder, tokenizers."""
+    listing = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(about["data"]).rglob("*"))]
+    known = {"data": about["data"], "files": stable_hash(str(listing)), "scenes": about["config"]["scenes"], "text": about["text"]["fingerprint"]}
+    return known | {part: hashlib.sha256((out / f"{part}.safetensors").read_bytes()).hexdigest()[:12] for part in PARTS[:2]}
 
 
 def write(out: Path, key: dict, parts: dict, text: FrozenT5, pictures: Pictures, device: str, per_shard: int = 4096) -> Iterator:

@@ -38,7 +38,6 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable, what: str) -> Parser:
         (p := commands.add_parser(name, help=what)).set_defaults(run=run)
         return p
-
     p = command("demo", lambda args: demo(args.out, args.preset, args.seed, args.resume, show), "train the toy Muse on shapes, from scratch, and draw")
     p.add_argument("--out", type=Path, default=Path("runs/demo"))
     p.add_argument("--preset", default="demo", choices=configs.PRESETS, help="default demo")
@@ -215,18 +214,18 @@ def run_train(args) -> None:
     seed = args.seed if args.seed is not None else (there["seed"] if there else 0)
     name = args.t5 or (there["text"]["name"] if there else "t5-toy")
     stages = STAGES if args.stage == "all" else (args.stage.replace("-", "_"),)
-    if args.start and not held:
+    device = parallel.begin(args.device)
+    if args.start and not held and parallel.place()[1] == 1:
         shutil.copytree(home, args.out / "start", ignore=shutil.ignore_patterns("start"), dirs_exist_ok=True)  # `train` looks there
         for part in {*STAGES} - {*stages} | {*STAGES[:2]}:
             shutil.copy(home / f"{part}.safetensors", args.out)
         args.resume = True
-    if args.stage == "all" and args.device == "cpu":
+    if args.stage == "all" and device == "cpu" and parallel.place()[1] == 1:
         side_by_side(args.out, config, data, name, seed, args.resume, show)
         return
-    device = parallel.begin(args.device)
-    records = train_all(stages, args.out, config, data, load_text(name, device), name, seed, device, args.resume)
-    show(records) if parallel.place()[0] == 0 else deque(records, maxlen=0)
-    del records
+    text = load_text(name, "cpu" if (args.out / "cache" / "index.json").is_file() else device)  # if it is done, no GPU needs to hold it
+    consume = show if parallel.place()[0] == 0 else partial(deque, maxlen=0)
+    consume(train_all(stages, args.out, config, data, text, name, seed, device, args.resume))
     parallel.end()
 
 

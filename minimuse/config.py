@@ -32,8 +32,8 @@ class Stage:
     averages: int = 300  # how many such checkpoints a training has
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch < 1 or self.lr <= 0:
-            raise ValueError(f"steps {self.steps}, batch {self.batch} and lr {self.lr} must be positive")
+        if min(self.steps, self.batch, self.averages) < 1 or self.lr <= 0:
+            raise ValueError(f"steps {self.steps}, batch {self.batch}, averages {self.averages} and lr {self.lr} must be positive")
         if self.optimizer not in ("adamw", "adafactor"):
             raise ValueError(f"unknown optimizer {self.optimizer!r}; choose adamw or adafactor")
 
@@ -75,8 +75,8 @@ class Config:
     def __post_init__(self):
         if self.tokenizer_hi.side != 2 * self.tokenizer.side:
             raise ValueError(f"high-res side {self.tokenizer_hi.side} must be twice the low-res side {self.tokenizer.side}")
-        if self.scenes < 2:
-            raise ValueError(f"scenes is {self.scenes}; at least 2 are needed")
+        if self.scenes < 2 or self.scale.micro_batch < 0:
+            raise ValueError(f"scenes is {self.scenes}, scale.micro_batch {self.scale.micro_batch}; at least 2 and 0 are needed")
 
     @property
     def decoder(self) -> TokenizerConfig:
@@ -129,7 +129,7 @@ def from_json(data: dict, kind: type = Config, within: str = ""):
     hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
     missing = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING} - set(data)
     if wrong := missing | (set(data) - set(hints)):
-        raise ValueError(f"unknown or missing: {', '.join(repr(within + name) for name in sorted(wrong))}; there is {', '.join(hints)}")
+        raise ValueError(f"unknown or missing: {', '.join(repr(f'{within}{name}') for name in sorted(wrong, key=str))}; there is {', '.join(hints)}")
     whole = {name: dataclasses.is_dataclass(hint) for name, hint in hints.items()}
     return kind(**{k: from_json(v, hints[k], f"{within}{k}.") if whole[k] else typed(v, hints[k], within + k) for k, v in data.items()})
 
@@ -137,7 +137,8 @@ def from_json(data: dict, kind: type = Config, within: str = ""):
 def preset(name: str) -> dict:
     """A table of presets.toml, over those that it is like."""
     own = dict(TABLES[name])
-    return merge(preset(own.pop("like")), own) if "like" in own else own
+    parent = own.pop("like", None)
+    return merge(preset(parent), own) if parent else own
 
 
 TABLES = tomllib.loads((DATA / "presets.toml").read_text())

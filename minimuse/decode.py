@@ -116,7 +116,6 @@ def halton_order(tokens: int) -> torch.Tensor:
     def mirrored(i: int, base: int) -> float:
         """0.123 in base `base` for i = 321: van der Corput's sequence."""
         return (i % base + mirrored(i // base, base)) / base if i else 0.0
-
     side, cells, i = math.ceil(tokens**0.5), {}, 0  # a dict keeps the order of first visits
     while len(cells) < tokens:
         i += 1

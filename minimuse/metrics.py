@@ -1,7 +1,6 @@
 """Measures of a trained model, each with what it has to beat.
 
-`report` is what `minimuse evaluate` writes: NLL of hidden tokens with and without what should help, the tokenizers'
-PSNR, and for shapes alignment, read back by the detector. All on held-out pictures, with fixed seeds.
+`report` is what `minimuse evaluate` writes: NLL of hidden tokens, tokenizers, and for shapes alignment; held-out pictures, fixed seeds.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Muon: an optimizer for matrices whose updates are orthogonal, so that no direction of a weight is starved.
 
-Nesterov momentum, as in SGD; then the update's singular values are pushed to about 1 (Jordan et al. 2024,
-kellerjordan.github.io/posts/muon). `torch.optim.Muon` computes in bf16, many times slower on a CPU without it.
+Nesterov momentum; then the update's singular values are pushed to about 1 (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+`torch.optim.Muon` computes in bf16, many times slower on a CPU without it.
 """
 
 import torch

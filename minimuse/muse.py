@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -194,7 +194,7 @@ def read_about(directory: Path) -> dict:
     path = directory / "config.json"
     try:
         about = json.loads(path.read_text())
-        configs.from_json(about["config"])
+        about["config"] = json.loads(json.dumps(asdict(configs.from_json(about["config"]))))  # with today's defaults
         about["text"]["name"], about["text"]["fingerprint"], about["data"]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; {directory} is not a model directory") from None

@@ -22,7 +22,11 @@ from minimuse.transformer import Block
 
 
 def begin(device: str) -> str:
-    """Join the other processes, if torchrun started some; returns this one's device."""
+    """Join the other processes, if torchrun started some; returns this one's device, a ValueError if it is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device {device!r} is not there ({str(error).splitlines()[0]}); say cpu, cuda or mps") from None
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         if device == "cuda":

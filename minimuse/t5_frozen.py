@@ -166,8 +166,7 @@ class Tokenizer:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError):
             raise ValueError(f"{path} is not a SentencePiece model; download it again") from None
-        special = (self.pieces.pad_id(), self.pieces.eos_id(), self.pieces.unk_id())
-        if special != (PAD, EOS, UNK):
+        if (special := (self.pieces.pad_id(), self.pieces.eos_id(), self.pieces.unk_id())) != (PAD, EOS, UNK):
             raise ValueError(f"{path} has pad, eos, unk = {special}; T5's are {(PAD, EOS, UNK)}")
 
     def encode(self, texts, max_length=MAX_TOKENS):

@@ -40,6 +40,7 @@ TOKEN_STAGES = ("base", "superres")
 STAGES = PARTS  # each part has its stage, in this order
 NEEDS = {"tokenizer": (), "tokenizer_hi": (), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
 SAVE_EVERY = 60.0  # seconds between checkpoints
+computes = lambda about: about | {"config": about["config"] | {"scale": None}}  # what decides on weights: all but how it is made to fit
 
 
 class Record(NamedTuple):
@@ -99,7 +100,7 @@ def optimize(
     average = deepcopy(model.state_dict())
     average_every = max(1, settings.steps // settings.averages)
     start = restore(checkpoint, model, average, optimizers, key) if checkpoint.is_file() else 0
-    saved = time.monotonic()
+    saved, took = time.monotonic(), 0.0
     for step in range(start, settings.steps):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * learning_rate(settings, step)
@@ -117,9 +118,9 @@ def optimize(
             for k, now in model.state_dict().items():
                 # codebooks are averages already, and counters cannot be averaged: take them as they are
                 average[k].lerp_(now, 1 - decay) if now.is_floating_point() and "quantizer" not in k else average[k].copy_(now)
-        if step + 1 < settings.steps and parallel.first(time.monotonic() - saved) > SAVE_EVERY:
+        if step + 1 < settings.steps and parallel.first((begun := time.monotonic()) - saved - 20 * took) > SAVE_EVERY:
             save(checkpoint, step + 1, model, average, optimizers, key)
-            saved = time.monotonic()
+            took = (saved := time.monotonic()) - begun  # of a large model it takes a minute itself
         try:
             yield Record(name, step + 1, settings.steps, {k: parallel.total(v) for k, v in found.items()})
         except GeneratorExit:
@@ -166,7 +167,7 @@ def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: 
         for name, p, state in states(model, optimizers):
             for k, v in ((k.rpartition("/")[2], v) for k, v in tensors.items() if k.startswith(f"optimizer.{name}/")):
                 # empty_like keeps the parameter's memory layout (channels-last), which the fused step relies on
-                state[k] = parallel.put(torch.empty_like(p), v) if v.shape == p.shape and k != "step" else v
+                state[k] = parallel.put(torch.empty_like(p), v) if v.shape == p.shape and k != "step" else v.to(p.device)
     return step
 
 
@@ -247,7 +248,7 @@ def describe(out: Path, config: Config, data: str, text: FrozenT5, text_name: st
     """What OUT/config.json says of such a model; a ValueError where OUT holds another."""
     about = {"config": dataclasses.asdict(config), "data": data, "seed": seed, "text": {"name": text_name, "fingerprint": text.fingerprint}}
     about = json.loads(json.dumps(about))
-    if (out / "config.json").is_file() and read_about(out) != about:
+    if (out / "config.json").is_file() and computes(read_about(out)) != computes(about):
         raise ValueError(f"{out} holds a model with other settings, data, text encoder or seed; give the same ones, or another --out")
     return about
 
@@ -264,10 +265,10 @@ def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: Fr
         begun = (out / "start" / f"{name}.safetensors").is_file()  # another model's part, to be trained further
         model = part = (load_part(out / "start", name, config, text.width) if begun else build(name, config, text.width)).to(device)
         if name in TOKEN_STAGES:
-            tokens = Tokens.of(needed, text, pictures, device) if pictures else cache.read(out, cache.key(out, about))
+            tokens = cache.read(out, cache.key(out, about)) if (out / "cache" / "index.json").is_file() else Tokens.of(needed, text, pictures, device)
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
             if not begun:
-                model.start(tokens.shards[0]["text"].float().to(device), *codes)
+                model.start(torch.cat([shard["text"][:: len(tokens.shards)] for shard in tokens.shards]).float().to(device), *codes)
             for block in (module for module in model.modules() if isinstance(module, Block)):
                 if config.scale.compile:
                     block.forward = torch.compile(block.forward)
@@ -286,7 +287,7 @@ def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: Fr
             else:
                 parts_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
     size = len(tokens) if name in TOKEN_STAGES else len(pictures)
-    path, key = out / f"{name}.checkpoint.safetensors", about | {"stage": name, "pictures": size}
+    path, key = out / f"{name}.checkpoint.safetensors", computes(about) | {"stage": name, "pictures": size}
     yield from optimize(name, model, parts_of, settings, size, seed, path, key)
     save_part(out, name, part)
     path.unlink(missing_ok=True)

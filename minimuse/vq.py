@@ -109,7 +109,7 @@ def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
             wide = old.repeat(*copies)
             if old.dim() == 4 and copies[1] > 1:
                 noise = 0.5 * torch.rand(copies[1], *wide.shape[:1], *old.shape[1:], generator=generator)
-                wide = wide * rearrange(noise.softmax(dim=0), "r O I y x -> O (r I) y x")  # shares that sum to 1
+                wide = wide * rearrange(noise.softmax(dim=0), "r O I y x -> O (r I) y x").to(wide.device)  # shares that sum to 1
             target.copy_(wide)
         source = next(sources, None)
     if source is not None:
@@ -170,7 +170,7 @@ class EMAQuantizer(nn.Module):
         self.codebook[alive] = self.total[alive] / self.mass[alive, None]
         threshold = self.restart_below * len(z) / len(self.mass)
         dead = (self.mass < threshold).nonzero()[:, 0]
-        error = (z - self.codebook[ids]).square().sum(-1).double().cpu()
+        error = (z - self.codebook[ids]).square().sum(-1).cpu().double()
         dead = dead[: int((error > 0).sum())]
         if len(dead):
             pick = torch.multinomial(error, len(dead), generator=generator).to(z.device)
@@ -204,7 +204,6 @@ class FSQuantizer(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             return self.digits(z) / (self.sizes - 1) * 2 - 1, self.nearest(z), z.new_zeros(())
-
     start = update = lambda self, *arguments: 0  # no codebook: nothing to place, nothing to move
 
 
@@ -255,6 +254,6 @@ class Tokenizer(nn.Module):
 
 def perplexity(ids: torch.Tensor, codes: int) -> tuple[float, int]:
     """exp(entropy) of how often each code occurs in `ids`, and how many occur at all: 1 <= perplexity <= used <= K."""
-    share = torch.bincount(ids.reshape(-1), minlength=codes).double()
+    share = torch.bincount(ids.reshape(-1), minlength=codes).cpu().double()
     share = share[share > 0] / share.sum()
     return float(torch.exp(-(share * share.log()).sum())), len(share)

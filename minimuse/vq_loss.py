@@ -59,7 +59,6 @@ def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, las
 
 class Lite0(nn.Module):
     """EfficientNet-Lite0 trained on ImageNet, frozen, for its feature maps: network and weights are packages of the `eval` extra."""
-
     ENDS = (0, 2, 4, 7, 10, 14, 15)  # the last block of each stage
 
     def __init__(self):
@@ -110,7 +109,7 @@ class PictureLoss(nn.Module):
         loss = 4 * difference.square().mean() + 0.5 * difference.abs().mean()
         parts = {"pixel": loss.detach(), "psnr": 10 * torch.log10(4 / difference.detach().square().mean())}
         if self.lite0:
-            perceptual = perceptual_distance(self.lite0[0], fake.float(), real)
+            perceptual = perceptual_distance(self.lite0[0].to(fake.device), fake.float(), real)
             loss = loss + self.weights.perceptual * perceptual
             parts["perceptual"] = perceptual.detach()
         if self.discriminator is not None and adversarial:

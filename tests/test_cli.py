@@ -128,8 +128,15 @@ def test_damaged_models_are_refused(fails, tiny_model, tmp_path):
     about["text"]["name"] = "moved"
     (model / "config.json").write_text(json.dumps(about))
     assert "moved" in fails(*draw)
+    shutil.copy(tiny_model / "base.safetensors", model)
     moved = shutil.copytree(DATA / "t5-toy", tmp_path / "there")
     assert main([*map(str, draw), "--t5", str(moved)]) == 0
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(fails, tmp_path, device):
+    assert device in fails("train", "tokenizer", "--preset", "tiny", "--data", "shapes", "--out", tmp_path / "out", "--device", device)
+    assert not (tmp_path / "out").exists()
 
 
 def test_train_a_folder_of_ones_own(tmp_path):

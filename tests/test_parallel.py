@@ -93,8 +93,9 @@ def same(metrics, weights, wanted, first=0):
 
 @pytest.mark.parametrize("stage", TOKEN_STAGES)
 def test_two_processes_are_one(stage, copy, alone):
-    out = copy("scale.micro_batch=2")  # in two passes each
+    out = copy("scale.micro_batch=2", "scale.recompute=True")  # in two passes each
     metrics = run(2, stage, out)
+    print(f"largest relative difference of a loss: {max(abs(a['loss'] / b['loss'] - 1) for a, b in zip(metrics, alone[stage][0])):.1e}")
     same(metrics, load_file(out / f"{stage}.safetensors"), alone[stage])
     assert not list(out.glob("*checkpoint*")) and not list(out.glob("*.tmp"))
 
@@ -128,6 +129,22 @@ def test_scaling_changes_nothing(stage, settings, copy, alone):
     out = copy(*settings)
     metrics = [{k: float(v) for k, v in r.metrics.items()} for r in trained(stage, out)]
     same(metrics, load_file(out / f"{stage}.safetensors"), alone[stage])
+
+
+def test_how_it_fits_may_change_on_the_way(copy, alone):
+    """A run that went out of memory goes on with smaller passes; no other setting may change."""
+    out = copy()
+    for record in (run_ := trained("base", out)):
+        if record.step == 3:
+            break
+    run_.close()
+    about = json.loads((out / "config.json").read_text())
+    config = configs.from_json(about["config"])
+    with pytest.raises(ValueError, match="other settings"):
+        next(train_all(("base",), out, override(config, ["caption_dropout=0.2"]), "shapes", load_text("t5-toy"), "t5-toy", resume=True))
+    smaller = override(config, ["scale.micro_batch=2"])
+    metrics = [{k: float(v) for k, v in r.metrics.items()} for r in train_all(("base",), out, smaller, "shapes", load_text("t5-toy"), "t5-toy", resume=True)]
+    same(metrics, load_file(out / "base.safetensors"), alone["base"], first=3)
 
 
 def test_the_mean_of_means_is_refused(copy, alone, refuses, monkeypatch):

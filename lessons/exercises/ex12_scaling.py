@@ -19,7 +19,8 @@ def block_flops(tokens: int, text: int, width: int) -> int:
 
 
 def bytes_per_gpu(parameters: int, optimizer: str, gpus: int) -> int:
-    """What fully sharded training holds of a model on each of `gpus` GPUs, in fp32, activations not counted; rounded up.
+    """What fully sharded training holds of a model on each of `gpus` GPUs, in fp32, activations not counted: all bytes, shared
+    by the GPUs, and then rounded up to a whole byte.
 
     Weight, gradient and average of each parameter, and what the optimizer keeps: two moments for "adamw"; for "adafactor" (rows and
     columns of a matrix are few) count nothing.

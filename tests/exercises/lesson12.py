@@ -81,9 +81,8 @@ def adds_up_the_tensors(bytes_per_gpu):
     def check(parameters, gpus):
         for optimizer, each in (("adamw", 5), ("adafactor", 3)):
             got, whole = bytes_per_gpu(parameters, optimizer, gpus), 4 * each * parameters
-            assert isinstance(got, int) and got == math.ceil(whole / gpus) if whole < 2**50 else got * gpus >= whole, (
-                f"{parameters} parameters, {optimizer}, {gpus} GPUs: {got} bytes, not {math.ceil(whole / gpus)}"
-            )
+            wanted = -(-whole // gpus)
+            assert isinstance(got, int) and got == wanted, f"{parameters} parameters, {optimizer}, {gpus} GPUs: {got} bytes, not {wanted}"
 
     check()
 
@@ -139,7 +138,7 @@ def finds_every_picture(locate):
         if random:
             random.shuffle(order)
         shards, rows = locate(torch.tensor(order), sizes)
-        assert shards.dtype == rows.dtype == torch.int64
+        assert shards.dtype == rows.dtype == torch.int64, f"shards are {shards.dtype}, rows {rows.dtype}, not int64"
         got = [*zip(shards.tolist(), rows.tolist())]
         assert got == [places[i] for i in order], f"shards of {sizes}, pictures {order}: {got}"
 
