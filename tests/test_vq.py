@@ -485,3 +485,11 @@ def test_last_layer_makes_the_pixels():
     code = rearrange(properties.normal(1, 4, 4, 4), "B h w D -> B D h w")
     (grad,) = torch.autograd.grad(decoder(code).sum(), decoder[-1].weight)
     assert (grad != 0).any()
+
+
+def test_growing_follows_the_device():
+    """The generator's numbers are drawn on the CPU; the weights may lie elsewhere."""
+    settings = config.PRESETS["tiny"]
+    with torch.device("meta"):
+        small, large = Decoder(settings.tokenizer_hi), Decoder(settings.decoder)
+    grow(small, large, torch.Generator().manual_seed(0))
