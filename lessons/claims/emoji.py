@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
 from minimuse import Muse, edit, emoji_pack
 from minimuse.data import DATA, halve, load
@@ -114,7 +114,8 @@ def edited(muse: Muse) -> Image.Image:
     mask.paste(255, (heart.width // 2, 0, *heart.size))
     (half,) = edit.inpaint(muse, heart, mask, "a blue heart, noto style")
     (green,) = edit.edit(muse, heart, "a green heart, noto style")
-    return beside([heart, mask, half, heart, green], ["before", "mask", "after", "before", "after"])
+    framed = [ImageOps.expand(picture.convert("RGB"), 1, (190, 190, 190)) for picture in (heart, mask, half, heart, green)]
+    return beside(framed, ["before", "mask", "after", "before", "after"])
 
 
 def main():
