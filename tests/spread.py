@@ -16,7 +16,7 @@ from minimuse.config import from_json
 
 stage, out, metrics, stop = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 device, about = parallel.begin("cpu"), muse.read_about(out)
-train.SAVE_EVERY, save_file, written = -1.0, muse.save_file, []  # a checkpoint after each step
+train.SAVE_EVERY, save_file, written = -1e9, muse.save_file, []  # a checkpoint after each step
 
 
 def dies(tensors, path, metadata):

@@ -470,7 +470,7 @@ def test_checkpoints_are_written_whole(trained, tmp_path, monkeypatch):
 
 def test_a_checkpoint_every_minute(tmp_path, monkeypatch):
     """Not only when the generator is closed: a killed process loses a minute at most."""
-    monkeypatch.setattr(ours, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(ours, "SAVE_EVERY", -1e9)
     model = torch.nn.Linear(3, 1)
     parts_of = lambda indices, generator, step: [(model(torch.ones(1, 3)).square().mean(), {})]
     run = optimize("small", model, parts_of, configs.Stage(3, 1, 0.1), 4, 0, tmp_path / "c.safetensors", {})
