@@ -3,7 +3,7 @@
     minimuse describe muse-3b            # --json: plain numbers
 
 Every part is built on PyTorch's meta device, where a tensor has a shape and no memory, and a pass is run there while a counter adds up
-its matrix products: 2 FLOPs for each multiplication and addition. Left out: all that is no matrix product, and activations.
+its matrix products: 2 FLOPs for a multiplication with its addition. Left out: all that is no matrix product, and activations.
 """
 
 import json

@@ -219,7 +219,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     if writes:
         save_file(held, temporary := path.with_name(path.name + ".tmp"), metadata)
         os.replace(temporary, path)
-    parallel.first(0.0)  # nobody goes on before it is there
+    parallel.first()  # nobody goes on before it is there
 
 
 def save_part(directory: Path, name: str, part: nn.Module, dtype: torch.dtype = torch.float32) -> None:

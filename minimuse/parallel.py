@@ -1,10 +1,9 @@
 """A model that is too large for one GPU: the same loop in several processes, each with a share of every tensor (FSDP2).
 
-    torchrun --nproc-per-node 8 -m minimuse train base --preset muse-3b --data DIR --t5 DIR --out runs/big --device cuda
+    torchrun --nproc-per-node 8 -m minimuse train base --out runs/big --device cuda        # after tokenizers and cache: README
 
-`fully_shard` cuts parameters, gradients and optimizer state into as many pieces as there are processes. A block's parameters are put
-together just before it runs, and dropped after it. Each process takes its part of the batch; what is random was drawn for the whole
-batch. Files are those of one process, written by the first. Where there is only one, every function here does the obvious.
+`fully_shard` cuts parameters, gradients and optimizer state into a piece for each process; a block's are put together while it runs.
+Each process takes its part of the batch, for all of which masks and captions were drawn. The first writes the files: those of one process.
 """
 
 import gc
@@ -23,14 +22,15 @@ from minimuse.transformer import Block
 
 def begin(device: str) -> str:
     """Join the other processes, if torchrun started some; returns this one's device, a ValueError if it is not there."""
+    several = "RANK" in os.environ and not dist.is_initialized()
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if several and device == "cuda" else device
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device {device!r} is not there ({str(error).splitlines()[0]}); say cpu, cuda or mps") from None
-    if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-        if device == "cuda":
-            torch.cuda.set_device(device := f"cuda:{os.environ['LOCAL_RANK']}")
+    if several:
+        torch.cuda.set_device(device) if "cuda" in device else None
+        dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo")
     return device
 
 
