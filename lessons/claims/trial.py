@@ -1,0 +1,162 @@
+"""What the scripts of this folder that train have in common: many small models, each in minutes, and results that survive a stop.
+
+A claim of the paper is tried by training a few variants, each from some seeds, on tokens of a shipped model's tokenizers. Every result
+is kept as it comes, in OUT/CLAIM.json, and a run that is cut short goes on from its last checkpoint: the same command again. Variants
+train in two processes of a thread each (of one such pair the times can be compared, on a busy machine they cannot).
+"""
+
+import json
+import math
+import statistics
+import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from tqdm import tqdm
+
+from minimuse import Muse, shapes
+from minimuse.cache import Tokens, encode
+from minimuse.config import Stage
+from minimuse.data import load
+from minimuse.maskgit import drop_captions, hide, masked_token_loss
+from minimuse.muse import save_tensors, write_json
+from minimuse.schedule import mask_counts, random_masks
+from minimuse.train import optimize
+
+SEEDS = (0, 1, 2)
+
+
+def arguments(description: str, **defaults) -> Namespace:
+    """--out, --workers, and an option for each default."""
+    p = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, default=Path("runs/claims"))
+    p.add_argument("--workers", type=int, default=2, help="variants that train at the same time, in processes of a thread each; 1: here")
+    for name, value in defaults.items():
+        p.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
+    args = p.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def tokens_of(muse: Muse, data: str, split: str, count: int | None, out: Path) -> Tokens:
+    """The tokens and text embeddings of a split, kept in OUT: computed once for all claims."""
+    path = out / f"tokens-{data}-{split}-{count}-{muse.about['text']['fingerprint']}.safetensors"
+    if not path.is_file():
+        pictures = load(data, split, muse.config.tokenizer_hi.side, count)
+        save_tensors(path, encode(muse.parts, muse.text, pictures, torch.arange(len(pictures)), "cpu"))
+    return Tokens([load_file(path)])
+
+
+def settings(steps: int, batch: int, lr: float = 3e-3) -> Stage:
+    """As the presets train their transformers."""
+    return Stage(steps=steps, batch=batch, lr=lr, muon_lr=0.025)
+
+
+def masked_loss(model: nn.Module, tokens: Tokens, resolution: str, ratios: Callable | None = None, caption_dropout: float = 0.1) -> Callable:
+    """What `train.token_loss` is on one machine, written out, with a law of mask ratios of one's own: ratios(B, generator) -> (B,)."""
+
+    def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
+        ids, (text, visible) = tokens.ids(resolution, indices), tokens.captions(indices, generator)
+        visible = drop_captions(visible, caption_dropout, generator)
+        context = model.context(text, visible, *([tokens.ids("low", indices)] if hasattr(model, "low_embedding") else []))
+        if ratios is None:
+            corrupted, hidden = hide(ids, model.mask_id, generator)
+        else:
+            hidden = random_masks(mask_counts(ratios(len(ids), generator), ids.shape[1]), ids.shape[1], generator)
+            corrupted = ids.masked_fill(hidden, model.mask_id)
+        loss, correct = masked_token_loss(model(corrupted, context, hidden), ids, hidden)
+        yield loss, {"accuracy": correct}
+    return parts_of
+
+
+class Fitted(NamedTuple):
+    model: nn.Module
+    steps: int
+    seconds: float  # of training, all runs together if it was cut short
+
+
+def fit(name: str, make: Callable, how: Stage, size: int, seed: int, out: Path, seconds: float = 0.0) -> Fitted:
+    """Train what make() gives, a fresh model and its loss, on `size` pictures; goes on from the checkpoint of an earlier run.
+
+    `seconds`: take as many steps as fit into this time, by the pace of the first ones, in place of how.steps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, parts_of = make()
+        log = out / f"{name}.json"
+        told = json.loads(log.read_text()) if log.is_file() else {"steps": how.steps, "seconds": 0.0}
+        if seconds and not log.is_file():
+            begun = [time.monotonic() for _ in optimize("pace", *make(), replace(how, steps=16), size, seed, out / f"{name}.pace", {})]
+            told["steps"] = max(1, round(seconds * 11 / (begun[-1] - begun[4])))
+        begun, how = time.monotonic() - told["seconds"], replace(how, steps=told["steps"])
+        key = {"name": name, "seed": seed, "size": size, "lr": how.lr, "batch": how.batch, "steps": how.steps}
+        bar = tqdm(total=how.steps, desc=name, mininterval=10)
+        for record in optimize(name, model, parts_of, how, size, seed, path := out / f"{name}.checkpoint.safetensors", key):
+            bar.update(record.step - bar.n)
+            if record.step % 50 == 0 or record.step == 1:
+                write_json(log, told | {"seconds": round(time.monotonic() - begun, 1)})
+        bar.close()
+        for leftover in (path, log):
+            leftover.unlink(missing_ok=True)
+    return Fitted(model.eval().requires_grad_(False), how.steps, round(time.monotonic() - begun, 1))
+
+
+def work_through(path: Path, jobs: dict[str, tuple], work: Callable, workers: int) -> dict:
+    """work(*arguments) for every job that `path`, a JSON file, does not have yet; each answer is written as it comes."""
+    done = json.loads(path.read_text()) if path.is_file() else {}
+    todo = {name: job for name, job in jobs.items() if name not in done}
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) if workers > 1 else nullcontext() as pool:
+        waiting = {pool.submit(work, *job): name for name, job in todo.items()} if pool else {}
+        for answer in as_completed(waiting) if pool else todo:
+            name, result = (waiting[answer], answer.result()) if pool else (answer, work(*todo[answer]))
+            done[name] = result
+            write_json(path, {name: done[name] for name in jobs if name in done})
+    return json.loads(path.read_text())
+
+
+def aligned(muse: Muse, captions: list[str], seed: int, **parts: nn.Module) -> dict[str, float]:
+    """Share of pictures that are right in each attribute, drawn with `parts` in place of the model's own."""
+    drawer = Muse(muse.config, muse.text, muse.parts | parts, muse.about)
+    found = shapes.alignment([shapes.parse(caption) for caption in captions], drawer.draw(captions, seed=seed)[1])
+    return {attribute: share["value"] for attribute, share in found.items()}
+
+
+def told(values: list[float]) -> str:
+    """Mean and standard deviation, as a table has it."""
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def verdict(better: list[float], worse: list[float]) -> str:
+    """Is the first larger, by two standard errors of the difference of means? "holds", "does not hold" (it is smaller), "cannot be told"."""
+    error = math.sqrt(sum(statistics.variance(values) / len(values) for values in (better, worse)))
+    difference = statistics.mean(better) - statistics.mean(worse)
+    return "cannot be told" if abs(difference) <= 2 * error else "holds" if difference > 0 else "does not hold"
+
+
+def values(done: dict, variant: str, *keys) -> list[float]:
+    """What the seeds of a variant have under these keys, one below the other."""
+    found = [result for name, result in done.items() if name.rpartition("/")[0] == variant]
+    for key in keys:
+        found = [result[str(key)] for result in found]
+    return found
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """In Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def finish(out: Path, claim: str, done: dict, *paragraphs: str) -> None:
+    """Print tables and verdicts, with how long it all took, and keep them in OUT/CLAIM.md."""
+    minutes = sum(result["seconds"] for result in done.values()) / 60
+    text = "\n\n".join([*paragraphs, f"{len(done)} trainings, {minutes:.0f} minutes of one thread each all together."])
+    (out / f"{claim}.md").write_text(text + "\n")
+    print(text)
