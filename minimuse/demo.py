@@ -14,9 +14,8 @@ import torch
 
 from minimuse import config as configs
 from minimuse.config import Config
-from minimuse.figures import decoding_gif, sheet
-from minimuse.metrics import report
 from minimuse.muse import Muse, load_text, write_json
+from minimuse.report import evaluate
 from minimuse.shapes import ATTRIBUTES
 from minimuse.train import STAGES, pending, train_all
 
@@ -26,25 +25,12 @@ def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., No
     begun = time.monotonic()
     seconds, stages = side_by_side(out, configs.PRESETS[preset], "shapes", "t5-toy", seed, resume, show)
     trained = time.monotonic()
-    found = {"seconds": seconds, "stages": stages} | evaluate(Muse.load(out), out, n)
+    found = {"seconds": seconds, "stages": stages} | evaluate(Muse.load(out), out, n, splits=("heldout",))
     ended = time.monotonic()
     seconds |= {"report": round(ended - trained, 1), "total": round(ended - begun, 1)}  # of this call, where it resumed another
     write_json(out / "report.json", found)
-    return found
-
-
-def evaluate(muse: Muse, out: Path, n: int = 256) -> dict:
-    """Measure on n held-out pictures and draw some of them into OUT."""
-    out.mkdir(parents=True, exist_ok=True)
-    found, pictures = report(muse, n)
-    real, low, high, captions = (pictures[name][:16] for name in ("real", "low", "high", "captions"))
-    sheet([real, low, high], captions, titles=("real", "base", "super-res")).save(out / "samples.png")
-    decoding_gif(muse, captions[:4], out / "decoding.gif")
-    write_json(out / "report.json", found)
-    for name, row in found.get("alignment", {}).items():  # of shapes
+    for name, row in found["alignment"].items():
         print(f"{name:18}", *(f"{attribute} {row[attribute]['value']:.2f}" for attribute in ATTRIBUTES))
-    base = found["nll"]["base"]
-    print(f"NLL of hidden tokens, all hidden: {base['caption']['1.0']:.2f} with the caption, {base['no caption']['1.0']:.2f} without")
     print(f"wrote {out}/samples.png, {out}/decoding.gif and {out}/report.json")
     return found
 

@@ -11,9 +11,10 @@ import torch
 
 from minimuse import shapes
 from minimuse.data import DATA, load
-from minimuse.metrics import masked_nll, nll_tables, psnr
+from minimuse.metrics import masked_nll, psnr
 from minimuse.muse import Muse, autocast, load_part
 from minimuse.cache import Tokens
+from minimuse.report import token_report
 
 RED, TWO = "a small red circle on a grey background", "two large blue squares on a white background"
 
@@ -135,7 +136,7 @@ def test_masked_nll_against_a_slow_loop(muse, tiny_model):
             p = base(blank, context(slice(i, i + 1))).log_softmax(-1)[0]
             total -= float(sum(p[n, tokens.ids("low")[i, n]] for n in range(tokens.ids("low").shape[1])))
     assert everything == pytest.approx(total / tokens.ids("low").numel(), rel=2e-2)  # one of the two runs in bf16 where that is fast
-    tables = nll_tables(muse, tokens)
+    tables = token_report(muse, tokens)["nll"]
     assert tables["base"].keys() == {"caption", "no caption", "other caption"}
     assert tables["superres"].keys() == {"low-res and caption", "no caption", "other low-res"}
 
@@ -168,7 +169,7 @@ def test_the_shipped_model_draws_what_it_is_told():
 def test_the_shipped_emoji_model_listens():
     """On held-out pairs of concept and style: its caption helps, another's is worse than none."""
     muse = Muse.load("toy")
-    tables = nll_tables(muse, Tokens.of(muse.parts, muse.text, load("emoji", "heldout", 64, 32), "cpu"))
+    tables = token_report(muse, Tokens.of(muse.parts, muse.text, load("emoji", "heldout", 64, 32), "cpu"))["nll"]
     told, none, other = (tables["base"][case]["1.0"] for case in ("caption", "no caption", "other caption"))
     assert told < none - 0.5 and other > none
     assert tables["superres"]["low-res and caption"]["1.0"] < tables["superres"]["other low-res"]["1.0"] - 1

@@ -25,7 +25,8 @@ from PIL import Image, ImageOps
 from minimuse import Muse, edit, emoji_pack
 from minimuse.data import DATA, halve, load
 from minimuse.figures import beside, decoding_gif, sheet
-from minimuse.metrics import masked_nll, tokenizer_report
+from minimuse.metrics import masked_nll
+from minimuse.report import tokenizer_report
 from minimuse.cache import Tokens
 from minimuse.vq_loss import Lite0
 

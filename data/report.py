@@ -1,0 +1,120 @@
+"""What `minimuse evaluate` writes: every measure that fits a model's data, beside what real pictures have, with fixed seeds.
+
+    minimuse evaluate --model toy --out runs/evaluated       # report.json, report.md (a table), samples.png, decoding.gif
+
+Three kinds of pictures, where the data have them: held-out pairs (of concept and style; of shape, colour and size), pictures as they
+were trained on, and held-out concepts. The same drawings serve all measures.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minimuse import shapes
+from minimuse.cache import Tokens
+from minimuse.data import SPLITS, halve
+from minimuse.figures import decoding_gif, sheet
+from minimuse.metrics import bits_per_token, masked_nll, mean_of, psnr, ssim
+from minimuse.muse import Muse, write_json
+from minimuse.train import pictures_of
+from minimuse.vq import perplexity
+from minimuse.vq_loss import Lite0, has_lite0, perceptual_distance
+
+RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
+
+
+def token_report(muse: Muse, tokens: Tokens) -> dict:
+    """Nats per hidden token by mask ratio, and bits per token: of the base model with its caption, without, and with another picture's;
+    of super-resolution with its low-res tokens, with those of another picture, and without caption."""
+    text, visible = (tensor.to(muse.device) for tensor in tokens.captions(torch.arange(len(tokens))))
+    low, high = (tokens.ids(resolution).to(muse.device) for resolution in ("low", "high"))
+    none, other = torch.zeros_like(visible), torch.arange(len(text)).roll(1)
+    cases = {
+        "base": (muse.base, low, {"caption": (text, visible), "no caption": (text, none), "other caption": (text[other], visible[other])}),
+        "superres": (muse.superres, high, {
+            "low-res and caption": (text, visible, low), "no caption": (text, none, low), "other low-res": (text, visible, low[other])}),
+    }  # fmt: skip
+    found = {"nll": {}, "bits per token": {}}
+    for name, (model, ids, told) in cases.items():
+        said = lambda given: lambda rows: model.context(*(tensor[rows] for tensor in given))
+        found["nll"][name] = {case: {str(r): masked_nll(model, ids, said(given), r) for r in RATIOS} for case, given in told.items()}
+        found["bits per token"][name] = bits_per_token(model, ids, said(next(iter(told.values()))))
+    return found
+
+
+@torch.no_grad()
+def tokenizer_report(muse: Muse, tokens: Tokens, images: torch.Tensor, batch: int = 64) -> tuple[dict, dict[str, torch.Tensor]]:
+    """PSNR, SSIM, perceptual distance, codes used and perplexity on pictures (B, 3, H, W); and the reconstructions (low, high, finetuned)."""
+    decode = lambda ids, *how: torch.cat([muse.pixels(part, *how) for part in ids.split(batch)])
+    low, high = (tokens.ids(resolution).to(muse.device) for resolution in ("low", "high"))
+    made = {"low": decode(low, "low"), "high": decode(high, "high", False), "finetuned": decode(high, "high")}
+    measures = {"psnr": (psnr, 1), "ssim": (ssim, 11)}  # and the least side of a picture
+    if has_lite0():  # needs the `eval` extra
+        lite0 = Lite0().to(muse.device)
+        measures["perceptual"] = (lambda a, b: float(perceptual_distance(lite0, a, b))), 16
+    found = {}
+    for name, picture in made.items():
+        real, ids = (halve(images), low) if name == "low" else (images, high)
+        of_each = lambda measure: torch.tensor([measure(a[None], b[None]) for a, b in zip(picture, real)])
+        found[name] = {title: mean_of(of_each(measure)) for title, (measure, least) in measures.items() if real.shape[-1] >= least}
+        codes = (muse.tokenizer if name == "low" else muse.tokenizer_hi).config.codes
+        found[name] |= dict(zip(("perplexity", "used"), perplexity(ids, codes))) | {"codes": codes}
+    return found, made
+
+
+def measure(muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None]) -> tuple[dict, dict]:
+    """All that fits, over at most n pictures of one split; and the pictures it speaks of."""
+    data, config = muse.about["data"], muse.config
+    pictures = pictures_of(config, data, split, n, seed)
+    captions = [variants[0] for variants in pictures.captions]
+    real = pictures.batch(torch.arange(len(pictures))).to(muse.device)
+    say("tokens")
+    tokens = Tokens.of(muse.parts, muse.text, pictures, str(muse.device))
+    tokenizers, made = tokenizer_report(muse, tokens, real)
+    found = token_report(muse, tokens) | {"tokenizers": tokenizers}
+    say("drawing")
+    low, high = muse.draw(captions, seed=seed)
+    say("looking")
+    shown = {"real": real, "reconstructed": made["finetuned"], "generated": high}
+    if data == "shapes":
+        scenes, small = [shapes.parse(caption) for caption in captions], {"reconstructed_low": made["low"], "generated_low": low}
+        found["alignment"] = {name: shapes.alignment(scenes, images) for name, images in (shown | small).items()}
+        found["alignment"]["shuffled"] = shapes.alignment(scenes[1:] + scenes[:1], high)  # what chance would score
+    return found, {"captions": captions, "real": real, "low": low, "high": high}
+
+
+def report(muse: Muse, n: int, seed: int = 0, splits: tuple[str, ...] | None = None) -> tuple[dict, dict]:
+    """What was measured, by split, and the pictures of each."""
+    data = muse.about["data"]
+    splits = splits or tuple(s for s in SPLITS.get(data, SPLITS["folder"])[::-1] if (data, s) != ("shapes", "train"))
+    with tqdm(total=3 * len(splits), desc="evaluate") as bar:
+        say = lambda split: lambda what: bar.set_postfix_str(f"{split}: {what}") or bar.update()
+        found = {split: measure(muse, split, n, seed, say(split)) for split in splits}
+    return {split: measured for split, (measured, _) in found.items()}, {split: pictures for split, (_, pictures) in found.items()}
+
+
+def cells(found: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Everything measured as (name, text)."""
+    for name, value in found.items():
+        if isinstance(value, dict) and "value" not in value:
+            yield from cells(value, (*path, name))
+        else:
+            text = f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})" if isinstance(value, dict) else f"{value:.3f}"
+            yield ", ".join((*path, name)), text
+
+
+def evaluate(muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None = None) -> dict:
+    """Measure, and draw some of the held-out pictures, into OUT. The report has the held-out pairs at its top, other splits by name."""
+    out.mkdir(parents=True, exist_ok=True)
+    found, pictures = report(muse, n, splits=splits)
+    real, low, high, captions = (pictures["heldout"][name][:16] for name in ("real", "low", "high", "captions"))
+    sheet([real, low, high], captions, titles=("real", "base", "super-res")).save(out / "samples.png")
+    decoding_gif(muse, captions[:4], out / "decoding.gif")
+    columns = [dict(cells(measured)) for measured in found.values()]
+    rows = [["measure", *found], ["---"] * (1 + len(found)), *([name, *(column.get(name, "") for column in columns)] for name in columns[0])]
+    (out / "report.md").write_text("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
+    whole = found.pop("heldout") | found
+    write_json(out / "report.json", whole)
+    return whole
