@@ -6,8 +6,6 @@ train in two processes of a thread each (of one such pair the times can be compa
 """
 
 import json
-import math
-import statistics
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -131,14 +130,14 @@ def aligned(muse: Muse, captions: list[str], seed: int, **parts: nn.Module) -> d
 
 def told(values: list[float]) -> str:
     """Mean and standard deviation, as a table has it."""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
 def verdict(better: list[float], worse: list[float]) -> str:
     """Is the first larger, by two standard errors of the difference of means? "holds", "does not hold" (it is smaller), "cannot be told"."""
-    error = math.sqrt(sum(statistics.variance(values) / len(values) for values in (better, worse)))
-    difference = statistics.mean(better) - statistics.mean(worse)
-    return "cannot be told" if abs(difference) <= 2 * error else "holds" if difference > 0 else "does not hold"
+    error = sum(np.var(values, ddof=1) / len(values) for values in (better, worse)) ** 0.5
+    difference = np.mean(better) - np.mean(worse)
+    return "holds" if difference > 2 * error else "does not hold" if difference < -2 * error else "cannot be told"
 
 
 def values(done: dict, variant: str, *keys) -> list[float]:
@@ -157,6 +156,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def finish(out: Path, claim: str, done: dict, *paragraphs: str) -> None:
     """Print tables and verdicts, with how long it all took, and keep them in OUT/CLAIM.md."""
     minutes = sum(result["seconds"] for result in done.values()) / 60
-    text = "\n\n".join([*paragraphs, f"{len(done)} trainings, {minutes:.0f} minutes of one thread each all together."])
+    text = "\n\n".join([*paragraphs, f"{len(done)} runs, {minutes:.0f} minutes of one thread all together."])
     (out / f"{claim}.md").write_text(text + "\n")
     print(text)
