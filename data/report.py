@@ -118,3 +118,15 @@ def evaluate(muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None
     whole = found.pop("heldout") | found
     write_json(out / "report.json", whole)
     return whole
+
+
+def in_short(found: dict) -> str:
+    """Alignment with captions of shapes, a line for each kind of picture."""
+    line = lambda row: "  ".join(f"{attribute} {share['value']:.2f}" for attribute, share in row.items())
+    return "\n".join(f"{name:18}{line(row)}" for name, row in found["alignment"].items())
+
+
+def tell(muse: Muse, out: Path, n: int, as_json: bool) -> None:
+    """`evaluate`, and print what it wrote."""
+    evaluate(muse, out, n)
+    print((out / ("report.json" if as_json else "report.md")).read_text(), end="")

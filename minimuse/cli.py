@@ -23,7 +23,7 @@ from minimuse.decode import Sampling
 from minimuse.demo import demo, side_by_side
 from minimuse.figures import beside, decoding_gif, sheet
 from minimuse.muse import Muse, find, load_text, read_about
-from minimuse.report import evaluate
+from minimuse.report import tell
 from minimuse.train import STAGES, fill_cache, train_all
 
 
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument("--pad", required=True, help="new pixels on each side, or L,T,R,B")
         p.add_argument("--sheet", type=Path, help="also write before and after as one picture")
         drawing_flags(p)
-    p = command("evaluate", run_evaluate, "measure a model, on held-out pictures and others")
+    p = command("evaluate", lambda args: tell(Muse.load(args.model, t5=args.t5), args.out, args.n, args.json), "measure a model")
     p.add_argument("--model", default="toy", help="a model in data/ (toy draws emoji, toy-shapes scenes), or a directory")
     p.add_argument("--t5", help="the directory of the model's text encoder, if it has moved")
     p.add_argument("--out", type=Path, required=True, help="a directory for the figures; it may be the model's")
@@ -161,11 +161,6 @@ def run_lessons(args) -> int | None:
         return importlib.import_module("exercises.check").check(args.lesson, args.package)
     module = importlib.import_module(args.command)
     module.write(args.folder) if args.command == "notebooks" else module.show(args.preset, args.t5, args.json)
-
-
-def run_evaluate(args) -> None:
-    evaluate(Muse.load(args.model, t5=args.t5), args.out, args.n)
-    print((args.out / ("report.json" if args.json else "report.md")).read_text(), end="")
 
 
 def run_generate(args) -> None:

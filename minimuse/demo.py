@@ -15,8 +15,7 @@ import torch
 from minimuse import config as configs
 from minimuse.config import Config
 from minimuse.muse import Muse, load_text, write_json
-from minimuse.report import evaluate
-from minimuse.shapes import ATTRIBUTES
+from minimuse.report import evaluate, in_short
 from minimuse.train import STAGES, pending, train_all
 
 
@@ -26,12 +25,9 @@ def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., No
     seconds, stages = side_by_side(out, configs.PRESETS[preset], "shapes", "t5-toy", seed, resume, show)
     trained = time.monotonic()
     found = {"seconds": seconds, "stages": stages} | evaluate(Muse.load(out), out, n, splits=("heldout",))
-    ended = time.monotonic()
-    seconds |= {"report": round(ended - trained, 1), "total": round(ended - begun, 1)}  # of this call, where it resumed another
+    seconds |= {"report": round(time.monotonic() - trained, 1), "total": round(time.monotonic() - begun, 1)}  # of this call, if it resumed another
     write_json(out / "report.json", found)
-    for name, row in found["alignment"].items():
-        print(f"{name:18}", *(f"{attribute} {row[attribute]['value']:.2f}" for attribute in ATTRIBUTES))
-    print(f"wrote {out}/samples.png, {out}/decoding.gif and {out}/report.json")
+    print(f"{in_short(found)}\nwrote {out}/samples.png, {out}/decoding.gif and {out}/report.json")
     return found
 
 

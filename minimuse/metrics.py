@@ -1,7 +1,6 @@
 """Measures: of tokenizers, of token models, and of sets of pictures, each a plain function with its interval.
 
-A set of drawn pictures is compared with a set of real ones by what a network makes of them: features (M, C), of Lite0 here, so that no
-figure can be set beside a published FID. `minimuse.judge` has the features, and `minimuse evaluate` all measures that fit a model.
+Sets are compared by features (M, C) of their pictures, Lite0's in `minimuse evaluate`: no figure can be set beside a published FID.
 Papers: Frechet distance (FID, 1706.08500), KID (1801.01401), precision and recall (1904.06991), SSIM (Wang et al. 2004), the bound on
 bits (order-agnostic autoregression, 2110.02037). Letters: M pictures, N tokens of each, K codes, C features.
 """
@@ -25,8 +24,8 @@ def mean_of(values: torch.Tensor) -> dict[str, float]:
 
 
 def interval(measure: Callable[..., float], *sets: torch.Tensor, rounds: int = 20) -> dict[str, float]:
-    """A measure of whole sets (M, C), with a 95 % interval: as it varies over random halves of each set, drawn without replacement. What
-    half of a set says about the whole varies as much as the whole does about all there is; a bootstrap's copies would pass for neighbours."""
+    """A measure of sets (M, C), with a 95 % interval by random halves of each, without replacement: they vary around the whole as much as
+    it does around all there is (a bootstrap's copies would pass for neighbours)."""
     halves = lambda i: [x[torch.randperm(len(x), generator=generator_at("halves", i, j))[: len(x) // 2]] for j, x in enumerate(sets)]
     value, error = measure(*sets), float(torch.tensor([measure(*halves(i)) for i in range(rounds)]).std())
     return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "n": len(sets[0])}
@@ -107,7 +106,7 @@ def kid(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def precision(drawn: torch.Tensor, real: torch.Tensor, k: int = 3) -> float:
-    """Share of drawn features (M, C) that lie among the real ones (M', C): no farther from one of them than that one's k-th nearest
-    real neighbour. The other way round it is recall: the share of real pictures that lie among the drawn ones."""
+    """Share of drawn features (M, C) that lie among the real ones (M', C): no farther from one of them than its k-th nearest real
+    neighbour. The other way round it is recall: the share of real pictures that lie among the drawn ones."""
     reach = torch.cdist(real.double(), real.double()).kthvalue(k + 1, dim=1).values  # + 1: the nearest is itself
     return float((torch.cdist(drawn.double(), real.double()) <= reach).any(dim=1).double().mean())
