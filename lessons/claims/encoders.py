@@ -1,6 +1,6 @@
 """Claim 1: a pretrained text encoder is crucial (Muse, sections 1 and 2.1).
 
-    python lessons/claims/encoders.py --out runs/claims        # three quarters of an hour of two cores
+    python lessons/claims/encoders.py --out runs/claims        # half an hour of two cores
 
 Base models on the low-res tokens of emoji, alike but for what reads the captions: the shipped T5, pretrained and frozen; one of the
 same shape with random weights, frozen; the same, learnt together with the base model. Each from three seeds. Measured on pictures of
@@ -77,7 +77,7 @@ def work(kind: str, seed: int, steps: int, pictures: int, n: int, out: Path) -> 
 
 
 def main():
-    args = arguments(__doc__, steps=2000, pictures=7235, n=256)
+    args = arguments(__doc__, steps=1000, pictures=7235, n=256)
     jobs = {f"{kind}/{seed}": (kind, seed, args.steps, args.pictures, args.n, args.out) for kind in READERS for seed in SEEDS}
     done = work_through(args.out / "encoders.json", jobs, work, args.workers)
     rows, verdicts = [], []
