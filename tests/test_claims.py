@@ -1,5 +1,6 @@
 """The scripts of lessons/claims and tests/bench run, on the tiny model and a few pictures. Their figures are in the lessons and the README."""
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -78,6 +79,53 @@ def test_frontier(tiny_model, tmp_path, monkeypatch):
     assert {key.split("/")[0] for key in json.loads(first)} == {"base", "superres", "guidance 1.0", "guidance 2.0", "guidance 4.0"}
     run("lessons/claims/frontier.py", monkeypatch, *how)  # a stopped run goes on: nothing is measured twice
     assert (tmp_path / "frontier.json").read_text() == first and (tmp_path / "frontier.png").is_file()
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    """The folder of the scripts that import each other."""
+    pytest.importorskip("matplotlib", reason="pip install 'minimuse[lessons]' brings it")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.syspath_prepend(ROOT / "lessons" / "claims")
+    return importlib.import_module
+
+
+def started(module, monkeypatch, *argv):
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, argv), "--workers", "1"])
+    module.main()
+
+
+def test_laws(claims, tmp_path, monkeypatch, capsys):
+    laws = claims("laws")
+    monkeypatch.setattr(laws, "RATIOS", {name: laws.RATIOS[name] for name in ("cosine", "15 %")})
+    monkeypatch.setattr(laws, "SEEDS", (0, 1))
+    how = ("--out", tmp_path, "--steps", 1, "--pictures", 64, "--n", 4)
+    started(laws, monkeypatch, *how)
+    first = (tmp_path / "laws.json").read_text()
+    assert set(json.loads(first)) == {"cosine/0", "cosine/1", "15 %/0", "15 %/1"} and (tmp_path / "laws.png").is_file()
+    started(laws, monkeypatch, *how)
+    assert (tmp_path / "laws.json").read_text() == first and "cosine against 15 %" in capsys.readouterr().out
+
+
+def test_rivals(claims, tmp_path, monkeypatch):
+    """One step of training, one setting to tune. The second script finds the first one's masked models."""
+    direct, quick = claims("direct"), lambda way, **other: way._replace(grid={name: options[-1:] for name, options in way.grid.items()}, **other)
+    for name, value in {"BATCHES": (1, 2), "ROUNDS": 1, "SEEDS": (0, 1)}.items():
+        monkeypatch.setattr(direct, name, value)
+    for name in ("MASKED", "CASCADE"):
+        monkeypatch.setattr(direct, name, quick(getattr(direct, name), passes=(1, 2), tuned_at=2))
+    dates = set()
+    for claim, other in (("autoregression", {}), ("diffusion", {"passes": (1, 2), "tuned_at": 2})):
+        script = claims(claim)
+        monkeypatch.setattr(script, "RIVAL", quick(script.RIVAL, **other))
+        for _ in range(2):
+            started(script, monkeypatch, "--out", tmp_path, "--seconds", 0, "--pictures", 32, "--n", 2)
+            dates.add((tmp_path / "masked-0-0-0s.safetensors").stat().st_mtime_ns)
+        done, times = (json.loads((tmp_path / name).read_text()) for name in (f"{claim}.json", f"{claim}-cpu-times.json"))
+        assert set(done) == {f"{way}/0" for way in (script.RIVAL.name, "masked", "cascade")} and done["cascade/0"]["steps"] == "1 + 1"
+        assert set(times) == {"1", "2"} and all(seconds > 0 for by in times["2"].values() for seconds in by.values())
+        assert "times as fast" in (tmp_path / f"{claim}.md").read_text() and (tmp_path / f"{claim}.png").is_file()
+    assert len(dates) == 1
 
 
 def test_each_saving_of_decoding_gives_the_same_ids(tiny_model, monkeypatch, capsys):
