@@ -76,7 +76,8 @@ def test_sampling_takes_each_token_from_those_before_it(raster, script, guidance
 
 def test_a_rival_without_guidance_is_the_conditional_model(raster, script):
     context, uncond = caption(raster, 4, torch.float64)
-    draws = [script("autoregression").sample(raster, context, u, g, 1.0, torch.Generator().manual_seed(1)) for u, g in [(None, 0.0), (uncond, 0.0), (uncond, 3.0)]]
+    cases, seeded = [(None, 0.0), (uncond, 0.0), (uncond, 3.0)], lambda: torch.Generator().manual_seed(1)
+    draws = [script("autoregression").sample(raster, context, u, g, 1.0, seeded()) for u, g in cases]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     diffusion = script("diffusion")
     flow = loud(diffusion.Flow(SIZE, 3, GRID, E, window=2))

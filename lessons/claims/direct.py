@@ -218,7 +218,7 @@ def compare(args: Namespace, claim: str, rival: Way) -> None:
     verdicts, (name, own) = [], (rival.name, by[rival.name]["passes"])
     for way in ways[1:]:
         reach = [p for p in way.passes if statistics.mean(score(way.name, p)) >= statistics.mean(score(name, own))]
-        for said, passes in (("at its own number of passes", by[way.name]["passes"]), *[("as soon as it is as good", p) for p in reach[:1]]):
+        for said, passes in (("at its own number of passes", by[way.name]["passes"]), *[("as soon as its mean is as high", p) for p in reach[:1]]):
             faster = " and ".join(f"{second(name, own, b) / second(way.name, passes, b):.1f} (batch {b})" for b in BATCHES)
             better = verdict(score(way.name, passes), score(name, own))
             verdicts.append(
@@ -232,6 +232,9 @@ def compare(args: Namespace, claim: str, rival: Way) -> None:
             for p, *place in zip(way.passes, x, y.mean(1)):
                 axis.annotate(str(p), place, xytext=(2, 3), textcoords="offset points", fontsize=7)
         axis.set(xlabel=f"seconds per picture, batch {batch}", xscale="log")
+        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10) if axis.get_xlim()[0] < tick < axis.get_xlim()[1]]
+        axis.set(xticks=ticks, xticklabels=ticks)
+        axis.minorticks_off()
     axes[0].set_ylabel("right in all attributes")
     axes[0].legend(fontsize=8)
     figure.savefig(args.out / f"{claim}.png", dpi=110, bbox_inches="tight")
