@@ -128,6 +128,109 @@ def test_rivals(claims, tmp_path, monkeypatch):
     assert len(dates) == 1
 
 
+def test_encoders(claims, tmp_path, monkeypatch, capsys):
+    script = claims("encoders")
+    monkeypatch.setattr(script, "SEEDS", (0, 1))
+    started(script, monkeypatch, "--out", tmp_path, "--steps", 2, "--pictures", 32, "--n", 8)
+    done = json.loads((tmp_path / "encoders.json").read_text())
+    assert set(done) == {f"{reader}/{seed}" for reader in script.READERS for seed in (0, 1)} and (tmp_path / "encoders.png").is_file()
+    nll = [done[name]["heldout"]["own"] for name in ("pretrained, frozen/0", "random, frozen/0", "random, learnt/0")]
+    assert len({*nll}) == 3  # two that are random read differently as soon as one learns
+    assert "| held-out concepts: random, learnt |" in capsys.readouterr().out
+
+
+def test_a_reader_learns_only_where_it_should(claims, tmp_path, monkeypatch):
+    script, seen = claims("encoders"), []
+    fit = script.fit
+
+    def watch(name, make, *how):
+        before = make()[0].reader.state_dict()
+        fitted = fit(name, make, *how)
+        seen.append(all(torch.equal(v, before[k]) for k, v in fitted.model.reader.state_dict().items()))
+        return fitted
+
+    monkeypatch.setattr(script, "fit", watch)
+    for reader in script.READERS:
+        script.work(reader, 0, 1, 16, 4, tmp_path)
+    assert seen == [True, True, False]
+
+
+def test_cascade(claims, tmp_path, monkeypatch, capsys):
+    cascade, direct = claims("cascade"), claims("direct")
+    quick = lambda way: way._replace(grid={name: options[-1:] for name, options in way.grid.items()}, passes=(1, 2), tuned_at=2)
+    for name in ("MASKED", "CASCADE"):
+        monkeypatch.setattr(cascade, name, quick(getattr(direct, name)))
+    for module in (cascade, direct):
+        monkeypatch.setattr(module, "SEEDS", (0, 1))
+    started(cascade, monkeypatch, "--out", tmp_path, "--seconds", 0, "--pictures", 32, "--n", 2)
+    assert set(json.loads((tmp_path / "cascade.json").read_text())) == {"cascade/0", "masked/0", "cascade/1", "masked/1"}
+    assert "the cascade is better in all: " in capsys.readouterr().out and (tmp_path / "cascade.png").is_file()
+
+
+def test_codebook(claims, tmp_path, monkeypatch):
+    script = claims("codebook")
+    monkeypatch.setattr(script, "SIZES", (16, 32, 64))
+    started(script, monkeypatch, "--out", tmp_path, "--tokenizer_steps", 5, "--steps", 1, "--pictures", 40, "--n", 4)
+    done = json.loads((tmp_path / "codebook.json").read_text())
+    assert all(1 <= done[codes]["perplexity"] <= done[codes]["used"] <= int(codes) for codes in ("16", "32", "64"))
+    assert "codes do not help against 32" in (tmp_path / "codebook.md").read_text()
+
+
+def test_counting(claims, tiny_model, tmp_path, monkeypatch):
+    started(claims("counting"), monkeypatch, "--model", tiny_model, "--out", tmp_path, "--n", 24)
+    done = json.loads((tmp_path / "counting.json").read_text())
+    assert sum(done["heldout/0"][name]["n"] for name in claims("counting").GROUPS) == 24  # each caption is of one group
+    assert "of four things are right than of one: " in (tmp_path / "counting.md").read_text()
+
+
+def test_decoder_and_ramp(claims, tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install 'minimuse[eval]' brings it")
+    decoder, ramp = claims("decoder"), claims("ramp")
+    for module in (decoder, ramp):
+        monkeypatch.setattr(module, "SEEDS", (0, 1))
+    monkeypatch.setattr(ramp, "STRENGTHS", (1.0, 4.0))
+    started(decoder, monkeypatch, "--out", tmp_path, "--n", 8)
+    sizes = [[row[name]["weights"] for name in decoder.DECODERS] for row in json.loads((tmp_path / "decoder.json").read_text()).values()]
+    assert all(large > small for small, large in sizes) and (tmp_path / "decoder.png").is_file()
+    started(ramp, monkeypatch, "--out", tmp_path, "--n", 8)
+    assert len(json.loads((tmp_path / "ramp.json").read_text())) == 2 * 2 * 2 * 2 and (tmp_path / "ramp.png").is_file()
+
+
+def test_verdicts(claims):
+    trial = claims("trial")
+    assert trial.verdict([3.0, 3.1, 2.9], [1.0, 1.1, 0.9]) == "holds" and trial.verdict([1.0, 1.1, 0.9], [3.0, 3.1, 2.9]) == "does not hold"
+    assert trial.verdict([1.0, 2.0, 3.0], [1.2, 1.9, 2.8]) == trial.verdict([float("nan")] * 2, [1.0, 1.0]) == "cannot be told"
+
+
+def test_a_training_that_was_cut_short_ends_the_same(claims, tmp_path, monkeypatch):
+    """Stopped in the middle and started again: as many steps, the same weights; and another seed gives others."""
+    trial = claims("trial")
+
+    def make():
+        model = torch.nn.Linear(4, 1)
+
+        def parts_of(indices, generator, step):
+            if step == stop:
+                raise KeyboardInterrupt
+            yield model(torch.randn(len(indices), 4, generator=generator)).square().mean(), {}
+        return model, parts_of
+
+    def fit(seed, folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return trial.fit("some", make, trial.settings(30, 8), 100, seed, tmp_path / folder)
+
+    monkeypatch.setattr("minimuse.train.SAVE_EVERY", 0.0)
+    stop = None
+    whole, other = fit(0, "whole"), fit(1, "other")
+    stop = 20
+    with pytest.raises(KeyboardInterrupt):
+        fit(0, "cut")
+    stop = None
+    cut = fit(0, "cut")
+    assert torch.equal(whole.model.weight, cut.model.weight) and not torch.equal(whole.model.weight, other.model.weight)
+    assert cut.steps == whole.steps == 30 and not any((tmp_path / "cut").iterdir())
+
+
 def test_each_saving_of_decoding_gives_the_same_ids(tiny_model, monkeypatch, capsys):
     run("tests/bench/decoding.py", monkeypatch, "--model", tiny_model, "--runs", 1)
     lines = capsys.readouterr().out.splitlines()

@@ -8,7 +8,7 @@ parameters, as many seconds of training, three seeds each. How they are trained,
 
 import matplotlib.pyplot as plt
 import numpy as np
-from direct import CASCADE, MASKED, measured
+from direct import CASCADE, MASKED, Way, measured
 from trial import SEEDS, arguments, finish, table, told, tokens_of, verdict, work_through
 
 from minimuse import Muse
@@ -20,8 +20,11 @@ def main():
     args, ways = arguments(__doc__, seconds=500.0, pictures=20_000, n=96), (CASCADE, MASKED)
     tokens_of(Muse.load("toy-shapes"), "shapes", "train", args.pictures, args.out)  # here, or two processes would make the same file
     done = work_through(args.out / "cascade.json", {f"{way.name}/{s}": (way, s, args) for s in SEEDS for way in ways}, measured, args.workers)
-    # of each training the mean over the seeds of drawing, at its own number of passes
-    of = lambda way, part: [float(np.mean([found[part] for found in (r := done[f"{way.name}/{s}"])["test"][str(r["passes"])]])) for s in SEEDS]
+
+    def of(way: Way, part: str) -> list[float]:
+        """Of each training the mean over the seeds of drawing, at its own number of passes."""
+        trainings = [done[f"{way.name}/{seed}"] for seed in SEEDS]
+        return [float(np.mean([found[part] for found in r["test"][str(r["passes"])]])) for r in trainings]
     rows = []
     for way in ways:
         trainings = [done[f"{way.name}/{s}"] for s in SEEDS]
