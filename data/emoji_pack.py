@@ -46,13 +46,16 @@ def find(wanted: str, side: int, data_dir: Path) -> list[tuple[str, tuple[str, .
     index, words = (_shipped(data_dir / "emoji" / name) for name in ("index.json", "captions.json"))
     part, found = "heldout-pair" if wanted == "heldout" else wanted, []
     for style in STYLES:
-        if style not in index:
-            raise ValueError(f"{data_dir / 'emoji' / 'index.json'} lacks the style {style}: {_RESTORE}")
-        pack = _pack(data_dir / "emoji" / f"{style}.pack", index[style])
-        for concept, (offset, length) in index[style]["blobs"].items():
-            if split(concept, style) == part:
-                captions = emoji_captions(words[concept]["label"], words[concept]["tags"], style)
-                found.append((f"{style}/{concept}", captions, partial(_decode, pack[offset:offset + length], side)))
+        try:
+            if style not in index:
+                raise ValueError(f"{data_dir / 'emoji' / 'index.json'} lacks the style {style}: {_RESTORE}")
+            pack = _pack(data_dir / "emoji" / f"{style}.pack", index[style])
+            for concept, (offset, length) in index[style]["blobs"].items():
+                if split(concept, style) == part:
+                    captions = emoji_captions(words[concept]["label"], words[concept]["tags"], style)
+                    found.append((f"{style}/{concept}", captions, partial(_decode, pack[offset:offset + length], side)))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{data_dir / 'emoji'}: index.json and captions.json are damaged at {style} ({error!r}): {_RESTORE}") from None
     return found
 
 

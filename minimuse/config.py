@@ -114,7 +114,7 @@ def literal(text: str):
 def typed(value, kind, key: str):
     """The value as one of type `kind`: str, bool, int, float, or a tuple of one of them; a ValueError names what is neither."""
     inner, several = typing.get_args(kind), isinstance(value, (tuple, list))  # (int, ...) or (float, float)
-    fits = lambda x, k: type(x) is k or (k is float and type(x) is int)
+    fits = lambda x, k: (type(x) is k or (k is float and type(x) is int)) and (type(x) is not int or abs(x) < 2**31)
     if inner and several and (inner[-1] is ... or len(value) == len(inner)) and all(fits(x, inner[0]) for x in value):
         return tuple(map(inner[0], value))
     if inner or not fits(value, kind):

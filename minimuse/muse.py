@@ -79,8 +79,7 @@ class Muse:
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", t5: str | None = None) -> Muse:
         """A model that ships in `data/`, by name, or a model directory; t5: where its text encoder is now. Errors name file and remedy."""
-        directory = find(name)
-        about = read_about(directory)
+        about = read_about(directory := find(name))
         config = configs.from_json(about["config"])
         text = load_text(t5 or about["text"]["name"], device)
         if text.fingerprint != about["text"]["fingerprint"]:

@@ -14,7 +14,7 @@ import math
 import pickle
 import warnings
 import zipfile
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -51,11 +51,12 @@ class T5Config:
     @classmethod
     def from_json(cls, path):
         try:
-            values = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+            values = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not JSON ({error}); download it again") from None
-        if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]:
-            raise ValueError(f"{path} lacks {', '.join(missing)}; is it the config.json of a T5?")
+        strange = lambda value, kind: type(value) is not kind or (kind is int and not 0 < value < 2**31)
+        if wrong := [f.name for f in fields(cls) if strange(values.get(f.name, f.default), f.type)]:
+            raise ValueError(f"{path} lacks {', '.join(wrong)}, or says something else there than a T5's config.json")
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
