@@ -16,7 +16,8 @@ from minimuse import shapes
 from minimuse.cache import Tokens
 from minimuse.data import SPLITS, halve
 from minimuse.figures import decoding_gif, sheet
-from minimuse.metrics import bits_per_token, masked_nll, mean_of, psnr, ssim
+from minimuse.judge import Judge, features
+from minimuse.metrics import bits_per_token, frechet, interval, kid, masked_nll, mean_of, precision, psnr, ssim
 from minimuse.muse import Muse, write_json
 from minimuse.train import pictures_of
 from minimuse.vq import perplexity
@@ -64,6 +65,12 @@ def tokenizer_report(muse: Muse, tokens: Tokens, images: torch.Tensor, batch: in
     return found, made
 
 
+def likeness(drawn: torch.Tensor, real: torch.Tensor) -> dict:
+    """Of features (M, C): is what is drawn like the real, as a whole (Frechet distance, KID)? Is it real (precision), is all of it drawn?"""
+    measures = {"frechet": frechet, "kid": kid, "precision": precision, "recall": lambda drawn, real: precision(real, drawn)}
+    return {name: interval(measure, drawn, real) for name, measure in measures.items()}
+
+
 def measure(muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None]) -> tuple[dict, dict]:
     """All that fits, over at most n pictures of one split; and the pictures it speaks of."""
     data, config = muse.about["data"], muse.config
@@ -82,6 +89,16 @@ def measure(muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None
         scenes, small = [shapes.parse(caption) for caption in captions], {"reconstructed_low": made["low"], "generated_low": low}
         found["alignment"] = {name: shapes.alignment(scenes, images) for name, images in (shown | small).items()}
         found["alignment"]["shuffled"] = shapes.alignment(scenes[1:] + scenes[:1], high)  # what chance would score
+    if has_lite0() and len(pictures) > 8:  # or halves would have no third neighbour
+        net = Lite0().to(muse.device)
+        look = {name: features(net, images) for name, images in shown.items()}
+        more = pictures_of(config, data, "train", 2 * n, seed)  # of the same split the first half would be the same: others are wanted
+        others = [i for i, name in enumerate(more.names) if name not in {*pictures.names}][: len(pictures)]
+        look["other real pictures"] = features(net, more.batch(others).to(muse.device))
+        found["likeness"] = {name: likeness(vectors, look["real"]) for name, vectors in look.items() if name != "real"}
+        if data == "emoji":
+            judge = Judge.load()
+            found["judged"] = {name: judge.shares(judge(look[name], pictures.names)) for name in shown}
     return found, {"captions": captions, "real": real, "low": low, "high": high}
 
 
@@ -102,7 +119,7 @@ def cells(found: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
             yield from cells(value, (*path, name))
         else:
             text = f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})" if isinstance(value, dict) else f"{value:.3f}"
-            yield ", ".join((*path, name)), text
+            yield ", ".join((*path, name)), text + (f", by chance {value['chance']:.4f}" if isinstance(value, dict) and "chance" in value else "")
 
 
 def evaluate(muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None = None) -> dict:

@@ -1,6 +1,6 @@
 """Claim 9: a larger codebook does not help (Muse, appendix: 8,192 codes, and no gain from more).
 
-    python lessons/claims/codebook.py --out runs/claims        # a quarter of an hour of two cores
+    python lessons/claims/codebook.py --out runs/claims        # half an hour of two cores
 
 Low-res tokenizers of shapes with 128, 512 and 2,048 codes, and on each a base model as the demo's, trained alike; one seed. The low-res
 pictures are judged as they are, 32 pixels, without super-resolution: what the tokenizer can show (reconstructed), and what the base model
@@ -66,7 +66,7 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
 
 
 def main():
-    args = arguments(__doc__, tokenizer_steps=1500, steps=1200, pictures=20_000, n=256)
+    args = arguments(__doc__, tokenizer_steps=3000, steps=2000, pictures=20_000, n=256)
     jobs = {str(codes): (codes, args.tokenizer_steps, args.steps, args.pictures, args.n, args.out) for codes in SIZES}
     done = work_through(args.out / "codebook.json", jobs, work, args.workers)
     parts = ("shape", "colour", "size", "count", "all")

@@ -21,7 +21,7 @@ from minimuse.judge import Judge, features
 from minimuse.metrics import precision
 from minimuse.vq_loss import Lite0
 
-STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 
 
 def work(model: str, course: str, strength: float, seed: int, n: int) -> dict:
@@ -34,12 +34,13 @@ def work(model: str, course: str, strength: float, seed: int, n: int) -> dict:
     if muse.about["data"] == "shapes":
         faithful = shapes.alignment([shapes.parse(caption) for caption in captions], drawn)["all"]["value"]
     else:
-        faithful = Judge.load()(look[0], pictures.names)["concept in ten"]["value"]
+        judge = Judge.load()
+        faithful = judge.shares(judge(look[0], pictures.names))["ten"]["value"]
     return {"faithful": faithful, "recall": precision(*look[::-1]), "precision": precision(*look), "seconds": round(time.monotonic() - begun, 1)}
 
 
 def main():
-    args, models, courses = arguments(__doc__, n=192), ("toy-shapes", "toy"), ("ramp", "constant")
+    args, models, courses = arguments(__doc__, n=128), ("toy-shapes", "toy"), ("ramp", "constant")
     jobs = {f"{m}/{c}/{t}/{s}": (m, c, t, s, args.n) for m in models for t in STRENGTHS for c in courses for s in SEEDS}
     done = work_through(args.out / "ramp.json", jobs, work, args.workers)
     rows, verdicts = [], []
