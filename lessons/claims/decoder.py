@@ -57,7 +57,7 @@ def seen(name: str, n: int):
     pictures = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
     ids = Tokens.of(muse.parts, muse.text, pictures).ids("high")
     rows = [pictures.batch(range(n)), *(muse.pixels(ids, "high", finetuned) for finetuned in DECODERS.values())]
-    return sheet(rows, [variants[0] for variants in pictures.captions], titles=("real", *DECODERS))
+    return sheet(rows, [variants[0] for variants in pictures.captions], titles=("real", "tokenizer", "finetuned"))
 
 
 def main():
@@ -77,7 +77,7 @@ def main():
             f"- {model}: nearer to real pictures by PSNR, SSIM and the perceptual distance: {'holds' if truer else 'does not hold'}",
             f"- {model}: drawn pictures are sharper: {verdict(of('finetuned', 'drawn sharpness'), of(list(DECODERS)[0], 'drawn sharpness'))}",
         ]
-    both = [seen(model, 8) for model in models]
+    both = [seen(model, 5) for model in models]
     beside(both, [*models], scale=1).quantize().save(args.out / "decoder.png")
     head = ["decoder", "weights", "PSNR, dB", "SSIM", "perceptual", "sharpness", "sharpness, drawn", "right shapes, drawn", "all right, drawn"]
     finish(args.out, "decoder", done, table(head, rows), "\n".join(verdicts))

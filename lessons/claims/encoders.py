@@ -89,7 +89,7 @@ def main():
         rows += [[f"{title}: {kind}", *(told(nll[kind][case]) for case in nll[kind]), told(worth[kind])] for kind in READERS]
         less = {kind: [-x for x in found["own"]] for kind, found in nll.items()}  # more is better
         verdicts += [f"- {title}: pretrained better than {kind}: {verdict(less['pretrained, frozen'], less[kind])}" for kind in list(READERS)[1:]]
-        axis.bar([*READERS], [np.mean(worth[kind]) for kind in READERS], yerr=[np.std(worth[kind]) for kind in READERS], capsize=3)
+        axis.bar([kind.replace(", ", "\n") for kind in READERS], [np.mean(worth[kind]) for kind in READERS], yerr=[np.std(worth[kind]) for kind in READERS], capsize=3)
         axis.set_title(title)
         axis.tick_params(axis="x", labelsize=8)
     axes[0].set_ylabel("nats that a caption is worth")
