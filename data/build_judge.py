@@ -1,7 +1,7 @@
 """Train the judge of emoji, data/judge/heads.safetensors, and measure how far it can be trusted.
 
     OMP_NUM_THREADS=1 python data/build_judge.py                 # some minutes on one CPU core, most of them Lite0's; `eval` extra
-    OMP_NUM_THREADS=1 python data/build_judge.py --validate      # what the settings were chosen by: trains on less, writes nothing
+    OMP_NUM_THREADS=1 python data/build_judge.py --validate      # on a slice of the training split, where settings are chosen
 
 Two linear heads on frozen features (judge.py says what for): cross-entropy over the styles, and cross-entropy over the concepts'
 sentence embeddings with a learnt temperature, as CLIP's (2103.00020) but with every concept in each batch. They see real pictures of
@@ -26,7 +26,7 @@ from minimuse.muse import write_json
 from minimuse.vq_loss import Lite0
 
 SIDE = 64  # of the toy's pictures
-EPOCHS, BATCH, RATE, DECAY = 24, 512, 2e-3, 1.0  # chosen by --validate
+EPOCHS, BATCH, RATE, DECAY = 24, 512, 2e-3, 1.0  # chosen on the slice that --validate sets aside
 SEED = 0
 
 
@@ -85,8 +85,8 @@ def train(views: torch.Tensor, names: list[str], concepts: tuple[str, ...], word
         nn.init.normal_(head.weight, std=C**-0.5, generator=generator)
         nn.init.zeros_(head.bias)
     temperature = nn.Parameter(torch.tensor(2.7))  # as a logarithm
-    free = [styles.bias, meaning.bias, temperature]
-    optimizer = torch.optim.AdamW([{"params": [styles.weight, meaning.weight], "weight_decay": DECAY}, {"params": free, "weight_decay": 0.0}], lr=RATE)
+    decayed, free = [styles.weight, meaning.weight], [styles.bias, meaning.bias, temperature]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": DECAY}, {"params": free, "weight_decay": 0.0}], lr=RATE)
     steps = EPOCHS * (M // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for epoch in range(EPOCHS):

@@ -46,7 +46,7 @@ def features(net: Lite0, images: torch.Tensor, batch: int = 64) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)  # eq: tensors have no single truth value
 class Verdicts:
-    """One boolean per picture each (B,)."""
+    """Three answers about each picture: booleans (B,)."""
 
     style: torch.Tensor
     first: torch.Tensor  # the concept asked for is the likeliest

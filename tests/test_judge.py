@@ -83,7 +83,8 @@ def test_chance_is_what_guesses_score(judge):
     g, names = torch.Generator().manual_seed(3), [f"{s}/{c}" for s in STYLES for c in CONCEPTS]
     right = {"style": 0, "first": 0, "ten": 0}
     for i in range(900):
-        guess = replace(judge, style_bias=torch.randn(3, generator=g), words_bias=torch.randn(4, generator=g), words=judge.words[torch.randperm(30, generator=g)])
+        words = judge.words[torch.randperm(30, generator=g)]
+        guess = replace(judge, style_bias=torch.randn(3, generator=g), words_bias=torch.randn(4, generator=g), words=words)
         for key, value in vars(guess(torch.zeros(1, 6), [names[i % 90]])).items():
             right[key] += int(value)
     for key, chance in judge.chance.items():
@@ -108,10 +109,12 @@ def test_what_it_cannot_judge(judge):
         replace(judge, words_bias=torch.zeros(5))
 
 
-@pytest.mark.parametrize("images", [torch.zeros(2, 3, 31, 64), torch.zeros(3, 64, 64), torch.zeros(2, 1, 64, 64), torch.zeros(2, 3, 64, 64, dtype=torch.uint8)])
-def test_what_has_no_features(images):
+@pytest.mark.parametrize("shape, dtype", [
+    ((2, 3, 31, 64), torch.float), ((3, 64, 64), torch.float), ((2, 1, 64, 64), torch.float), ((2, 3, 64, 64), torch.uint8),
+])  # fmt: skip
+def test_what_has_no_features(shape, dtype):
     with pytest.raises(ValueError, match="the judge needs floats"):
-        features(None, images)
+        features(None, torch.zeros(shape, dtype=dtype))
 
 
 # The file that ships
@@ -131,7 +134,8 @@ def test_a_damaged_file_is_named(judge, tmp_path):
     whole, wrong = path.read_bytes(), tmp_path / "wrong.safetensors"
     (without := json.loads(whole[8 : (end := 8 + int.from_bytes(whole[:8], "little"))]))["__metadata__"].pop("styles")
     header = json.dumps(without).encode()
-    for damaged in (whole[:-9], b"", b"no tensors", len(header).to_bytes(8, "little") + header + whole[end:], whole.replace(b"concept-0", b'concept"0')):
+    nameless, misspelt = len(header).to_bytes(8, "little") + header + whole[end:], whole.replace(b"concept-0", b'concept"0')
+    for damaged in (whole[:-9], b"", b"no tensors", nameless, misspelt):
         wrong.write_bytes(damaged)
         with pytest.raises(ValueError, match="wrong.safetensors is damaged"):
             Judge.load(wrong)

