@@ -21,9 +21,8 @@ from minimuse.maskgit import BaseConfig, MaskGit
 from minimuse.metrics import masked_nll
 from minimuse.schedule import sample_ratios
 
-
 RATIOS = {
-    "cosine": lambda B, generator: sample_ratios(B, generator),
+    "cosine": sample_ratios,
     "uniform": lambda B, generator: sample_ratios(B, generator, "linear"),
     "15 %": lambda B, generator: torch.full((B,), 0.15, dtype=torch.float64),
     "64 %": lambda B, generator: torch.full((B,), 0.64, dtype=torch.float64),

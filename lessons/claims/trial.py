@@ -26,9 +26,9 @@ from minimuse import Muse, shapes
 from minimuse.cache import Tokens, encode
 from minimuse.config import Stage
 from minimuse.data import load
-from minimuse.maskgit import drop_captions, hide, masked_token_loss
+from minimuse.maskgit import drop_captions, masked_token_loss
 from minimuse.muse import save_tensors, write_json
-from minimuse.schedule import mask_counts, random_masks
+from minimuse.schedule import mask_counts, random_masks, sample_ratios
 from minimuse.train import optimize
 
 SEEDS = (0, 1, 2)
@@ -60,19 +60,15 @@ def settings(steps: int, batch: int, lr: float = 3e-3) -> Stage:
     return Stage(steps=steps, batch=batch, lr=lr, muon_lr=0.025)
 
 
-def masked_loss(model: nn.Module, tokens: Tokens, resolution: str, ratios: Callable | None = None, caption_dropout: float = 0.1) -> Callable:
+def masked_loss(model: nn.Module, tokens: Tokens, resolution: str, ratios: Callable = sample_ratios) -> Callable:
     """What `train.token_loss` is on one machine, written out, with a law of mask ratios of one's own: ratios(B, generator) -> (B,)."""
 
     def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         ids, (text, visible) = tokens.ids(resolution, indices), tokens.captions(indices, generator)
-        visible = drop_captions(visible, caption_dropout, generator)
+        visible = drop_captions(visible, 0.1, generator)
         context = model.context(text, visible, *([tokens.ids("low", indices)] if hasattr(model, "low_embedding") else []))
-        if ratios is None:
-            corrupted, hidden = hide(ids, model.mask_id, generator)
-        else:
-            hidden = random_masks(mask_counts(ratios(len(ids), generator), ids.shape[1]), ids.shape[1], generator)
-            corrupted = ids.masked_fill(hidden, model.mask_id)
-        loss, correct = masked_token_loss(model(corrupted, context, hidden), ids, hidden)
+        hidden = random_masks(mask_counts(ratios(len(ids), generator), ids.shape[1]), ids.shape[1], generator)
+        loss, correct = masked_token_loss(model(ids.masked_fill(hidden, model.mask_id), context, hidden), ids, hidden)
         yield loss, {"accuracy": correct}
     return parts_of
 
