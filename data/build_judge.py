@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from minimuse import Muse, emoji_pack
+from minimuse.muse import write_json
 from minimuse.data import DATA, load, stable_hash
 from minimuse.judge import PATH, Judge, features
-from minimuse.muse import write_json
-from minimuse.vq_loss import Lite0
+from minimuse.lite0 import Lite0
 
 SIDE = 64  # of the toy's pictures
 EPOCHS, BATCH, RATE, DECAY = 24, 512, 2e-3, 1.0  # chosen on the slice that --validate sets aside

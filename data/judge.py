@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from minimuse.data import DATA
 from minimuse.muse import save_tensors
+from minimuse.data import DATA
+from minimuse.lite0 import Lite0
 from minimuse.shapes import share
-from minimuse.vq_loss import Lite0
 
 PATH = DATA / "judge" / "heads.safetensors"
 SIDE = 128  # Lite0 halves five times: of 64 pixels 2x2 positions would be left, and the heads would be right less often

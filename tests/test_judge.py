@@ -161,7 +161,7 @@ def test_the_figures_beside_it_beat_chance():
 
 def test_real_pictures_that_were_held_out():
     pytest.importorskip("efficientnet_lite_pytorch", reason="pip install 'minimuse[eval]' brings it")
-    from minimuse.vq_loss import Lite0
+    from minimuse.lite0 import Lite0
 
     judge, pictures = Judge.load(), load("emoji", "heldout", 64, 64)
     x = features(Lite0(), pictures.batch(range(64)))

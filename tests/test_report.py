@@ -4,7 +4,7 @@ import pytest
 import torch
 from minimuse import Muse, report
 from minimuse.data import load
-from minimuse.vq_loss import has_lite0
+from minimuse.lite0 import has_lite0
 
 
 def test_cells_say_everything_once():

