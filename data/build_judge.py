@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minimuse import Muse, emoji_pack
-from minimuse.muse import write_json
+from minimuse.checkpoint import write_json
 from minimuse.data import DATA, load, stable_hash
 from minimuse.judge import PATH, Judge, features
 from minimuse.lite0 import Lite0

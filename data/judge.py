@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from minimuse.muse import save_tensors
+from minimuse.checkpoint import save_tensors
 from minimuse.data import DATA
 from minimuse.lite0 import Lite0
 from minimuse.shapes import share

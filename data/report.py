@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from minimuse import shapes
 from minimuse.cache import Tokens
-from minimuse.muse import write_json
+from minimuse.checkpoint import write_json
 from minimuse.data import SPLITS, halve
 from minimuse.figures import decoding_gif, sheet
 from minimuse.judge import Judge, features

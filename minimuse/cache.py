@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from minimuse.checkpoint import save_tensors, write_json
 from minimuse.data import Pictures, halve, stable_hash
-from minimuse.muse import PARTS, autocast, save_tensors, write_json
+from minimuse.muse import PARTS, autocast
 from minimuse.t5_frozen import FrozenT5
 
 

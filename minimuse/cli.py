@@ -5,11 +5,13 @@ import importlib
 import itertools
 import os
 import shutil
+import signal
 import sys
 import typing
 import warnings
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tqdm import tqdm
 
 from minimuse import config as configs
 from minimuse import edit, parallel
+from minimuse.checkpoint import patiently
 from minimuse.data import DATA, read_picture
 from minimuse.decode import Sampling
 from minimuse.demo import demo, side_by_side
@@ -122,17 +125,19 @@ def given(args) -> dict:
 def show(records, row: int = 0) -> None:
     """Progress bars: loss, accuracy and the like, smoothed a little. `row`: how far down, where processes share a screen."""
     bar, seen = None, {}
-    for record in records:
-        if bar is None:
-            bar, seen = tqdm(total=record.steps, initial=record.step - 1, desc=record.stage, mininterval=1.0, position=row), {}
-        bar.update(1)
-        if record.step % 10 == 0 or record.step == record.steps:  # reading a value waits for the device
-            for k, v in record.metrics.items():
-                seen[k] = 0.8 * seen.get(k, float(v)) + 0.2 * float(v)
-            bar.set_postfix_str(", ".join(f"{k} {v:.3g}" for k, v in seen.items()))
-        if record.step == record.steps:  # now: the next record comes after the next stage's preparation
-            bar.close()
-            bar = None
+    with ExitStack() as bars:  # closes them, whatever happens
+        for record in records:
+            if bar is None:
+                bar = bars.enter_context(tqdm(total=record.steps, initial=record.step - 1, desc=record.stage, mininterval=1.0, position=row))
+                seen = {}
+            bar.update(1)
+            if record.step % 10 == 0 or record.step == record.steps:  # reading a value waits for the device
+                for k, v in record.metrics.items():
+                    seen[k] = 0.8 * seen.get(k, float(v)) + 0.2 * float(v)
+                bar.set_postfix_str(", ".join(f"{k} {v:.3g}" for k, v in seen.items()))
+            if record.step == record.steps:  # now: the next record comes after the next stage's preparation
+                bar.close()
+                bar = None
 
 
 def outputs(args, *also: Path | None) -> list[Path]:
@@ -227,7 +232,8 @@ def run_train(args) -> None:
         return
     text = load_text(name, "cpu" if (args.out / "cache" / "index.json").is_file() else device)  # if it is done, no GPU needs to hold it
     consume = show if parallel.place()[0] == 0 else partial(deque, maxlen=0)
-    consume(train_all(stages, args.out, config, data, text, name, seed, device, args.resume))
+    with patiently():
+        consume(train_all(stages, args.out, config, data, text, name, seed, device, args.resume))
     parallel.end()
 
 
@@ -239,12 +245,13 @@ def main(argv: list[str] | None = None) -> int:
         rest = [text for text in rest if text.startswith("-")]
     if rest:
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         code = args.run(args)
         return code if args.command == "check" else 0
     except KeyboardInterrupt:
         print("minimuse: stopped; the same command with --resume goes on", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
         print("minimuse:", " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -112,7 +112,6 @@ SAMPLERS = {"confidence": confidence, "halton": halton, "random": random, "entro
 @lru_cache
 def halton_order(tokens: int) -> torch.Tensor:
     """The rank (N,) of each token of a square grid in the Halton sequence (bases 2 and 3), which fills a square evenly."""
-
     def mirrored(i: int, base: int) -> float:
         """0.123 in base `base` for i = 321: van der Corput's sequence."""
         return (i % base + mirrored(i // base, base)) / base if i else 0.0
@@ -131,8 +130,7 @@ def step(
 ) -> Step:  # fmt: skip
     """Draw a guess for each hidden token, hide `left` of them again: MaskGIT's step, if the sampler is "confidence".
     logits (B, N, K) guided, ids (B, N), hidden (B, N) bool, left (B,) how many stay hidden per row; token_noise (B, N, K) standard
-    Gumbel, choice_noise (B, N) already scaled. Confidence is taken before temperature and top-k; of equal ones the first counts.
-    """
+    Gumbel, choice_noise (B, N) already scaled. Confidence is taken before temperature and top-k; of equal ones the first counts."""
     logits = logits.float()
     guess = torch.where(hidden, draw(logits, token_noise, sampling.temperature, sampling.top_k), ids)
     log_p = logits.log_softmax(dim=-1).gather(-1, guess[..., None])[..., 0]
@@ -149,8 +147,7 @@ def decode(
     """Fill the tokens of ids (B, N) that equal mask_id, in at most `sampling.steps` passes; yields each step, none if nothing is hidden.
 
     `uncond` is the context to steer away from (None: no guidance). Its rows run in one batch with the conditional ones, and not at all
-    in steps without guidance. Of P `weights`, `context` has P B rows, prompt by prompt.
-    """
+    in steps without guidance. Of P `weights`, `context` has P B rows, prompt by prompt."""
     hidden = ids == mask_id
     B, N = ids.shape
     after = [schedule.masked_after(int(n), sampling.steps, sampling.law) for n in hidden.sum(dim=-1)]

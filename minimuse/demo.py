@@ -3,18 +3,22 @@
 Writes a model to OUT, and what `minimuse evaluate --model OUT` writes: samples.png (for held-out captions), decoding.gif, report.json.
 """
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 
 from minimuse import config as configs
+from minimuse.checkpoint import asked, write_json
 from minimuse.config import Config
-from minimuse.muse import Muse, load_text, write_json
+from minimuse.muse import Muse, load_text
 from minimuse.report import evaluate, in_short
 from minimuse.train import STAGES, pending, train_all
 
@@ -37,14 +41,29 @@ def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, res
     todo = pending(STAGES, out, resume)  # raises what there is to raise before anything is trained
     job = partial(work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show)
     workers = min(3, torch.get_num_threads())
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads() // workers,)) as pool:
-        done = [*pool.map(job, ("tokenizer", "tokenizer_hi"), range(2))]
-        done += pool.map(job, ("superres", "base", "decoder"), range(3))
+    with ProcessPoolExecutor(workers, get_context("spawn"), begin, (torch.get_num_threads() // workers,)) as pool:
+        try:
+            done = [*pool.map(job, ("tokenizer", "tokenizer_hi"), range(2))]
+            done += pool.map(job, ("superres", "base", "decoder"), range(3))
+        except KeyboardInterrupt:
+            for child in active_children():
+                child.terminate()  # by a signal: each finishes its step, and saves
+            raise
     return {stage: seconds for stage, seconds, _ in done if stage in todo}, {stage: metrics for stage, _, metrics in done if stage in todo}
+
+
+def begin(threads: int) -> None:
+    """Of a process that trains stages: it stops when it is told to by the one that began it, or when that one is gone."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.add(number))
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def work(stage: str, row: int, out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]):
     """Train one stage in this process; returns its name, seconds and last metrics."""
+    if asked:
+        raise KeyboardInterrupt
     begun, last = time.monotonic(), {}
     records = train_all((stage,), out, config, data, load_text(text), text, seed, resume=resume)
     show((last.update(record.metrics) or record for record in records), row)  # update gives None

@@ -89,8 +89,7 @@ def edits(
 ) -> Iterator[torch.Tensor]:
     """Mask-free editing (Muse, section 3.3): low-res tokens (n, N) of the image, then those after each iteration.
     An iteration hides a random `share` of the tokens and draws them for the prompt, from the 3 likeliest codes (Muse: guidance 4; for
-    toy-shapes, lessons/claims/editing.py finds 1 best). Gibbs sampling: the longer it goes on, the farther it gets from the image.
-    """
+    toy-shapes, lessons/claims/editing.py finds 1 best). Gibbs sampling: the longer it goes on, the farther it gets from the image."""
     if iterations < 0 or not 0 < share <= 1:
         raise ValueError(f"iterations {iterations} and share {share}: give 0 or more, and a share in (0, 1]")
     pixels, side = pixels_of(image), muse.config.tokenizer_hi.side

@@ -33,8 +33,7 @@ def sheet(rows: list[torch.Tensor], captions: list[str], columns: int = 8, cell:
 
 
 def passes(muse: Muse, prompts: list[str], **settings) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Decode, and show every pass as (B, 3, H, W) in [-1, 1]: all guesses, shaded where they are hidden again; and how
-    probable each was to the model, from black to white."""
+    """Decode, and show every pass (B, 3, H, W): all guesses, shaded where they are hidden again; and how probable each was, from black."""
     for resolution, step in muse.steps(prompts, **settings):
         images = muse.pixels(step.ids, resolution)
         grid, side = int(step.ids.shape[1] ** 0.5), images.shape[-1]
@@ -45,8 +44,7 @@ def passes(muse: Muse, prompts: list[str], **settings) -> Iterator[tuple[torch.T
 
 
 def decoding_gif(muse: Muse, prompts: list[str], path: str | Path, cell: int = 160, **settings) -> int:
-    """Write the decoding of some prompts, low-res passes first, confidences below, as a GIF, or side by side where the path does not end
-    in .gif; returns the number of frames."""
+    """Write the decoding of some prompts, confidences below, as a GIF, or side by side if the path does not end so; returns how many frames."""
     moving = Path(path).suffix.lower() == ".gif"
     frames = [sheet([*pair], prompts, len(prompts), cell if moving else cell // 2) for pair in passes(muse, prompts, **settings)]
     if moving:

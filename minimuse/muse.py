@@ -8,10 +8,7 @@ caption -> frozen T5 -> base model: 16x16 tokens -> super-resolution: 64x64 toke
 figure 3; fewer in the toys). A model directory holds `config.json` and one safetensors file per part; the text encoder stays in its own.
 """
 
-from __future__ import annotations
-
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -23,11 +20,11 @@ import torch
 from einops import rearrange
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from minimuse import config as configs
-from minimuse import parallel
+from minimuse.checkpoint import save_tensors, write_json
 from minimuse.config import Config
 from minimuse.data import DATA
 from minimuse.decode import Sampling, Step, decode
@@ -77,7 +74,7 @@ class Muse:
         self.device = next(self.base.parameters()).device
 
     @classmethod
-    def load(cls, name: str | Path, device: str = "cpu", t5: str | None = None) -> Muse:
+    def load(cls, name: str | Path, device: str = "cpu", t5: str | None = None) -> "Muse":
         """A model that ships in `data/`, by name, or a model directory; t5: where its text encoder is now. Errors name file and remedy."""
         about = read_about(directory := find(name))
         config = configs.from_json(about["config"])
@@ -119,8 +116,7 @@ class Muse:
         self, prompts: list[str], negative: str = "", sampling: Sampling | None = None, sampling_hi: Sampling | None = None,
         seed: int = 0, low: torch.Tensor | None = None, high: torch.Tensor | None = None,
     ) -> Iterator[tuple[str, Step]]:  # fmt: skip
-        """Decode B pictures: ("low", step)... then ("high", step)... with (B, N) ids. low, high: what is there already, with mask ids
-        where something is to be drawn; left out, nothing is there."""
+        """Decode B pictures: ("low", step)... then ("high", step)..., ids (B, N). low, high: what is there already, mask ids where nothing is."""
         generator, asked, below = torch.Generator().manual_seed(seed), self.read(prompts, negative), ()
         lower = "low", self.base, low, self.config.tokenizer.grid, sampling or self.config.sampling
         upper = "high", self.superres, high, self.config.tokenizer_hi.grid, sampling_hi or self.config.sampling_hi
@@ -149,11 +145,9 @@ class Muse:
         """Low-res (B, 3, H/2, W/2) and high-res (B, 3, H, W) pictures for the prompts, in batches."""
         lows, highs, seed = [], [], settings.pop("seed", 0)
         for start in range(0, len(prompts), batch):
-            last = {}
-            for resolution, step in self.steps(prompts[start : start + batch], seed=seed + start, **settings):
-                last[resolution] = step.ids
-            lows.append(self.pixels(last["low"], "low"))
-            highs.append(self.pixels(last["high"], "high"))
+            last = dict(self.steps(prompts[start : start + batch], seed=seed + start, **settings))
+            lows.append(self.pixels(last["low"].ids, "low"))
+            highs.append(self.pixels(last["high"].ids, "high"))
         return torch.cat(lows), torch.cat(highs)
 
     def generate(self, prompt: str, n: int = 1, negative: str = "", seed: int = 0, **given) -> list[Image.Image]:
@@ -200,25 +194,6 @@ def read_about(directory: Path) -> dict:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model's config.json ({type(error).__name__}: {error})") from None
     return about
-
-
-def write_json(path: Path, data: dict) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # stages that train side by side write the same config.json
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, first under a temporary name: a reader sees the old file or the new one, never half of one.
-    Of several processes all gather, and the first writes."""
-    held, writes = {}, parallel.place()[0] == 0
-    for name, tensor in tensors.items():
-        tensor = parallel.whole(tensor.detach())
-        held |= {name: tensor.cpu().contiguous().clone()} if writes else {}
-    if writes:
-        save_file(held, temporary := path.with_name(path.name + ".tmp"), metadata)
-        os.replace(temporary, path)
-    parallel.first()  # nobody goes on before it is there
 
 
 def save_part(directory: Path, name: str, part: nn.Module, dtype: torch.dtype = torch.float32) -> None:

@@ -53,8 +53,7 @@ def random_masks(counts: torch.Tensor, tokens: int, generator: torch.Generator) 
 def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
     """Tokens still masked after each of `steps` steps, from `masked` (N0) at the start.
     MaskGIT's rule: after step k, max(1, min(unknown - 1, floor(N0 gamma((k+1)/S)))), and 0 after the last. N0 is the number masked *at
-    the start*: for inpainting the hole, not the picture. A step that changes nothing (S > N0, or N0 = 0) needs no pass.
-    """
+    the start*: for inpainting the hole, not the picture. A step that changes nothing (S > N0, or N0 = 0) needs no pass."""
     if masked < 0:
         raise ValueError(f"cannot start with {masked} masked tokens")
     if steps < 1:

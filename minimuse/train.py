@@ -11,6 +11,7 @@ All randomness of a step is a function of (seed, stage, step): resuming ends in 
 import dataclasses
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -20,17 +21,17 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from minimuse import cache, parallel
 from minimuse.cache import Tokens, pad
+from minimuse.checkpoint import alone, asked, kept, restore, save, write_json
 from minimuse.config import Config, Stage, from_json
 from minimuse.data import Pictures, halve, load, stable_hash
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.muon import Muon
-from minimuse.muse import PARTS, autocast, build, load_part, load_text, read_about, save_part, save_tensors, write_json
+from minimuse.muse import PARTS, autocast, build, load_part, load_text, read_about, save_part
 from minimuse.t5_frozen import FrozenT5
 from minimuse.transformer import Block
 from minimuse.vq import grow, perplexity
@@ -40,6 +41,7 @@ TOKEN_STAGES = ("base", "superres")
 STAGES = PARTS  # each part has its stage, in this order
 NEEDS = {"tokenizer": (), "tokenizer_hi": (), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
 SAVE_EVERY = 60.0  # seconds between checkpoints
+PATIENCE = 5  # steps without finite gradients
 computes = lambda about: about | {"config": about["config"] | {"scale": None}}  # what decides on weights: all but how it is made to fit
 
 
@@ -92,16 +94,12 @@ def optimize(
 ) -> Iterator[Record]:
     """Train `model` in place; at the end it holds the averaged weights. Yields a record per step.
 
-    parts_of(indices, generator, step) yields (loss, metrics), once or in parts that add up to the batch's. Continues from
-    `checkpoint` where that exists; `key` says what it belongs to. Closing the generator saves; so does every minute.
-    """
-    processes = parallel.place()[1]
-    optimizers = make_optimizers(model, settings)
-    average = deepcopy(model.state_dict())
-    average_every = max(1, settings.steps // settings.averages)
-    start = restore(checkpoint, model, average, optimizers, key) if checkpoint.is_file() else 0
-    saved, took = time.monotonic(), 0.0
-    for step in range(start, settings.steps):
+    parts_of(indices, generator, step) yields (loss, metrics), once or in parts that add up to the batch's. Continues from `checkpoint`, if it
+    is there; `key` says what it belongs to. Saves every minute, when closed, and when `asked` to stop, which ends in KeyboardInterrupt."""
+    processes, optimizers = parallel.place()[1], make_optimizers(model, settings)
+    average, average_every = deepcopy(model.state_dict()), max(1, settings.steps // settings.averages)
+    saved, took, skipped, in_a_row = time.monotonic(), 0.0, 0, 0
+    for step in range(restore(checkpoint, model, average, optimizers, key), settings.steps):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * learning_rate(settings, step)
         found: dict[str, torch.Tensor] = {}
@@ -109,18 +107,28 @@ def optimize(
             (loss * processes).backward()  # FSDP takes the mean over processes, but these are parts of a sum
             for k, v in ({"loss": loss.detach()} | metrics).items():
                 found[k] = found.get(k, 0) + torch.as_tensor(v)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        finite = bool(parallel.whole(nn.utils.clip_grad_norm_(model.parameters(), 1.0)).isfinite())
         for optimizer in optimizers:
-            optimizer.step()
+            if finite:  # one NaN among the gradients would be in all weights, and stay
+                optimizer.step()
             optimizer.zero_grad()
+        skipped, in_a_row = skipped + (not finite), 0 if finite else in_a_row + 1
+        if in_a_row == PATIENCE:
+            raise ValueError(f"{name}: gradients were not finite in {in_a_row} steps in a row, to step {step + 1}; lower stages.{name}.lr")
+        if skipped:
+            found = (found if finite else {}) | {"skipped": torch.tensor(skipped / processes)}
         if (step + 1) % average_every == 0 or step + 1 == settings.steps:
             decay = settings.average_decay if step + 1 > average_every else 0.0
             for k, now in model.state_dict().items():
                 # codebooks are averages already, and counters cannot be averaged: take them as they are
                 average[k].lerp_(now, 1 - decay) if now.is_floating_point() and "quantizer" not in k else average[k].copy_(now)
-        if step + 1 < settings.steps and parallel.first((begun := time.monotonic()) - saved - 20 * took) > SAVE_EVERY:
+        begun = time.monotonic()
+        wish = parallel.first(2 if asked else begun - saved - 20 * took > SAVE_EVERY)  # of a large model, saving takes a minute itself
+        if wish and step + 1 < settings.steps:
             save(checkpoint, step + 1, model, average, optimizers, key)
-            took = (saved := time.monotonic()) - begun  # of a large model it takes a minute itself
+            took = (saved := time.monotonic()) - begun
+            if wish == 2:
+                raise KeyboardInterrupt
         try:
             yield Record(name, step + 1, settings.steps, {k: parallel.total(v) for k, v in found.items()})
         except GeneratorExit:
@@ -128,47 +136,6 @@ def optimize(
                 save(checkpoint, step + 1, model, average, optimizers, key)
             raise
     model.load_state_dict(average)
-
-
-def states(model: nn.Module, optimizers: list) -> Iterator[tuple[str, nn.Parameter, dict]]:
-    """Name, parameter, and what an optimizer remembers of it."""
-    names = {p: n for n, p in model.named_parameters()}
-    for optimizer in optimizers:
-        for p in optimizer.param_groups[0]["params"]:
-            yield names[p], p, optimizer.state[p]
-
-
-def save(path: Path, step: int, model: nn.Module, average: dict, optimizers: list, key: dict) -> None:
-    """One safetensors file: weights, average, optimizers, and in its header the step and what it belongs to."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
-    for name, _, state in states(model, optimizers):
-        tensors |= {f"optimizer.{name}/{k}": v for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, tensors, {"step": str(step), "key": json.dumps(key)})
-
-
-def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: dict) -> int:
-    """Put a checkpoint back; returns the number of steps done."""
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
-        step, belongs = int(header["step"]), json.loads(header["key"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or no checkpoint ({error}); remove it to start this stage again") from None
-    if belongs != key:
-        raise ValueError(f"{path} was started with other settings, data, text encoder or seed; give the same ones, or another --out")
-    if missing := {f"{kind}.{k}" for kind in ("model", "average") for k in average} - tensors.keys():
-        raise ValueError(f"{path} is no checkpoint of this stage: it lacks {min(missing)}; remove it to start this stage again")
-    with torch.no_grad():
-        for k, v in model.state_dict().items():
-            parallel.put(v, tensors[f"model.{k}"])
-            parallel.put(average[k], tensors[f"average.{k}"])
-        for name, p, state in states(model, optimizers):
-            for k, v in ((k.rpartition("/")[2], v) for k, v in tensors.items() if k.startswith(f"optimizer.{name}/")):
-                # empty_like keeps the parameter's memory layout (channels-last), which the fused step relies on
-                state[k] = parallel.put(torch.empty_like(p), v) if v.shape == p.shape and k != "step" else v.to(p.device)
-    return step
 
 
 def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str, device: str) -> Callable:
@@ -204,8 +171,7 @@ def tokenizer_loss(model: nn.ModuleDict, pictures: Pictures, config: Config, set
     """Of a VQGAN: pictures as they should be, and latents close to their codes. Moves the codebook.
 
     The high-res one, being fully convolutional, learns from pieces as large as the low-res pictures. For a share `quantize_from` of the
-    steps it is a plain autoencoder: the encoder would settle for the few among codes placed at random that it can tell apart.
-    """
+    steps it is a plain autoencoder: the encoder would settle for the few among codes placed at random that it can tell apart."""
     tokenizer, picture_loss = model["part"], model["loss"]
     quantize_from = round(config.loss.quantize_from * settings.steps)
 
@@ -256,8 +222,8 @@ def describe(out: Path, config: Config, data: str, text: FrozenT5, text_name: st
 def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: FrozenT5, device: str = "cpu") -> Iterator[Record]:
     """Train one stage into OUT/NAME.safetensors, from the parts that it needs in OUT; resumes a checkpoint there."""
     config, seed = from_json(about["config"]), about["seed"]
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", about)
+    with alone(out, "config", wait=-1):
+        write_json(out / "config.json", about)
     settings = getattr(config.stages, name)
     needed = {part: load_part(out, part, config, text.width).eval().requires_grad_(False).to(device) for part in NEEDS[name]}
     with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
@@ -288,9 +254,16 @@ def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: Fr
                 parts_of = tokenizer_loss(model, pictures, config, settings, name == "tokenizer", device)
     size = len(tokens) if name in TOKEN_STAGES else len(pictures)
     path, key = out / f"{name}.checkpoint.safetensors", computes(about) | {"stage": name, "pictures": size}
-    yield from optimize(name, model, parts_of, settings, size, seed, path, key)
+    try:
+        yield from optimize(name, model, parts_of, settings, size, seed, path, key)
+    except RuntimeError as error:  # torch's; on a GPU a kind of its own
+        if not re.search("out of memory|allocate memory", str(error)):
+            raise
+        more = " or say scale.micro_batch=8 scale.recompute=True" * (name in TOKEN_STAGES)
+        raise MemoryError(f"too little memory to train {name}; lower stages.{name}.batch={settings.batch}{more}") from error
     save_part(out, name, part)
-    path.unlink(missing_ok=True)
+    for done in kept(path):
+        done.unlink()
 
 
 def pictures_of(config: Config, data: str, split: str = "train", count: int | None = None, seed: int = 0) -> Pictures:
@@ -332,5 +305,7 @@ def train_all(
     if not (todo := pending(stages, out, resume)):
         return
     pictures = pictures_of(config, data) if {*todo} - {*TOKEN_STAGES} or not (out / "cache" / "index.json").is_file() else None
-    for stage in todo:
-        yield from train(stage, out, about, pictures, text, device)
+    for stage in stages:
+        with alone(out, stage):
+            if stage in todo:
+                yield from train(stage, out, about, pictures, text, device)

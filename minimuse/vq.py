@@ -160,9 +160,10 @@ class EMAQuantizer(nn.Module):
         """Move each code to the moving average of its latents' sum over that of their number; restart dead codes, and return how many.
 
         A code whose number has fallen below `restart_below` of a fair share (1/K) is dead. It is put on a latent of this batch, drawn by
-        squared distance to its code, like the centres of k-means++: background has codes enough.
-        """
+        squared distance to its code, like the centres of k-means++: background has codes enough."""
         z, ids = z.detach().reshape(-1, z.shape[-1]).float(), ids.reshape(-1)
+        if not z.isfinite().all():
+            return 0  # a step that training will skip; codes would remember it
         decay = self.decay if self.mass.any() else 0.0  # the first batch has nothing to average with
         self.mass.mul_(decay).add_(torch.bincount(ids, minlength=len(self.mass)), alpha=1 - decay)
         self.total.mul_(decay).index_add_(0, ids, z, alpha=1 - decay)

@@ -11,12 +11,12 @@ import signal
 import sys
 from pathlib import Path
 
-from minimuse import muse, parallel, train
+from minimuse import checkpoint, muse, parallel, train
 from minimuse.config import from_json
 
 stage, out, metrics, stop = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 device, about = parallel.begin("cpu"), muse.read_about(out)
-train.SAVE_EVERY, save_file, written = -1e9, muse.save_file, []  # a checkpoint after each step
+train.SAVE_EVERY, save_file, written = -1e9, checkpoint.save_file, []  # a checkpoint after each step
 
 
 def dies(tensors, path, metadata):
@@ -29,7 +29,7 @@ def dies(tensors, path, metadata):
 
 
 if sys.argv[5:]:
-    muse.save_file = dies
+    checkpoint.save_file = dies
 config, name = from_json(about["config"]), about["text"]["name"]
 text, found = muse.load_text(name), []
 for record in (records := train.train_all((stage,), out, config, about["data"], text, name, about["seed"], device, resume=True)):

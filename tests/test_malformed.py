@@ -17,11 +17,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 from minimuse import cache, emoji_pack, folder
+from minimuse.checkpoint import restore, save, save_tensors, write_json
 from minimuse.config import PRESETS, from_json, override
 from minimuse.data import DATA, read_picture
-from minimuse.muse import load_part, read_about, save_tensors, write_json
+from minimuse.muse import load_part, read_about
 from minimuse.t5_frozen import FrozenT5, T5Config, T5Encoder, Tokenizer
-from minimuse.train import make_optimizers, restore, save
+from minimuse.train import make_optimizers
 from PIL import Image
 from safetensors.torch import load_file
 

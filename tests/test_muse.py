@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from minimuse import shapes
+from minimuse.cache import Tokens
 from minimuse.data import DATA, load
 from minimuse.metrics import masked_nll, psnr
 from minimuse.muse import Muse, autocast, load_part
-from minimuse.cache import Tokens
 from minimuse.report import token_report
 
 RED, TWO = "a small red circle on a grey background", "two large blue squares on a white background"
@@ -75,11 +75,12 @@ def test_whole_numbers_are_within_half_a_127th_of_their_row(muse, tmp_path):
 
 
 def test_processes_may_write_one_file_at_once(tmp_path):
-    """As the stages that train side by side do with config.json: under one temporary name, one took the other's away."""
-    code = "import sys; from pathlib import Path; from minimuse.muse import write_json; [write_json(Path(sys.argv[1]), {'n': n}) for n in range(1000)]"
+    """As the stages that train side by side do with config.json: one waits for the other, or would take its half-written file away."""
+    loop = "for n in range(500):\n with alone(path.parent, 'config', -1): write_json(path, {'n': n})"
+    code = f"import sys\nfrom pathlib import Path\nfrom minimuse.checkpoint import alone, write_json\npath = Path(sys.argv[1])\n{loop}"
     writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.json")], stderr=subprocess.PIPE) for _ in range(2)]
     assert [writer.communicate()[1][-300:] for writer in writers] == [b"", b""]
-    assert json.loads((tmp_path / "config.json").read_text()) == {"n": 999} and len(list(tmp_path.iterdir())) == 1
+    assert json.loads((tmp_path / "config.json").read_text()) == {"n": 499} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_text_and_its_keys_are_computed_once_per_picture(muse, monkeypatch):

@@ -112,10 +112,10 @@ def test_a_checkpoint_of_some_resumes_on_others(before, after, copy, alone):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_while_writing(processes, copy, alone):
-    """Half a file under a temporary name; the checkpoint before is whole, and found."""
+    """Half a file in a folder aside; the checkpoint before is whole, and found."""
     out = copy()
     assert run(processes, "base", out, 4, "die", check=False).returncode != 0
-    torn = out / "base.checkpoint.safetensors.tmp"
+    torn = out / "base.checkpoint.safetensors.tmp" / "base.checkpoint.safetensors"
     assert torn.stat().st_size < (out / "base.checkpoint.safetensors").stat().st_size
     same(run(1, "base", out), load_file(out / "base.safetensors"), alone["base"], first=3)
 

@@ -19,6 +19,7 @@ from minimuse.data import Pictures, halve
 from minimuse.maskgit import masked_token_loss
 from minimuse.train import STAGES, batch_at, describe, generator_at, learning_rate, optimize, train, train_all
 from properties import training
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 STEPS, DRAWING = 5, ("tokenizer", "tokenizer_hi", "decoder")  # the stages with a picture loss
@@ -418,7 +419,7 @@ def test_damaged_checkpoints(trained, tmp_path):
     attempt = lambda: next(train("base", out, about, pictures(), Text()))
     for length in (0, 1, 8, 100, len(data) // 2, len(data) - 1):
         checkpoint.write_bytes(data[:length])
-        with pytest.raises(ValueError, match="base.checkpoint.safetensors is truncated"):
+        with pytest.raises(ValueError, match="base.checkpoint.safetensors is damaged"):
             attempt()
     checkpoint.write_bytes(data)
     assert attempt().step == 3, "whole again, it goes on"
@@ -460,7 +461,7 @@ def test_checkpoints_are_written_whole(trained, tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("minimuse.muse.save_file", fails)
+    monkeypatch.setattr("minimuse.checkpoint.save_file", fails)
     run = train("base", out, about, pictures(), Text())
     next(run)
     with pytest.raises(OSError):
@@ -476,7 +477,7 @@ def test_a_checkpoint_every_minute(tmp_path, monkeypatch):
     run = optimize("small", model, parts_of, configs.Stage(3, 1, 0.1), 4, 0, tmp_path / "c.safetensors", {})
     for done in (1, 2):
         next(run)
-        with ours.safe_open(tmp_path / "c.safetensors", "pt") as file:
+        with safe_open(tmp_path / "c.safetensors", "pt") as file:
             assert file.metadata()["step"] == str(done)
 
 

@@ -33,9 +33,10 @@ from trial import SEEDS, finish, fit, masked_loss, settings, table, told, tokens
 
 from minimuse import Muse, shapes
 from minimuse.cache import Tokens
+from minimuse.checkpoint import save_tensors
 from minimuse.decode import Sampling, decode
 from minimuse.maskgit import BaseConfig, MaskGit
-from minimuse.muse import Asked, autocast, save_tensors
+from minimuse.muse import Asked, autocast
 from minimuse.superres import SuperRes, SuperResConfig
 from minimuse.transformer import TokenDecoder, initialize_weights
 from minimuse.vq import Tokenizer

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from minimuse import Muse, shapes
 from minimuse.cache import Tokens, encode
+from minimuse.checkpoint import kept, save_tensors, write_json
 from minimuse.config import Stage
 from minimuse.data import load
 from minimuse.maskgit import drop_captions, masked_token_loss
-from minimuse.muse import save_tensors, write_json
 from minimuse.schedule import mask_counts, random_masks, sample_ratios
 from minimuse.train import optimize
 
@@ -99,7 +99,7 @@ def fit(name: str, make: Callable, how: Stage, size: int, seed: int, out: Path, 
             if record.step % 50 == 0 or record.step == 1:
                 write_json(log, told | {"seconds": round(time.monotonic() - begun, 1)})
         bar.close()
-        for leftover in (path, log):
+        for leftover in (*kept(path), log):
             leftover.unlink(missing_ok=True)
     return Fitted(model.eval().requires_grad_(False), how.steps, round(time.monotonic() - begun, 1))
 
