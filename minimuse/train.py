@@ -302,10 +302,9 @@ def train_all(
 ) -> Iterator[Record]:  # fmt: skip
     """Train the stages that OUT does not hold yet, in order. Without `resume`, nothing there may be in the way."""
     about = describe(out, config, data, text, text_name, seed)
-    if not (todo := pending(stages, out, resume)):
-        return
-    pictures = pictures_of(config, data) if {*todo} - {*TOKEN_STAGES} or not (out / "cache" / "index.json").is_file() else None
+    todo, cached = pending(stages, out, resume), (out / "cache" / "index.json").is_file()
+    pictures = pictures_of(config, data) if {*todo} - {*TOKEN_STAGES} or (todo and not cached) else None
     for stage in stages:
-        with alone(out, stage):
+        with alone(out, stage):  # clears up after a killed run, if it had come to its end too
             if stage in todo:
                 yield from train(stage, out, about, pictures, text, device)

@@ -34,11 +34,15 @@ SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["minimuse.train", "test_faults"])
 
 
-def run(stage, out, config=CONFIG):
-    """Train a stage in this process, with a checkpoint after each step."""
-    ours.SAVE_EVERY = -1e9
+def run(stage, out, config=CONFIG, under_way=None):
+    """Train a stage in this process, with a checkpoint after each step; `under_way` is set after the first."""
+    ours.SAVE_EVERY, found = -1e9, []
     torch.set_num_threads(1)
-    return [record.metrics for record in train_all((stage,), out, config, "shapes", load_text("t5-toy"), "t5-toy", resume=True)]
+    for record in train_all((stage,), out, config, "shapes", load_text("t5-toy"), "t5-toy", resume=True):
+        found.append(record.metrics)
+        if under_way is not None:
+            under_way.set()
+    return found
 
 
 def elsewhere(work, *arguments):
@@ -58,11 +62,13 @@ def settings(monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A model whose stages were trained without a stop, each in its process, and how many seconds each took."""
+    """A model whose stages were trained without a stop, each in its process, and how many seconds each took after the first step."""
     out, took = tmp_path_factory.mktemp("whole") / "model", {}
     for stage in STAGES:
+        process = elsewhere(run, stage, out, CONFIG, under_way := SERVER.Event())
+        assert under_way.wait(120)
         begun = time.monotonic()
-        (process := elsewhere(run, stage, out)).join()
+        process.join()
         took[stage] = time.monotonic() - begun
         assert process.exitcode == 0
     return out, took
@@ -99,10 +105,11 @@ def goes_on(out, stage, whole):
 
 
 def killed(stage, whole, begun, chance):
-    """Kill a run at a random moment of its life, and resume it; what was left of it."""
-    out = begun(stage)
-    process = elsewhere(run, stage, out)
-    time.sleep(chance.uniform(0.05, 1) * whole[1][stage])
+    """Kill a run at a random moment, seldom before the end of its first step, and resume it; what was left of it."""
+    out, moment = begun(stage), chance.uniform(-0.1, 1) * whole[1][stage]
+    process = elsewhere(run, stage, out, CONFIG, under_way := SERVER.Event())
+    assert moment < 0 or under_way.wait(120)
+    time.sleep(abs(moment))
     process.kill()
     process.join()
     left = sorted(p.name for p in out.iterdir() if stage in p.name)
@@ -121,8 +128,8 @@ def test_killed(stage, whole, begun):
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_twenty_moments(stage, whole, begun):
     found = [killed(stage, whole, begun, chance) for chance in map(random.Random, range(20))]
-    inside = sum(any(name.endswith(".tmp") for name in left) for _, left in found)
-    print(f"{stage}: killed after {sorted(max(steps, default=0) for steps, _ in found)} steps, {inside} inside a save")
+    inside, killed_after = sum(any(name.endswith(".tmp") for name in left) for _, left in found), sorted(max(steps, default=0) for steps, _ in found)
+    print(f"{stage}: killed after {killed_after} steps, {inside} of them inside a save")
 
 
 def dies(stage, out, name, times):
