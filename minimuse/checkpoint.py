@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,8 +27,9 @@ asked: set[int] = set()  # signals that asked this process to stop
 
 def replace(path: Path, write: Callable[[Path], None], before: Path | None = None) -> None:
     """write(a path aside), then put it at `path`: a reader sees the old file or the new one, never half of one. The old goes to `before`."""
-    (aside := path.with_name(path.name + ".tmp")).mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
     try:
+        aside.mkdir(parents=True, exist_ok=True)
         write(new := aside / path.name)
         with open(new, "rb+") as file:
             os.fsync(file.fileno())  # or a power cut could leave the new name and nothing in it
@@ -37,7 +37,7 @@ def replace(path: Path, write: Callable[[Path], None], before: Path | None = Non
             os.replace(path, before)
         os.replace(new, path)
     except (SafetensorError, OSError) as error:
-        raise OSError(f"{path} cannot be written ({error}); what was written before is whole: make room and go on with --resume") from None
+        raise OSError(f"{path} cannot be written ({error}); what was written before is whole: make room") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -53,11 +53,11 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
         tensor = parallel.whole(tensor.detach())
         held |= {name: tensor.cpu().contiguous().clone()} if writes else {}
     if broken := [k for k, v in held.items() if v.is_floating_point() and not v.isfinite().all()]:
-        raise ValueError(f"{path} is not written: {broken[0]} is not finite. Lower the learning rate; what was written before is whole")
+        raise ValueError(f"{path} is not written: {broken[0]} is not finite; what was written before is whole. Lower the learning rate, in another --out")
     if writes:
         header = metadata and metadata | {"sha256": digest(held, metadata)}
         replace(path, lambda temporary: save_file(held, temporary, header), before)
-    parallel.first()  # nobody goes on before it is there
+    parallel.total(torch.zeros(()))  # nobody goes on before it is there
 
 
 def digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
@@ -113,6 +113,7 @@ def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: 
             raise
         warnings.warn(f"{error}. Going on from the one before it", stacklevel=2)
         header, tensors = read(there[1])
+        there[0].unlink(missing_ok=True)  # or the next save would put it in the place of the good one
     if json.loads(header["key"]) != key:
         raise ValueError(f"{path} was started with other settings, data, text encoder or seed; give the same ones, or another --out")
     if missing := {f"{kind}.{k}" for kind in ("model", "average") for k in average} - tensors.keys():
@@ -138,7 +139,7 @@ def alone(out: Path, what: str, wait: float = 0.0) -> Iterator[None]:
     try:
         with FileLock(path := out / f"{what}.lock", timeout=wait):  # it goes with the process, however that ends
             for torn in out.glob(f"{what}.*.tmp"):
-                shutil.rmtree(torn)
+                shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
             if (out / f"{what}.safetensors").is_file():
                 for done in kept(out / f"{what}.checkpoint.safetensors"):
                     done.unlink()
@@ -157,13 +158,13 @@ def patiently() -> Iterator[None]:
     def remember(number: int, frame) -> None:
         asked.add(number)
         signal.signal(number, was[number])
-        print("\nminimuse: finishing this step, and saving; once more stops at once", file=sys.stderr)
-    asked.clear()
+        os.write(2, b"\nminimuse: finishing this step, and saving; once more stops at once\n")  # print could meet itself in a handler
     was = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in was.items():
         signal.signal(number, handler if handler == signal.SIG_IGN else remember)  # ignored: a job in the background
     try:
         yield
     finally:
+        asked.clear()
         for number, handler in was.items():
             signal.signal(number, handler)

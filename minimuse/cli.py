@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         code = args.run(args)
         return code if args.command == "check" else 0
     except KeyboardInterrupt:
-        print("minimuse: stopped; the same command with --resume goes on", file=sys.stderr)
+        print("minimuse: stopped" + "; the same command with --resume goes on" * hasattr(args, "resume"), file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
         print("minimuse:", " ".join(str(error).split()), file=sys.stderr)

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
@@ -40,14 +40,16 @@ def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, res
     of a thread each: the matrices are too small for two (base: 5.4 steps/s with two, 6.2 with one)."""
     todo = pending(STAGES, out, resume)  # raises what there is to raise before anything is trained
     job = partial(work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show)
-    workers = min(3, torch.get_num_threads())
+    workers, done = min(3, torch.get_num_threads()), []
     with ProcessPoolExecutor(workers, get_context("spawn"), begin, (torch.get_num_threads() // workers,)) as pool:
         try:
-            done = [*pool.map(job, ("tokenizer", "tokenizer_hi"), range(2))]
-            done += pool.map(job, ("superres", "base", "decoder"), range(3))
-        except KeyboardInterrupt:
+            for together in (("tokenizer", "tokenizer_hi"), ("superres", "base", "decoder")):
+                done += [stage.result() for stage in as_completed([pool.submit(job, *stage) for stage in zip(together, range(3))])]
+        except BaseException as error:
             for child in active_children():
                 child.terminate()  # by a signal: each finishes its step, and saves
+            if isinstance(error, BrokenExecutor):
+                raise MemoryError("a stage was killed, perhaps for memory; train one at a time, with --resume") from error
             raise
     return {stage: seconds for stage, seconds, _ in done if stage in todo}, {stage: metrics for stage, _, metrics in done if stage in todo}
 

@@ -9,6 +9,7 @@ Each process takes its part of the batch, for all of which masks and captions we
 import gc
 import os
 import warnings
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 from minimuse.transformer import Block
 
@@ -47,18 +49,22 @@ def place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def shard(model: nn.Module, device: str) -> None:
-    """Spread a base or super-resolution model over the processes, block by block."""
-    if place()[1] == 1:
-        return
-    warnings.filterwarnings("ignore", ".*returned a view tensor")  # `context` does; nobody writes to it
-    mesh = init_device_mesh(torch.device(device).type, (place()[1],))
+def fit(model: nn.Module, compile: bool, recompute: bool, device: str) -> None:
+    """Make a base or super-resolution model fit, block by block: compiled, recomputed in the backward pass, spread over the processes."""
+    mesh = init_device_mesh(torch.device(device).type, (place()[1],)) if place()[1] > 1 else None
     for block in (module for module in model.modules() if isinstance(module, Block)):
-        if block.cross:
-            fully_shard(block.cross_attention.kv, mesh=mesh)  # runs in `context`, outside of its block
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "context")
+        if compile:
+            block.forward = torch.compile(block.forward)
+        if recompute:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if mesh:
+            if block.cross:
+                fully_shard(block.cross_attention.kv, mesh=mesh)  # runs in `context`, outside of its block
+            fully_shard(block, mesh=mesh)
+    if mesh:
+        fully_shard(model, mesh=mesh)
+        register_fsdp_forward_method(model, "context")
+        warnings.filterwarnings("ignore", ".*returned a view tensor")  # `context` does; nobody writes to it
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -72,12 +78,7 @@ def put(target: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
-    """The sum of all processes' values."""
+    """The sum of all processes' values; nobody has it before all have asked."""
     if place()[1] > 1:
         dist.all_reduce(value)
     return value
-
-
-def first(value: float = 0.0) -> float:
-    """The first process's value, for all (clocks differ); nobody has it before all have asked."""
-    return float(total(torch.tensor(value if place()[0] == 0 else 0.0)))

@@ -15,14 +15,13 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from minimuse import cache, parallel
 from minimuse.cache import Tokens, pad
@@ -33,7 +32,6 @@ from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.muon import Muon
 from minimuse.muse import PARTS, autocast, build, load_part, load_text, read_about, save_part
 from minimuse.t5_frozen import FrozenT5
-from minimuse.transformer import Block
 from minimuse.vq import grow, perplexity
 from minimuse.vq_loss import PictureLoss
 
@@ -114,7 +112,7 @@ def optimize(
             optimizer.zero_grad()
         skipped, in_a_row = skipped + (not finite), 0 if finite else in_a_row + 1
         if in_a_row == PATIENCE:
-            raise ValueError(f"{name}: gradients were not finite in {in_a_row} steps in a row, to step {step + 1}; lower stages.{name}.lr")
+            raise ValueError(f"{name}: gradients were not finite in {in_a_row} steps in a row, to step {step + 1}; lower stages.{name}.lr, in another --out")
         if skipped:
             found = (found if finite else {}) | {"skipped": torch.tensor(skipped / processes)}
         if (step + 1) % average_every == 0 or step + 1 == settings.steps:
@@ -123,11 +121,12 @@ def optimize(
                 # codebooks are averages already, and counters cannot be averaged: take them as they are
                 average[k].lerp_(now, 1 - decay) if now.is_floating_point() and "quantizer" not in k else average[k].copy_(now)
         begun = time.monotonic()
-        wish = parallel.first(2 if asked else begun - saved - 20 * took > SAVE_EVERY)  # of a large model, saving takes a minute itself
+        due = parallel.place()[0] == 0 and begun - saved - 20 * took > SAVE_EVERY  # of a large model, saving takes a minute itself
+        wish = parallel.total(torch.tensor(2.0 * bool(asked) + due))  # of all processes
         if wish and step + 1 < settings.steps:
             save(checkpoint, step + 1, model, average, optimizers, key)
             took = (saved := time.monotonic()) - begun
-            if wish == 2:
+            if wish >= 2:
                 raise KeyboardInterrupt
         try:
             yield Record(name, step + 1, settings.steps, {k: parallel.total(v) for k, v in found.items()})
@@ -222,8 +221,8 @@ def describe(out: Path, config: Config, data: str, text: FrozenT5, text_name: st
 def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: FrozenT5, device: str = "cpu") -> Iterator[Record]:
     """Train one stage into OUT/NAME.safetensors, from the parts that it needs in OUT; resumes a checkpoint there."""
     config, seed = from_json(about["config"]), about["seed"]
-    with alone(out, "config", wait=-1):
-        write_json(out / "config.json", about)
+    with alone(out, "config", wait=-1):  # stages that train side by side write the same file
+        parallel.place()[0] or write_json(out / "config.json", about)
     settings = getattr(config.stages, name)
     needed = {part: load_part(out, part, config, text.width).eval().requires_grad_(False).to(device) for part in NEEDS[name]}
     with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
@@ -235,12 +234,7 @@ def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: Fr
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
             if not begun:
                 model.start(torch.cat([shard["text"][:: len(tokens.shards)] for shard in tokens.shards]).float().to(device), *codes)
-            for block in (module for module in model.modules() if isinstance(module, Block)):
-                if config.scale.compile:
-                    block.forward = torch.compile(block.forward)
-                if config.scale.recompute:
-                    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-            parallel.shard(model, device)
+            parallel.fit(model, config.scale.compile, config.scale.recompute, device)
             parts_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
         else:
             if parallel.place()[1] > 1:
@@ -256,14 +250,15 @@ def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: Fr
     path, key = out / f"{name}.checkpoint.safetensors", computes(about) | {"stage": name, "pictures": size}
     try:
         yield from optimize(name, model, parts_of, settings, size, seed, path, key)
-    except RuntimeError as error:  # torch's; on a GPU a kind of its own
-        if not re.search("out of memory|allocate memory", str(error)):
+    except (RuntimeError, MemoryError) as error:  # torch's are of the first kind
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory|bad_alloc", str(error)):
             raise
-        more = " or say scale.micro_batch=8 scale.recompute=True" * (name in TOKEN_STAGES)
-        raise MemoryError(f"too little memory to train {name}; lower stages.{name}.batch={settings.batch}{more}") from error
+        half = max(1, (config.scale.micro_batch or settings.batch) // 2)
+        less = f"say scale.micro_batch={half} scale.recompute=True with --resume, or " * (name in TOKEN_STAGES)
+        raise MemoryError(f"too little memory to train {name}; {less}lower stages.{name}.batch={settings.batch} in another --out") from error
     save_part(out, name, part)
     for done in kept(path):
-        done.unlink()
+        done.unlink(missing_ok=True)  # another process may have been quicker
 
 
 def pictures_of(config: Config, data: str, split: str = "train", count: int | None = None, seed: int = 0) -> Pictures:
@@ -277,7 +272,7 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
     """The stages that OUT does not hold yet; an error where they cannot be trained."""
     todo = [s for s in stages if not (resume and (out / f"{s}.safetensors").is_file())]
     for stage in todo:
-        for path in (out / f"{stage}.safetensors", out / f"{stage}.checkpoint.safetensors"):
+        for path in (out / f"{stage}.safetensors", *kept(out / f"{stage}.checkpoint.safetensors")):
             if path.is_file() and not resume:
                 raise FileExistsError(f"{path} is there already; add --resume to go on, or give another --out")
         for part in NEEDS[stage]:
@@ -306,5 +301,5 @@ def train_all(
     pictures = pictures_of(config, data) if {*todo} - {*TOKEN_STAGES} or (todo and not cached) else None
     for stage in stages:
         with alone(out, stage):  # clears up after a killed run, if it had come to its end too
-            if stage in todo:
+            if not (out / f"{stage}.safetensors").is_file():
                 yield from train(stage, out, about, pictures, text, device)

@@ -165,7 +165,7 @@ def test_the_mean_of_means_is_refused(copy, alone, refuses, monkeypatch):
 
 def test_what_several_processes_cannot_do(copy, monkeypatch):
     monkeypatch.setattr(parallel, "place", lambda: (0, 2))
-    monkeypatch.setattr(parallel, "shard", lambda model, device: None)
+    monkeypatch.setattr(parallel, "fit", lambda model, compile, recompute, device: None)
     for stage, settings, message in (
         ("base", ["stages.base.muon_lr=0.01"], "several processes need AdamW"),
         ("base", ["stages.base.optimizer=adafactor"], "several processes need AdamW"),

@@ -1,0 +1,59 @@
+"""How much memory each stage of training takes at its peak, and whether it grows.
+
+    OMP_NUM_THREADS=1 python tests/bench/memory.py                                    # the emoji toy, 100 steps of each stage: minutes
+    OMP_NUM_THREADS=1 python tests/bench/memory.py --preset demo --data shapes --steps 2000
+
+Each stage runs in a process of its own. "Settled" is what it holds after a tenth of the steps, when everything has been used once; growth
+is a line through what it holds from there to the end. Linux only: it reads /proc.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from minimuse.config import PRESETS
+from minimuse.muse import load_text
+from minimuse.train import STAGES, train_all
+from tqdm import tqdm
+
+
+def held(what: str) -> float:
+    """MiB of this process: VmRSS now, or VmHWM at most so far."""
+    return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def work(stage: str, out: Path, config, data: str, answers) -> None:
+    seen = []
+    for record in tqdm(train_all((stage,), out, config, data, load_text("t5-toy"), "t5-toy", resume=True), desc=stage, total=getattr(config.stages, stage).steps):
+        if record.step % max(1, record.steps // 100) == 0:
+            seen.append((record.step, held("VmRSS")))
+    answers.put((held("VmHWM"), seen))
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--preset", default="toy", choices=PRESETS)
+    p.add_argument("--data", default="emoji")
+    p.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="those left out are trained for one step, to have them")
+    p.add_argument("--steps", type=int, default=100, help="of each stage: at whole length it takes hours")
+    args = p.parse_args()
+    config, server = PRESETS[args.preset], get_context("spawn")
+    lengths = {s: replace(getattr(config.stages, s), steps=args.steps if s in args.stages else 1) for s in STAGES}
+    config = replace(config, stages=type(config.stages)(**lengths))
+    print(f"{args.preset}, {args.data}, {args.steps} steps, threads: {os.environ.get('OMP_NUM_THREADS', 'all')}\n")
+    print("| stage | batch | peak, MiB | settled | at the end | growth in 1,000 steps |\n|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in STAGES:
+            (process := server.Process(target=work, args=(stage, Path(folder), config, args.data, answers := server.Queue()))).start()
+            peak, seen = answers.get()
+            process.join()
+            if stage not in args.stages:
+                continue
+            steps, sizes = np.array(seen[len(seen) // 10 :]).T
+            growth = 1000 * np.polyfit(steps, sizes, 1)[0]
+            print(f"| {stage} | {getattr(config.stages, stage).batch} | {peak:,.0f} | {sizes[0]:,.0f} | {sizes[-1]:,.0f} | {growth:+,.1f} |", flush=True)
