@@ -44,7 +44,7 @@ def main():
     jobs = {f"{m}/{c}/{t}/{s}": (m, c, t, s, args.n) for m in models for t in STRENGTHS for c in courses for s in SEEDS}
     done = work_through(args.out / "ramp.json", jobs, work, args.workers)
     rows, verdicts = [], []
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for axis, model in zip(axes, models):
         of = lambda course, t, key: [done[f"{model}/{course}/{t}/{seed}"][key] for seed in SEEDS]
         curve = lambda course, key: np.array([of(course, t, key) for t in STRENGTHS])  # strengths, seeds
