@@ -47,7 +47,7 @@ def write_json(path: Path, data: dict) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None, before: Path | None = None) -> None:
-    """One safetensors file; with metadata, if there are any, and a digest. Of several processes all gather, and the first writes."""
+    """One safetensors file; if it has one to go `before` it, with a digest. Of several processes all gather, and the first writes."""
     held, writes = {}, parallel.place()[0] == 0
     for name, tensor in tensors.items():
         tensor = parallel.whole(tensor.detach())
@@ -55,7 +55,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     if broken := [k for k, v in held.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise ValueError(f"{path} is not written: {broken[0]} is not finite; what was written before is whole. Lower the learning rate, in another --out")
     if writes:
-        header = metadata and metadata | {"sha256": digest(held, metadata)}
+        header = metadata | {"sha256": digest(held, metadata)} if before else metadata
         replace(path, lambda temporary: save_file(held, temporary, header), before)
     parallel.total(torch.zeros(()))  # nobody goes on before it is there
 
