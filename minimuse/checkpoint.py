@@ -53,7 +53,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
         tensor = parallel.whole(tensor.detach())
         held |= {name: tensor.cpu().contiguous().clone()} if writes else {}
     if broken := [k for k, v in held.items() if v.is_floating_point() and not v.isfinite().all()]:
-        raise ValueError(f"{path} is not written: {broken[0]} is not finite; what was written before is whole. Lower the learning rate, in another --out")
+        raise ValueError(f"{path} is not written: {broken[0]} is not finite; what was there before is kept. Lower the learning rate, in another --out")
     if writes:
         header = metadata | {"sha256": digest(held, metadata)} if before else metadata
         replace(path, lambda temporary: save_file(held, temporary, header), before)

@@ -112,7 +112,7 @@ def optimize(
             optimizer.zero_grad()
         skipped, in_a_row = skipped + (not finite), 0 if finite else in_a_row + 1
         if in_a_row == PATIENCE:
-            raise ValueError(f"{name}: gradients were not finite in {in_a_row} steps in a row, to step {step + 1}; lower stages.{name}.lr, in another --out")
+            raise ValueError(f"gradients were not finite in {in_a_row} steps in a row, to step {step + 1}; lower stages.{name}.lr, in another --out")
         if skipped:
             found = (found if finite else {}) | {"skipped": torch.tensor(skipped / processes)}
         if (step + 1) % average_every == 0 or step + 1 == settings.steps:

@@ -146,7 +146,8 @@ def dies(stage, out, name, times):
 
 
 # The first file on the disk is config.json; from the second checkpoint on, two files change their names; at the end, both are removed
-@pytest.mark.parametrize("name, times, steps", [("fsync", 1, []), ("fsync", 3, [2, 1]), ("replace", 3, [2, 1]), ("replace", 4, [2]), ("unlink", 0, [5, 4])])
+@pytest.mark.parametrize("name, times, steps", [
+    ("fsync", 1, []), ("fsync", 3, [2, 1]), ("replace", 3, [2, 1]), ("replace", 4, [2]), ("unlink", 0, [5, 4])])
 def test_killed_inside_a_save(name, times, steps, whole, begun):
     out = begun("base")
     (process := elsewhere(dies, "base", out, name, times)).join()
@@ -340,7 +341,8 @@ def test_too_little_memory(stage, remedies, begun):
 
 def command(stage, out, *more, by=()):
     arguments = ["train", stage, "--preset", "tiny", "--data", "shapes", "--out", str(out), *SETTINGS, *more]
-    return subprocess.Popen([sys.executable, *by, "-m", "minimuse", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    return subprocess.Popen([sys.executable, *by, "-m", "minimuse", *arguments], stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for(what, seconds=120):

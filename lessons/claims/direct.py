@@ -6,8 +6,8 @@ super-resolution. The scripts of the claims bring a third, and call `compare`:
 1. All are trained for the same number of seconds, on the same pictures, with the same optimizer; parameters within 5 % (checked). The
    learning rates are those of the presets for all: they are not tuned.
 2. Guidance and temperatures are tuned for each, over its whole grid, at one number of passes, on captions of the training split with odd
-   numbers: the mean over what the detector reads (less noisy than "right in all", and above 0 early in training). Then, on the same captions, a way's
-   own number of passes: the fewest that come within .02 of its best.
+   numbers: the mean over what the detector reads (less noisy than "right in all", and above 0 early in training). Then, on the same
+   captions, a way's own number of passes: the fewest that come within .02 of its best.
 3. Measured by the same mean on held-out captions, three sampling seeds, at every number of passes.
 4. Timed in this process alone, one thread, from caption embeddings to pixels: medians of five rounds in which all take turns.
 
@@ -217,10 +217,12 @@ def compare(args: Namespace, claim: str, rival: Way) -> None:
     second = lambda name, passes, batch: times[str(batch)][name][str(passes)]
     rows = [
         [name, f"{r['parameters']:,}", r["steps"], f"{r['seconds']:.0f}", ", ".join(f"{k} {v:g}" for k, v in r["how"].items()), str(r["passes"]),
-         told(score(name, r["passes"])), *(told(part(name, what)) for what in ("shape", "count", "all")), *(f"{1000 * second(name, r['passes'], b):.0f} ms" for b in BATCHES)]
+         told(score(name, r["passes"])), *(told(part(name, what)) for what in ("shape", "count", "all")),
+         *(f"{1000 * second(name, r['passes'], b):.0f} ms" for b in BATCHES)]
         for name, r in by.items()
     ]  # fmt: skip
-    head = ["", "parameters", "steps", "seconds", "tuned to", "passes", "right on average", "in shape", "in count", "in all", *(f"a picture, batch {b}" for b in BATCHES)]
+    head = ["", "parameters", "steps", "seconds", "tuned to", "passes", "right on average", "in shape", "in count", "in all"]
+    head += [f"a picture, batch {b}" for b in BATCHES]
     verdicts, (name, own) = [], (rival.name, by[rival.name]["passes"])
     for way in ways[1:]:
         reach = [p for p in way.passes if statistics.mean(score(way.name, p)) >= statistics.mean(score(name, own))]

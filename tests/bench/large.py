@@ -43,7 +43,8 @@ def timed(work, rounds: int, device: str) -> list[float]:
 def said(what: str, seconds: list[float], flops: float, peak: float) -> None:
     middle = statistics.median(seconds)
     share = f", {flops / middle / peak / 1e12:.0%} of {peak:g} TFLOP/s" if peak else ""
-    print(f"{what}: {1000 * middle:,.1f} ms ({1000 * min(seconds):,.1f} to {1000 * max(seconds):,.1f}), {flops / middle / 1e12:.3f} TFLOP/s{share}", flush=True)
+    spread = f"{1000 * min(seconds):,.1f} to {1000 * max(seconds):,.1f}"
+    print(f"{what}: {1000 * middle:,.1f} ms ({spread}), {flops / middle / 1e12:.3f} TFLOP/s{share}", flush=True)
 
 
 if __name__ == "__main__":
@@ -91,4 +92,6 @@ if __name__ == "__main__":
         flops = costs["flops"]["base_train_step"] / config.stages.base.batch * settings.batch
         said(f"a training step, batch {settings.batch}", seconds, flops, args.peak)
         tokens_a_second = settings.batch * ids.shape[1] / statistics.median(seconds)
-        print(f"{tokens_a_second:,.0f} tokens a second" + (f", at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if args.device != "cpu" else ""))
+        print(f"{tokens_a_second:,.0f} tokens a second")
+        if args.device != "cpu":
+            print(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")

@@ -29,7 +29,8 @@ def held(what: str) -> float:
 
 def work(stage: str, out: Path, config, data: str, answers) -> None:
     seen = []
-    for record in tqdm(train_all((stage,), out, config, data, load_text("t5-toy"), "t5-toy", resume=True), desc=stage, total=getattr(config.stages, stage).steps):
+    records = train_all((stage,), out, config, data, load_text("t5-toy"), "t5-toy", resume=True)
+    for record in tqdm(records, desc=stage, total=getattr(config.stages, stage).steps):
         if record.step % max(1, record.steps // 100) == 0:
             seen.append((record.step, held("VmRSS")))
     answers.put((held("VmHWM"), seen))

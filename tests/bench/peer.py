@@ -171,7 +171,8 @@ def quality(args, folder):
     """The same tokens, the same seconds, the same loop (warm-up, decay, averaged weights): validation NLL, and what the detector says."""
     muse, preset = Muse.load("toy-shapes"), PRESETS["demo"]
     low, ours = muse.config.tokenizer, preset.stages.base
-    sets = {split: load("shapes", split, muse.config.tokenizer_hi.side, count) for split, count in (("train", args.pictures), ("validation", 256), ("heldout", 256))}
+    counts = {"train": args.pictures, "validation": 256, "heldout": 256}
+    sets = {split: load("shapes", split, muse.config.tokenizer_hi.side, count) for split, count in counts.items()}
     tokens = {split: Tokens.of(muse.parts, muse.text, pictures) for split, pictures in sets.items()}
     shape = SimpleNamespace(**vars(preset.base), codes=low.codes, grid=low.grid, text_width=muse.text.width)
     sides = {f"muse-maskgit-pytorch, rate {lr:g}": (Peer(shape, False), replace(ours, lr=lr, muon_lr=0.0)) for lr in (3e-4, 1e-3, 3e-3)}
