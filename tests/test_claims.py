@@ -70,17 +70,6 @@ def test_prompts(tiny_model, tmp_path, monkeypatch):
     assert all(0 <= cell["value"] <= 1 for row in [*report["composition"].values(), *report["negative"].values()] for cell in row.values())
 
 
-def test_frontier(tiny_model, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib", reason="pip install 'minimuse[lessons]' brings it")
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    how = ("--model", tiny_model, "--out", tmp_path, "--n", 2, "--base", 1, "--superres", 1)
-    run("lessons/claims/frontier.py", monkeypatch, *how)
-    first = (tmp_path / "frontier.json").read_text()
-    assert {key.split("/")[0] for key in json.loads(first)} == {"base", "superres", "guidance 1.0", "guidance 2.0", "guidance 4.0"}
-    run("lessons/claims/frontier.py", monkeypatch, *how)  # a stopped run goes on: nothing is measured twice
-    assert (tmp_path / "frontier.json").read_text() == first and (tmp_path / "frontier.png").is_file()
-
-
 @pytest.fixture
 def claims(monkeypatch):
     """The folder of the scripts that import each other."""
@@ -88,6 +77,26 @@ def claims(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.syspath_prepend(ROOT / "lessons" / "claims")
     return importlib.import_module
+
+
+def test_frontier(tiny_model, tmp_path, monkeypatch, claims):
+    how = ("--model", tiny_model, "--out", tmp_path, "--n", 2, "--passes", 1, "--workers", 1)
+    run("lessons/claims/frontier.py", monkeypatch, *how)
+    first = (tmp_path / "frontier-tiny.json").read_text()
+    assert {key.split("/")[0] for key in json.loads(first)} == {"base", "superres", "guidance 1", "guidance 2", "guidance 4"}
+    run("lessons/claims/frontier.py", monkeypatch, *how)  # a stopped run goes on: nothing is measured twice
+    assert (tmp_path / "frontier-tiny.json").read_text() == first and (tmp_path / "frontier-tiny.png").is_file()
+
+
+def test_frontier_judges_emoji_by_those_asked_for(claims, monkeypatch):
+    """The features of the real pictures themselves are at no distance, and those of others are not."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install 'minimuse[eval]' brings it")
+    frontier = claims("frontier")
+    (test, judge), (tune, _) = frontier.asked("toy", "test", 12), frontier.asked("toy", "tune", 12)
+    assert len(test) == 12 and len(tune) == 6 and not {*test} & {*tune}
+    pictures = frontier.load("emoji", "heldout", 64)
+    real = pictures.batch([next(i for i, said in enumerate(pictures.captions) if said[0] == caption) for caption in test])
+    assert judge(real)["KID"] < judge(real.flip(2))["KID"] and judge(real)["ten"] > judge(real.roll(1, 0))["ten"]
 
 
 def started(module, monkeypatch, *argv):
