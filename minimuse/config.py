@@ -137,8 +137,7 @@ def from_json(data: dict, kind: type = Config, within: str = ""):
 def preset(name: str) -> dict:
     """A table of presets.toml, over those that it is like."""
     own = dict(TABLES[name])
-    parent = own.pop("like", None)
-    return merge(preset(parent), own) if parent else own
+    return merge(preset(parent), own) if (parent := own.pop("like", None)) else own
 
 
 TABLES = tomllib.loads((DATA / "presets.toml").read_text())

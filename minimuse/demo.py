@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
@@ -20,7 +20,7 @@ from minimuse.checkpoint import asked, write_json
 from minimuse.config import Config
 from minimuse.muse import Muse, load_text
 from minimuse.report import evaluate, in_short
-from minimuse.train import STAGES, pending, train_all
+from minimuse.train import NEEDS, STAGES, pending, train_all
 
 
 def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., None], n: int = 256) -> dict:
@@ -36,15 +36,19 @@ def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., No
 
 
 def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]) -> tuple[dict, dict]:
-    """Train all stages on a CPU; returns the seconds and the last metrics of each. Stages that do not need each other train in processes
-    of a thread each: the matrices are too small for two (base: 5.4 steps/s with two, 6.2 with one)."""
+    """Train all stages on a CPU; returns the seconds and the last metrics of each. A stage begins when what it needs is there, in a process
+    of one thread: the matrices are too small for two (base: 5.4 steps/s with two, 6.2 with one)."""
     todo = pending(STAGES, out, resume)  # raises what there is to raise before anything is trained
     job = partial(work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show)
-    workers, done = min(3, torch.get_num_threads()), []
+    waiting = dict(tokenizer=0, tokenizer_hi=1, superres=0, base=1, decoder=2)  # and the rows of their bars; what takes longest comes first
+    workers, running, done = min(3, torch.get_num_threads()), set(), []
     with ProcessPoolExecutor(workers, get_context("spawn"), begin, (torch.get_num_threads() // workers,)) as pool:
         try:
-            for together in (("tokenizer", "tokenizer_hi"), ("superres", "base", "decoder")):
-                done += [stage.result() for stage in as_completed([pool.submit(job, *stage) for stage in zip(together, range(3))])]
+            while waiting or running:
+                ready = [stage for stage in waiting if {*NEEDS[stage]} <= {name for name, *_ in done}]
+                running |= {pool.submit(job, stage, waiting.pop(stage)) for stage in ready}
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                done += [stage.result() for stage in ended]
         except BaseException as error:
             for child in active_children():
                 child.terminate()  # by a signal: each finishes its step, and saves

@@ -19,8 +19,7 @@ def sheet(rows: list[torch.Tensor], captions: list[str], columns: int = 8, cell:
     block = len(rows) * (cell + 2) + max(map(len, texts)) * line + 2 * gap
     margin, columns = 64 if titles else 0, min(columns, len(captions))
     page = Image.new("RGB", (margin + columns * (cell + gap) + gap, -(-len(captions) // columns) * block + gap), PAPER)
-    pen = ImageDraw.Draw(page)
-    pictures = [to_pil(row) for row in rows]
+    pen, pictures = ImageDraw.Draw(page), [to_pil(row) for row in rows]
     for i, text in enumerate(texts):
         x, y = margin + gap + i % columns * (cell + gap), gap + i // columns * block
         for j, row in enumerate(pictures):
@@ -58,8 +57,7 @@ def beside(pictures: list[Image.Image], titles: list[str], scale: int = 2) -> Im
     """Pictures of any size in a row, each under its title, enlarged so that pixels can be seen."""
     font, line, gap = ImageFont.load_default(11), 16, 6
     pictures = [p.convert("RGB").resize((scale * p.width, scale * p.height), Image.Resampling.NEAREST) for p in pictures]
-    page = Image.new("RGB", (gap + sum(p.width + gap for p in pictures), line + gap + max(p.height for p in pictures)), PAPER)
-    x = gap
+    page, x = Image.new("RGB", (gap + sum(p.width + gap for p in pictures), line + gap + max(p.height for p in pictures)), PAPER), gap
     for picture, title in zip(pictures, titles):
         ImageDraw.Draw(page).text((x, 2), title, INK, font)
         page.paste(picture, (x, line))

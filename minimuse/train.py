@@ -87,9 +87,7 @@ def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optim
     return [first, Muon(matrices, settings.muon_lr)] if matrices else [first]
 
 
-def optimize(
-    name: str, model: nn.Module, parts_of: Callable, settings: Stage, size: int, seed: int, checkpoint: Path, key: dict
-) -> Iterator[Record]:
+def optimize(name: str, model: nn.Module, parts_of: Callable, settings: Stage, size: int, seed: int, checkpoint: Path, key: dict) -> Iterator[Record]:
     """Train `model` in place; at the end it holds the averaged weights. Yields a record per step.
 
     parts_of(indices, generator, step) yields (loss, metrics), once or in parts that add up to the batch's. Continues from `checkpoint`, if it
