@@ -3,7 +3,7 @@
     pip install transformers && pip install --no-deps muse-maskgit-pytorch memory-efficient-attention-pytorch vector-quantize-pytorch \\
         ema-pytorch beartype accelerate einx frozendict loguru torch-einops-utils
     OMP_NUM_THREADS=2 python tests/bench/peer.py                  # training and guided decoding, at equal shape: minutes
-    OMP_NUM_THREADS=2 python tests/bench/peer.py --seconds 120    # also: the same tokens, the same time, and what comes out of it
+    OMP_NUM_THREADS=2 python tests/bench/peer.py --seconds 120    # instead: the same tokens, the same time, and what comes out of it
 
 Equal: width, depth, heads, tokens, codes, batch, dtype, threads, optimizer (fused AdamW, gradients clipped), passes, guidance in every pass.
 Text is embedded beforehand for both. The peer runs with the attention of its two that is quicker here. In the comparison of quality both
@@ -182,7 +182,7 @@ def quality(args, folder):
     def training(name, side, settings):
         def parts_of(rows, generator, step):
             yield side.loss(tokens["train"].ids("low", rows), *tokens["train"].captions(rows, generator), generator), {}
-        return optimize(name, side.model.train(), parts_of, settings, len(tokens["train"]), 0, folder / "checkpoint", {})
+        return optimize(name, side.model.train(), parts_of, settings, len(tokens["train"]), 0, folder / f"{name}.safetensors", {})
     running = {name: training(name, deepcopy(side), replace(settings, steps=10**6)) for name, (side, settings) in sides.items()}
     pace = alternate({name: lambda records=records: next(records) for name, records in running.items()}, args.rounds, 20)
     print(f"\nTokens of {args.pictures:,} scenes, {args.seconds:.0f} seconds of training each, batch {ours.batch}; captions of held-out scenes\n")
@@ -220,12 +220,13 @@ if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rounds", type=int, default=7, help="alternating rounds, after one to warm up")
     p.add_argument("--repeat", type=int, default=4, help="training steps in a round")
-    p.add_argument("--seconds", type=float, default=0.0, help="of training, to compare quality; 0: do not")
+    p.add_argument("--seconds", type=float, default=0.0, help="of training, to compare quality in place of speed")
     p.add_argument("--pictures", type=int, default=10_000)
     args = p.parse_args()
-    toy, text = PRESETS["toy"], dict(text_width=256, words=16)
-    speed("The toy's base model", SimpleNamespace(**vars(toy.base), codes=toy.tokenizer.codes, grid=toy.tokenizer.grid, batch=32, **text), args)
-    speed("Muse's grid", SimpleNamespace(width=256, layers=6, heads=4, codes=1024, grid=16, batch=8, **text), args)
     if args.seconds:
         with tempfile.TemporaryDirectory() as folder:
             quality(args, Path(folder))
+    else:
+        toy, text = PRESETS["toy"], dict(text_width=256, words=16)
+        speed("The toy's base model", SimpleNamespace(**vars(toy.base), codes=toy.tokenizer.codes, grid=toy.tokenizer.grid, batch=32, **text), args)
+        speed("Muse's grid", SimpleNamespace(width=256, layers=6, heads=4, codes=1024, grid=16, batch=8, **text), args)
