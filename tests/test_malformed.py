@@ -18,7 +18,7 @@ import pytest
 import torch
 from minimuse import cache, emoji_pack, folder
 from minimuse.checkpoint import restore, save, save_tensors, write_json
-from minimuse.config import PRESETS, from_json, override
+from minimuse.config import PRESETS, override
 from minimuse.data import DATA, read_picture
 from minimuse.muse import load_part, read_about
 from minimuse.t5_frozen import FrozenT5, T5Config, T5Encoder, Tokenizer
