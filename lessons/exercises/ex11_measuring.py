@@ -44,8 +44,8 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     """Squared Frechet distance of the normal distributions that have the means and covariances of features (M, C) and (M', C).
 
     |m - m'|^2 + tr(S) + tr(S') - 2 tr((S S')^1/2), with covariances over M - 1. The last trace is the sum of the square roots of the
-    eigenvalues of S S', which are real and not negative but for rounding; or that of the singular values of A B', where S = A'A and
-    S' = B'B. Compute in double precision.
+    eigenvalues of S S', which are real and not negative but for rounding; or the sum of the singular values of A B^T, where A and B are
+    the features minus their mean, over the root of M - 1 and M' - 1. Compute in double precision.
     """
     raise NotImplementedError
 

@@ -175,7 +175,7 @@ def quality(args, folder):
     sets = {split: load("shapes", split, muse.config.tokenizer_hi.side, count) for split, count in counts.items()}
     tokens = {split: Tokens.of(muse.parts, muse.text, pictures) for split, pictures in sets.items()}
     shape = SimpleNamespace(**vars(preset.base), codes=low.codes, grid=low.grid, text_width=muse.text.width)
-    sides = {f"muse-maskgit-pytorch, rate {lr:g}": (Peer(shape, False), replace(ours, lr=lr, muon_lr=0.0)) for lr in (3e-4, 1e-3, 3e-3)}
+    sides = {f"muse-maskgit-pytorch, rate {lr:g}": (Peer(shape, False), replace(ours, lr=lr, muon_lr=0.0)) for lr in (3e-4, 1e-3, 3e-3, 1e-2)}
     sides["minimuse"] = Ours(shape), ours
     sides["minimuse"][0].model.start(tokens["train"].shards[0]["text"].float(), muse.tokenizer.quantizer.lookup(torch.arange(low.codes)))
 

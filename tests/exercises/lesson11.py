@@ -84,7 +84,7 @@ def is_rarely_fooled(tell_apart):
 
 
 def bits_have_an_interval(bits_per_token):
-    """1.96 standard errors, of the pictures' own costs: here each picture costs 1 bit or 3."""
+    """1.96 standard errors, of the pictures' own costs: here each picture costs 1 bit or 2."""
     model = measures.Says(8, lambda ids, where: torch.zeros(int(where.sum()), 8).index_fill_(1, torch.arange(2, 8), float("-inf")))
     found = bits_per_token(model, torch.zeros(20, 4, dtype=torch.int64), lambda rows: None, 0)
     assert found["n"] == 20 and all(math.isclose(found[key], 1, rel_tol=1e-6) for key in ("value", "low", "high")), f"all cost 1 bit: {found}"
