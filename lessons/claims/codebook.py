@@ -22,7 +22,7 @@ from minimuse.data import halve, load
 from minimuse.decode import decode
 from minimuse.maskgit import BaseConfig, MaskGit
 from minimuse.metrics import bits_per_token, psnr
-from minimuse.muse import build
+from minimuse.muse import autocast, build
 from minimuse.train import tokenizer_loss
 from minimuse.vq import perplexity
 from minimuse.vq_loss import PictureLoss
@@ -52,8 +52,9 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
     captions, ids, (text, visible) = [variants[0] for variants in unseen.captions], seen.ids("low"), seen.captions(torch.arange(n))
     bits = bits_per_token(base.model, ids, lambda rows: base.model.context(text[rows], visible[rows]))
     contexts, blank = muse.contexts(base.model, muse.read(captions), config.sampling.guidance), torch.full_like(ids, codes)
-    for step in decode(base.model, blank, codes, *contexts, config.sampling, torch.Generator().manual_seed(0)):
-        drawn = step.ids
+    with autocast("cpu"):  # as the contexts
+        for step in decode(base.model, blank, codes, *contexts, config.sampling, torch.Generator().manual_seed(0)):
+            drawn = step.ids
     grid = lambda ids: rearrange(ids, "M (h w) -> M h w", h=config.tokenizer.grid)
     made = {"reconstructed": tokenizer.decode(grid(ids)), "drawn": tokenizer.decode(grid(drawn))}
     entropy, used = perplexity(ids, codes)

@@ -11,7 +11,8 @@ import torch
 def picture_weight(counts: torch.Tensor, tokens: int) -> torch.Tensor:
     """What to multiply each picture's loss with, so that Muse's masks train the bound: counts (B,) int64, from 1 to `tokens` -> (B,) float64.
 
-    Muse hides ceil(r tokens) tokens, with r = cos(pi u / 2), u uniform; a picture's loss is the mean over its own hidden tokens.
+    Muse hides ceil(r tokens) tokens, with r = cos(pi u / 2), u uniform; here a picture's loss is the mean over its own hidden
+    tokens (not, as in the lesson, over the batch's).
     Multiplied with the weight, its expectation must be the bound: the sum over n = 1 .. tokens of the expected mean loss L_n with n hidden.
     """
     raise NotImplementedError
@@ -27,7 +28,7 @@ def dependence(joint: torch.Tensor) -> float:
 
 
 def safe_to_reveal(entropies: torch.Tensor, bound: float) -> int:
-    """How many of the hidden tokens, in ascending order of their entropies (M,), M >= 1, may be revealed in one pass.
+    """Hidden tokens have these entropies (M,), M >= 1, in any order; how many, the least first, may be revealed in one pass?
 
     As many as possible such that the sum of their entropies, the largest left out, is at most `bound`. At least one always is.
     """
