@@ -24,8 +24,8 @@ def mean_of(values: torch.Tensor) -> dict[str, float]:
 
 
 def interval(measure: Callable[..., float], *sets: torch.Tensor, rounds: int = 20) -> dict[str, float]:
-    """A measure of sets (M, C), with a 95 % interval by random halves of each, without replacement: they vary around the whole as much as
-    it does around all there is (a bootstrap's copies would pass for neighbours)."""
+    """A measure of sets (M, C), with a 95 % interval by random halves of each, without replacement: of a mean, they vary around the
+    whole as much as it does around all there is; a bias they do not see (and a bootstrap's copies would pass for neighbours)."""
     halves = lambda i: [x[torch.randperm(len(x), generator=generator_at("halves", i, j))[: len(x) // 2]] for j, x in enumerate(sets)]
     value, error = measure(*sets), float(torch.tensor([measure(*halves(i)) for i in range(rounds)]).std())
     return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "n": len(sets[0])}
@@ -90,15 +90,15 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     """Squared Frechet distance of the normal distributions with the means and covariances of features (M, C) and (M', C):
     |m - m'|^2 + tr(S + S' - 2 (S S')^1/2). Too large for few pictures: compare at equal M, and with what real ones have.
 
-    S = A'A and S' = B'B for centred features, so that the root's trace is the sum of the singular values of A B'."""
+    S = A^T A and S' = B^T B for centred features over the root of M - 1, so that the root's trace is the sum of the singular values of A B^T."""
     (a, mean_a), (b, mean_b) = (((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5, x.mean(dim=0)) for x in (a.double(), b.double()))
-    shrink = lambda x: torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x  # R'R = A'A
+    shrink = lambda x: torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x  # R^T R = A^T A
     a, b = shrink(a), shrink(b)
     return float((mean_a - mean_b).square().sum() + a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum())
 
 
 def kid(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Kernel distance, squared and unbiased: 0 on average over sets from one distribution, and below it for half of them. Kernel of
+    """Kernel distance, squared and unbiased: 0 on average over sets from one distribution, and often below it. Kernel of
     features (M, C) and (M', C): (x.y / C + 1)^3."""
     kernel = lambda x, y: (x.double() @ y.double().T / x.shape[1] + 1) ** 3
     within = lambda x: (kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1))  # no picture with itself

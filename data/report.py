@@ -94,7 +94,7 @@ def measure(muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None
     if has_lite0() and len(pictures) > 8:  # or halves would have no third neighbour
         net = Lite0().to(muse.device)
         look = {name: features(net, images) for name, images in shown.items()}
-        more = pictures_of(config, data, "train", 2 * n, seed)  # of the same split the first half would be the same: others are wanted
+        more = pictures_of(config, data, "train", 2 * n, seed)  # a held-out split may have too few others: then the shift of splits is in it
         others = [i for i, name in enumerate(more.names) if name not in {*pictures.names}][: len(pictures)]
         look["other real pictures"] = features(net, more.batch(others).to(muse.device))
         found["likeness"] = {name: likeness(vectors, look["real"]) for name, vectors in look.items() if name != "real"}

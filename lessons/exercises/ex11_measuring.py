@@ -35,7 +35,8 @@ def bits_per_token(model, ids: torch.Tensor, context: Callable, seed: int = 0) -
     one at most), in random order; hide that many random tokens of it; take the mean negative log-likelihood of its hidden tokens, in
     bits. The value is the mean over pictures, low and high are 1.96 standard errors away from it, n is M.
 
-    `hidden_nll(model, ids, context, hidden)` gives the nats (M,) of each picture. Draw by a torch.Generator with the given seed.
+    `hidden_nll(model, ids, context, hidden)` gives that mean (M,), in nats; hidden (M, N) is True for hidden tokens. Draw by a
+    torch.Generator with the given seed.
     """
     raise NotImplementedError
 

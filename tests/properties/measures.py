@@ -72,7 +72,7 @@ def kid_is_its_sums(kid):
 
 
 def is_zero_on_average_for_halves(kid):
-    """Over many cuts of one set in two, its mean is about 0, and it is negative as often as not; of another set it is neither."""
+    """Over many cuts of one set in two, its mean is about 0, and it is often negative; of another set it is neither."""
     points = torch.from_numpy(np.random.default_rng(0).normal(size=(400, 4)))
     found, other = [], []
     for i in range(60):
