@@ -34,6 +34,11 @@ COURSES = {"ramp": dict(steps=8), "constant": dict(steps=8, ramp=False), "interv
 TUNING = 9  # a seed that no test has
 
 
+def scenes(split: str, n: int) -> list:
+    """Held-out combinations for the test; for tuning others, of the validation split: odd training numbers."""
+    return [shapes.scene(2 * i + 1 if split == "train" else i, split) for i in range(n)]
+
+
 class Asked(NamedTuple):
     captions: list[str]
     judge: callable  # pictures (B, 3, H, W) -> measures by name; what is tuned for comes first
@@ -44,8 +49,8 @@ def asked(model: str, part: str, n: int) -> Asked:
     """n captions of the part "test", half as many to tune on."""
     muse = loaded(model)
     if muse.about["data"] == "shapes":
-        scenes = [shapes.scene(i, "heldout") if part == "test" else shapes.scene(2 * i + 1, "train") for i in range(n if part == "test" else n // 2)]
-        return Asked([shapes.caption(s) for s in scenes], lambda images: {"right": shapes.alignment(scenes, images)["all"]["value"]})
+        wanted = scenes("heldout", n) if part == "test" else scenes("train", n // 2)
+        return Asked([shapes.caption(s) for s in wanted], lambda images: {"right": shapes.alignment(wanted, images)["all"]["value"]})
     pictures, net, judge = load("emoji", "heldout", muse.config.tokenizer_hi.side), Lite0(), Judge.load()
     rows = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
     rows = (rows[:n] if part == "test" else rows[n : n + n // 2]).tolist()
