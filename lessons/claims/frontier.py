@@ -9,6 +9,7 @@ right in all attributes, by the detector, for held-out combinations (tuned on th
 same captions, held-out pairs (tuned on others), and beside it how often the concept is among the judge's ten likeliest.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ CONFIDENCE = [(t, c) for t in (0.5, 1.0) for c in (0.5, 2.0, 8.0)]  # temperatur
 OTHERS = [(t, 1.0) for t in (0.25, 0.5, 1.0)]
 COURSES = {"ramp": dict(steps=8), "constant": dict(steps=8, ramp=False), "interval": dict(steps=11, ramp=False, guided=(0.5, 1.0))}
 TUNING = 9  # a seed that no test has
+loaded = lru_cache(Muse.load)
 
 
 def scenes(split: str, n: int) -> list:
@@ -41,7 +43,7 @@ def scenes(split: str, n: int) -> list:
 
 class Asked(NamedTuple):
     captions: list[str]
-    judge: callable  # pictures (B, 3, H, W) -> measures by name; what is tuned for comes first
+    judge: Callable  # pictures (B, 3, H, W) -> measures by name; what is tuned for comes first
 
 
 @lru_cache
@@ -60,9 +62,6 @@ def asked(model: str, part: str, n: int) -> Asked:
         found = features(net, images)
         return {"KID": kid(found, real), "ten": judge.shares(judge(found, names))["ten"]["value"]}
     return Asked([pictures.captions[i][0] for i in rows], look)
-
-
-loaded = lru_cache(Muse.load)
 
 
 @lru_cache
