@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python tests/bench/decoding.py --model toy-shapes
 
 Plain: text keys and values made anew in every step, conditional and unconditional rows in two passes, both in every step even
-where the guidance is zero (here in the first half of the steps), and the head on every token.
+where the guidance is zero (here in the first half of the steps), and the head on every token. Factors: the median over rounds in
+which all ways take turns, and the middle half of the rounds.
 """
 
 import argparse
@@ -48,10 +49,11 @@ def loop(muse, model, ids, asked, low, sampling, generator, savings):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="toy-shapes")
-    p.add_argument("--runs", type=int, default=5)
+    p.add_argument("--rounds", type=int, default=20)
     args = p.parse_args()
     muse = Muse.load(args.model)
     ways = {"plain": (), **{s: (s,) for s in SAVINGS}, "all": SAVINGS}
+    print("| | plain | " + " | ".join([*SAVINGS, "all"]) + " |\n" + "|---" * (len(SAVINGS) + 3) + "|")
     for name, model, grid, sampling in (
         ("base", muse.base, muse.config.tokenizer.grid, muse.config.sampling),
         ("superres", muse.superres, muse.config.tokenizer_hi.grid, muse.config.sampling_hi),
@@ -61,17 +63,19 @@ def main():
             asked = muse.read(["a large red circle left of a small blue square on a white background"] * B)
             low = None if model is muse.base else torch.randint(muse.base.mask_id, (B, muse.config.tokenizer.grid**2), generator=torch.Generator().manual_seed(0))
             times, ids = {way: [] for way in ways}, {}
-            for _ in range(args.runs + 1):  # the first is to warm up
+            for _ in range(args.rounds + 1):  # the first is to warm up
                 for way, savings in ways.items():
                     begun = time.perf_counter()
                     with autocast("cpu"):
                         ids[way] = loop(muse, model, torch.full((B, grid**2), model.mask_id), asked, low, sampling, torch.Generator().manual_seed(0), savings)
                     times[way].append(time.perf_counter() - begun)
-            plain = statistics.median(times["plain"][1:])
-            print(f"{name}, batch {B}: plain {1000 * plain:.0f} ms;", "; ".join(
-                f"{way} {plain / statistics.median(times[way][1:]):.2f}x" + ("" if torch.equal(ids[way], ids["plain"]) else f" ({float((ids[way] == ids['plain']).float().mean()):.3f} of ids same)")
-                for way in ways if way != "plain"
-            ), flush=True)  # fmt: skip
+            print(f"| {name}, batch {B} | {1000 * statistics.median(times['plain'][1:]):.0f} ms", end="")
+            for way in [*SAVINGS, "all"]:
+                factors = [p / t for p, t in zip(times["plain"][1:], times[way][1:])]
+                least, middle, most = statistics.quantiles(factors, n=4)
+                same = (ids[way] == ids["plain"]).float().mean()  # in half precision a batch can round otherwise
+                print(f" | {middle:.2f} ({least:.2f} to {most:.2f})" + ("" if same == 1 else f", {same:.3f} of ids same"), end="")
+            print(" |", flush=True)
 
 
 if __name__ == "__main__":
