@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,24 @@ def test_a_training_that_was_cut_short_ends_the_same(claims, tmp_path, monkeypat
     cut = fit(0, "cut")
     assert torch.equal(whole.model.weight, cut.model.weight) and not torch.equal(whole.model.weight, other.model.weight)
     assert cut.steps == whole.steps == 30 and not any((tmp_path / "cut").iterdir())
+
+
+def test_a_training_takes_as_long_as_it_should_when_steps_become_slower(claims, tmp_path):
+    trial = claims("trial")
+
+    def make():
+        model = torch.nn.Linear(4, 1)
+
+        def parts_of(indices, generator, step):
+            begun = time.process_time()
+            while time.process_time() - begun < (0.01 if step < 40 else 0.03):
+                pass
+            yield model(torch.randn(len(indices), 4, generator=generator)).square().mean(), {}
+
+        return model, parts_of
+
+    fitted = trial.fit("some", make, trial.settings(1, 8), 100, 0, tmp_path, seconds=3.0)
+    assert 2.6 < fitted.seconds < 3.6 and 60 < fitted.steps < 200 and not any(tmp_path.iterdir()), fitted
 
 
 def test_each_saving_of_decoding_gives_the_same_ids(tiny_model, monkeypatch, capsys):

@@ -119,7 +119,7 @@ RIVAL = Way("autoregressive", (Part(make, loss, 16),), ids, (256,), 256, TUNED)
 
 
 def main():
-    compare(arguments(__doc__, seconds=500.0, pictures=20_000, n=96, device="cpu"), "autoregression", RIVAL)
+    compare(arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu"), "autoregression", RIVAL)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ RIVAL = Way("diffusion", (Part(make, loss, 16),), ids, (1, 2, 4, 8, 16, 32, 64),
 
 
 def main():
-    compare(arguments(__doc__, seconds=500.0, pictures=20_000, n=96, device="cpu"), "diffusion", RIVAL)
+    compare(arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu"), "diffusion", RIVAL)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Two ways are here: `MASKED`, one masked model that predicts the 16 x 16 tokens directly, and `CASCADE`, a base model of 4 x 4 tokens and
 super-resolution. The scripts of the claims bring a third, and call `compare`:
 
-1. All are trained for the same number of seconds, on the same pictures, with the same optimizer; parameters within 5 % (checked). The
-   learning rates are those of the presets for all: they are not tuned.
+1. All are trained for the same number of seconds of one processor, on the same pictures, with the same optimizer; parameters within 5 %
+   (checked). The learning rates are those of the presets for all: they are not tuned.
 2. Guidance and temperatures are tuned for each, over its whole grid, at one number of passes, on captions of the training split with odd
    numbers: the mean over what the detector reads (less noisy than "right in all", and above 0 early in training). Then, on the same
    captions, a way's own number of passes: the fewest that come within .02 of its best.

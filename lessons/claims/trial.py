@@ -76,32 +76,46 @@ def masked_loss(model: nn.Module, tokens: Tokens, resolution: str, ratios: Calla
 class Fitted(NamedTuple):
     model: nn.Module
     steps: int
-    seconds: float  # of training, all runs together if it was cut short
+    seconds: float  # of the processor, all runs together if it was cut short
 
 
 def fit(name: str, make: Callable, how: Stage, size: int, seed: int, out: Path, seconds: float = 0.0) -> Fitted:
     """Train what make() gives, a fresh model and its loss, on `size` pictures; goes on from the checkpoint of an earlier run.
 
-    `seconds`: take as many steps as fit into this time, by the pace of the first ones, in place of how.steps."""
+    `seconds`: in place of how.steps, as many as take so long, by the time that the processor gave to this process. Guessed from the first
+    ones, and corrected four times on the way, since machines have their moods; the learning rate follows."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, parts_of = make()
         log = out / f"{name}.json"
         told = json.loads(log.read_text()) if log.is_file() else {"steps": how.steps, "seconds": 0.0}
         if seconds and not log.is_file():
-            begun = [time.monotonic() for _ in optimize("pace", *make(), replace(how, steps=16), size, seed, out / f"{name}.pace", {})]
+            begun = [time.process_time() for _ in optimize("pace", *make(), replace(how, steps=16), size, seed, out / f"{name}.pace", {})]
             told["steps"] = max(1, round(seconds * 11 / (begun[-1] - begun[4])))
-        begun, how = time.monotonic() - told["seconds"], replace(how, steps=told["steps"])
-        key = {"name": name, "seed": seed, "size": size, "lr": how.lr, "batch": how.batch, "steps": how.steps}
-        bar = tqdm(total=how.steps, desc=name, mininterval=10)
-        for record in optimize(name, model, parts_of, how, size, seed, path := out / f"{name}.checkpoint.safetensors", key):
-            bar.update(record.step - bar.n)
-            if record.step % 50 == 0 or record.step == 1:
-                write_json(log, told | {"seconds": round(time.monotonic() - begun, 1)})
+        begun = time.process_time() - told["seconds"]
+        spent = lambda: round(time.process_time() - begun, 1)
+        marks = [share * seconds for share in (0.3, 0.6, 0.8, 0.95) if share * seconds > told["seconds"]]
+        key, path = {"name": name, "seed": seed, "size": size, "lr": how.lr, "batch": how.batch}, out / f"{name}.checkpoint.safetensors"
+        while True:
+            how = replace(how, steps=told["steps"])
+            run, bar = optimize(name, model, parts_of, how, size, seed, path, key), tqdm(total=how.steps, desc=name, mininterval=10)
+            for record in run:
+                bar.update(record.step - bar.n)
+                due = marks and spent() > marks[0]
+                if due:
+                    del marks[0]
+                    told["steps"] = max(record.step + 1, round(record.step * seconds / spent()))
+                if due or record.step % 50 == 0 or record.step == 1:
+                    write_json(log, told | {"seconds": spent()})
+                if due:
+                    run.close()  # saves; the next round goes on from there
+                    break
+            else:
+                break
         bar.close()
         for leftover in (*kept(path), log):
             leftover.unlink(missing_ok=True)
-    return Fitted(model.eval().requires_grad_(False), how.steps, round(time.monotonic() - begun, 1))
+    return Fitted(model.eval().requires_grad_(False), how.steps, spent())
 
 
 def work_through(path: Path, jobs: dict[str, tuple], work: Callable, workers: int) -> dict:
