@@ -3,15 +3,20 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
 from minimuse.cli import main
+from minimuse.config import PRESETS
 from minimuse.data import DATA
+from minimuse.demo import side_by_side
 from minimuse.muse import PARTS
+from minimuse.train import NEEDS, STAGES
 
 
 @pytest.fixture
@@ -50,6 +55,25 @@ def test_demo_writes_what_it_promises(tiny_model):
     with Image.open(tiny_model / "samples.png") as sheet, Image.open(tiny_model / "decoding.gif") as gif:
         assert sheet.width > 500
         assert gif.n_frames == 4 + 2  # passes of the tiny preset, low-res and high-res
+
+
+def test_a_stage_of_the_demo_begins_when_what_it_needs_is_there(monkeypatch, tmp_path):
+    ended, finetuning = set(), Event()
+
+    def work(stage, row, **_):
+        assert {*NEEDS[stage]} <= ended, stage
+        if stage == "decoder":
+            finetuning.set()
+        if stage == "tokenizer":  # does not end before finetuning has begun, which needs the other one only
+            assert finetuning.wait(30)
+        ended.add(stage)
+        return stage, 1.0, {}
+
+    monkeypatch.setattr("minimuse.demo.work", work)
+    monkeypatch.setattr("minimuse.demo.ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    seconds, stages = side_by_side(tmp_path, PRESETS["tiny"], "shapes", "t5-toy", 0, False, print)
+    assert seconds.keys() == stages.keys() == ended == {*STAGES}
 
 
 def test_evaluate_repeats_what_demo_measured(tiny_model, tmp_path, capsys):
