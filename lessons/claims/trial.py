@@ -95,10 +95,12 @@ def fit(name: str, make: Callable, how: Stage, size: int, seed: int, out: Path, 
         begun = time.process_time() - told["seconds"]
         spent = lambda: round(time.process_time() - begun, 1)
         marks = [share * seconds for share in (0.3, 0.6, 0.8, 0.95) if share * seconds > told["seconds"]]
-        key, path = {"name": name, "seed": seed, "size": size, "lr": how.lr, "batch": how.batch}, out / f"{name}.checkpoint.safetensors"
+        key = {"name": name, "seed": seed, "size": size, "lr": how.lr, "batch": how.batch, "length": seconds or how.steps}
+        path = out / f"{name}.checkpoint.safetensors"
+        bar = tqdm(desc=name, mininterval=10)
         while True:
-            how = replace(how, steps=told["steps"])
-            run, bar = optimize(name, model, parts_of, how, size, seed, path, key), tqdm(total=how.steps, desc=name, mininterval=10)
+            bar.total = (how := replace(how, steps=told["steps"])).steps
+            run = optimize(name, model, parts_of, how, size, seed, path, key)
             for record in run:
                 bar.update(record.step - bar.n)
                 due = marks and spent() > marks[0]
