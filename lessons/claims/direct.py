@@ -225,8 +225,8 @@ def compare(args: Namespace, claim: str, rival: Way) -> None:
     head += [f"a picture, batch {b}" for b in BATCHES]
     verdicts, (name, own) = [], (rival.name, by[rival.name]["passes"])
     for way in ways[1:]:
-        reach = [p for p in way.passes if statistics.mean(score(way.name, p)) >= statistics.mean(score(name, own))]
-        for said, passes in (("at its own number of passes", by[way.name]["passes"]), *[("as soon as its mean is as high", p) for p in reach[:1]]):
+        like = [p for p in way.passes if verdict(score(way.name, p), score(name, own)) != "does not hold"]
+        for said, passes in (("at its own number of passes", by[way.name]["passes"]), *[("with the fewest that are not surely worse", p) for p in like[:1]]):
             faster = " and ".join(f"{second(name, own, b) / second(way.name, passes, b):.1f} (batch {b})" for b in BATCHES)
             better = verdict(score(way.name, passes), score(name, own))
             verdicts.append(f"- {way.name}, {said}, {passes}, against {name}, {own}: {faster} times as fast; better: {better}")
