@@ -1,6 +1,6 @@
 """Claim 6: parallel decoding is over ten times as fast as autoregression, at like quality (Muse, section 3 and table 3).
 
-    python lessons/claims/autoregression.py --out runs/claims        # half an hour of two cores
+    python lessons/claims/autoregression.py --out runs/claims        # three quarters of an hour of two cores
 
 The rival draws the same 16 x 16 tokens in raster order, one per pass, each from those before it and the caption. It is the base model
 with its sight cut off, and has all that makes such a model fast: keys and values of past tokens are kept, and so are the caption's.
