@@ -1,6 +1,6 @@
 """Claim 7: masked decoding is faster than latent diffusion, at like quality (Muse, section 3 and table 3).
 
-    python lessons/claims/diffusion.py --out runs/claims        # three quarters of an hour of two cores; less where autoregression.py has been
+    python lessons/claims/diffusion.py --out runs/claims        # an hour of two cores; less where autoregression.py has been
 
 The rival draws the same tokenizer's 16 x 16 latents of 8 numbers, as they are before quantization: a rectified flow (2209.03003,
 2403.03206) that turns noise into latents along straight lines, by a network of the masked model's blocks with the time added to its
