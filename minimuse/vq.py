@@ -240,8 +240,8 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) in [-1, 1] -> ids (B, h, w) int64 in 0..K-1, in float32: bf16 would pick other codes among close ones."""
-        with torch.autocast(images.device.type, enabled=False):
+        """images (B, 3, H, W) in [-1, 1] -> ids (B, h, w) int64 in 0..K-1, in float32: bf16 or TF32 would pick other codes among close ones."""
+        with torch.autocast(images.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.quantizer.nearest(self.latents(images))
 
     @torch.no_grad()
