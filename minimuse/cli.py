@@ -69,9 +69,8 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument("--pad", required=True, help="new pixels on each side, or L,T,R,B")
         p.add_argument("--sheet", type=Path, help="also write before and after as one picture")
         drawing_flags(p)
-    p = command("evaluate", lambda args: tell(Muse.load(args.model, t5=args.t5), args.out, args.n, args.json), "measure a model")
-    p.add_argument("--model", default="toy", help="a model in data/ (toy draws emoji, toy-shapes scenes), or a directory")
-    p.add_argument("--t5", help="the directory of the model's text encoder, if it has moved")
+    p = command("evaluate", lambda args: tell(Muse.load(args.model, parallel.begin(args.device), args.t5), args.out, args.n, args.json), "measure a model")
+    model_flags(p)
     p.add_argument("--out", type=Path, required=True, help="a directory for the figures; it may be the model's")
     p.add_argument("--n", type=int, default=256, help="pictures of each kind, at most")
     p.add_argument("--json", action="store_true", help="print what report.json has, not the table")
@@ -101,14 +100,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def model_flags(p: Parser) -> None:
+    p.add_argument("--model", default="toy", help="a model in data/ (toy draws emoji, toy-shapes scenes), or a directory")
+    p.add_argument("--t5", help="the directory of the model's text encoder, if it has moved")
+    p.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+
+
 def drawing_flags(p: Parser) -> None:
     """What all commands that draw have in common, and a flag for each field of `Sampling`; the model's config.json has the defaults."""
     p.add_argument("-o", "--output", type=Path, default=Path("picture.png"), help="with --n above 1: NAME-0.png, NAME-1.png, ...")
     p.add_argument("--n", type=int, default=1)
     p.add_argument("--negative", default="", help="a prompt to steer away from")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--model", default="toy", help="a model in data/ (toy draws emoji, toy-shapes scenes), or a directory")
-    p.add_argument("--t5", help="the directory of the model's text encoder, if it has moved")
+    model_flags(p)
     group = p.add_argument_group("sampling (see minimuse/decode.py)")
     notes = {"steps": "passes of the base model", "guidance": "t in (1 + t) conditional - t unconditional; 0 is none"}
     for name, kind in typing.get_type_hints(Sampling).items():
@@ -136,8 +140,7 @@ def show(records, row: int = 0) -> None:
                     seen[k] = 0.8 * seen.get(k, float(v)) + 0.2 * float(v)
                 bar.set_postfix_str(", ".join(f"{k} {v:.3g}" for k, v in seen.items()))
             if record.step == record.steps:  # now: the next record comes after the next stage's preparation
-                bar.close()
-                bar = None
+                bar = bar.close()  # None
 
 
 def outputs(args, *also: Path | None) -> list[Path]:
@@ -169,7 +172,7 @@ def run_lessons(args) -> int | None:
 
 
 def run_generate(args) -> None:
-    names, muse = outputs(args, args.gif), Muse.load(args.model, t5=args.t5)
+    names, muse = outputs(args, args.gif), Muse.load(args.model, parallel.begin(args.device), args.t5)
     draw = partial(muse.generate, args.prompt, args.n, args.negative, args.seed)
     write([grid(draw, args.grid, given(args))] if args.grid else draw(**given(args)), [args.output] if args.grid else names)
     if args.gif:
@@ -192,7 +195,7 @@ def grid(draw: Callable[..., list], axes: list[str], settings: dict):
 
 def run_edit(args) -> None:
     """inpaint, outpaint, edit."""
-    names, muse, before = outputs(args, args.sheet), Muse.load(args.model, t5=args.t5), [read_picture(args.image)]
+    names, muse, before = outputs(args, args.sheet), Muse.load(args.model, parallel.begin(args.device), args.t5), [read_picture(args.image)]
     how = dict(n=args.n, negative=args.negative, seed=args.seed, **given(args))
     if args.command == "edit":
         drawn = edit.edit(muse, *before, args.prompt, args.iterations, args.share, **how)

@@ -60,7 +60,7 @@ def nll(muse: Muse, tokens: Tokens, names: list[str], words: dict) -> dict[str, 
     found = {}
     for case, captions in cases.items():
         text, visible = muse.text(captions)
-        found[case] = round(masked_nll(muse.base, tokens.ids("low"), lambda rows: muse.base.context(text[rows], visible[rows]), 1.0), 4)
+        found[case] = round(masked_nll(muse.base, tokens.ids("low").to(muse.device), lambda rows: muse.base.context(text[rows], visible[rows]), 1.0), 4)
     return found
 
 
@@ -124,9 +124,10 @@ def main():
     p.add_argument("--model", default="toy")
     p.add_argument("--out", type=Path, default=Path("runs/claims"))
     p.add_argument("--n", type=int, default=256, help="pictures to draw of each kind")
+    p.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    muse, net = Muse.load(args.model), Lite0()
+    muse, net = Muse.load(args.model, args.device), Lite0()
     side = muse.config.tokenizer_hi.side
     words = json.loads((DATA / "emoji" / "captions.json").read_text())
     everything = [load("emoji", split, side) for split in ("train", "heldout", "heldout-concept")]
@@ -137,8 +138,9 @@ def main():
         pictures = load("emoji", split, side, args.n)
         captions = [variants[1] for variants in pictures.captions]  # what `asking` gives
         real, tokens = pictures.batch(range(len(pictures))), Tokens.of(muse.parts, muse.text, pictures, str(muse.device))
-        tokenizers, through = tokenizer_report(muse, tokens, real)
-        low, high = muse.draw(captions, seed=0)
+        tokenizers, through = tokenizer_report(muse, tokens, real.to(muse.device))
+        through = {name: images.cpu() for name, images in through.items()}
+        low, high = (images.cpu() for images in muse.draw(captions, seed=0))
         found[kind] = {
             "nll": nll(muse, tokens, pictures.names, words),
             "drawn": gallery.nearest(features(net, high), pictures.names),
@@ -156,7 +158,7 @@ def main():
     real = {name: part.batch([i])[0] for part in everything for i, name in enumerate(part.names) if pair(name)[1] in CONCEPTS}
     asked = [(style, concept) for style in emoji_pack.STYLES for concept in CONCEPTS]
     prompts = [f"{CONCEPTS[concept]}, {style.replace('-', ' ')} style" for style, concept in asked]
-    _, high = muse.draw(prompts, seed=0)
+    high = muse.draw(prompts, seed=0)[1].cpu()
     shown = [p + (" (held out)" if emoji_pack.split(c, s) != "train" else "") for p, (s, c) in zip(prompts, asked)]
     blank = torch.ones_like(high[0])
     sheet([torch.stack([real.get(f"{s}/{c}", blank) for s, c in asked]), high], shown, titles=("real", "drawn")).quantize().save(args.out / "emoji-asked.png")
