@@ -65,6 +65,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     with torch.device(args.device):
         model = build("base", config, width)
+    parallel.fit(model, args.compile, args.recompute, args.device)
     print(f"{args.preset}: {costs['parameters']['base']:,} parameters, {config.tokenizer.grid**2} tokens, {config.sampling.steps} passes")
 
     drawing = model.bfloat16() if args.device != "cpu" else model  # half of the bytes to read; autocast would convert them in every pass
@@ -84,7 +85,6 @@ if __name__ == "__main__":
     M, flat = 4 * settings.batch, torch.arange(4 * settings.batch)
     rows = {"low": torch.randint(config.tokenizer.codes, (M, ids.shape[1])), "text": torch.randn(M * words, width).bfloat16(), "starts": edges([words] * M)}
     tokens = Tokens([rows | {"variants": flat, "owns": edges([1] * M)}])
-    parallel.fit(model, args.compile, args.recompute, args.device)
     with tempfile.TemporaryDirectory() as folder:
         steps = optimize("base", model, token_loss(model, tokens, config, "low", args.device), settings, M, 0, Path(folder) / "checkpoint", {})
         seconds = timed(lambda: next(steps), args.rounds, args.device)
