@@ -16,6 +16,8 @@ from minimuse.data import stable_hash
 
 SIDE = 128  # pixels of a packed picture
 STYLES = ("openmoji", "twemoji", "noto", "fluent-flat", "fluent-3d")
+BEFORE = ("the", "one", "my", "this", "some", "a nice", "a funny", "a simple", "a beautiful", "just a")
+OF = ("a picture", "an emoji", "a drawing", "an image", "a piece", "a kind", "an icon", "a bit", "a sort")
 _RESTORE = "a clone of the project has it: there, run `git checkout data/emoji` and `pip install -e .`"
 
 
@@ -30,13 +32,18 @@ def split(concept: str, style: str) -> str:
 
 
 def emoji_captions(label: str, tags: list[str], style: str) -> tuple[str, ...]:
-    """Four ways to ask for one picture: the label; with an article; with one tag; with two more."""
+    """Eight ways to ask for one picture: the label; with an article; with one tag; with two more; with another word before it; as a
+    picture or a piece of it; after a tag; a tag alone. Told the first four only, a model learns them by heart, and takes "a slice of
+    pizza" for something that it has never heard of (10.4 nats a token, and .04 for "a pizza")."""
     label, words = label.lower(), style.replace("-", " ")
     # In an order of each style's own, without tags that the label says ("apple" for a red apple).
     new = sorted((t for t in tags if t.lower() not in label), key=lambda t: stable_hash(f"{style} {label} {t}"))
     article = "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", label) else "a"
     phrase = label if re.search(r"[^su]s$", label) else f"{article} {label}"  # crossed swords, but a compass and a cactus
-    variants = [label], [phrase], [label, *new[:1]], [phrase, *new[1:3]]
+    pick = lambda words: words[stable_hash(f"{style} {label} {words[0]}") % len(words)]
+    framed, part, what = pick(BEFORE), pick(OF), pick([label, phrase])
+    tag = lambda i: new[i % len(new)] if new else label
+    variants = [label], [phrase], [label, *new[:1]], [phrase, *new[1:3]], [f"{framed} {label}"], [f"{part} of {what}"], [f"{tag(3)} {label}"], [tag(4)]
     return tuple(", ".join([*parts, f"{words} style"]) for parts in variants)
 
 

@@ -3,6 +3,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
 import string
 import struct
@@ -22,7 +23,7 @@ from PIL import Image
 from minimuse import data, emoji_pack, shapes
 from minimuse import folder as folders
 from minimuse.data import DATA, Pictures, halve, load
-from minimuse.emoji_pack import STYLES, emoji_captions, split
+from minimuse.emoji_pack import BEFORE, OF, STYLES, emoji_captions, split
 
 words = st.text(string.ascii_letters + " é😀", min_size=1, max_size=12).filter(str.strip)
 
@@ -167,7 +168,7 @@ def test_every_picture_is_in_one_split_with_its_captions():
         for name, captions, _ in found:
             style, concept = name.split("/")
             assert split(concept, style) == ("heldout-pair" if wanted == "heldout" else wanted)
-            assert len(captions) == 4
+            assert len(captions) == 8
             assert all(c.endswith(f", {style.replace('-', ' ')} style") and c.isprintable() for c in captions)
 
 
@@ -211,13 +212,15 @@ def test_count_takes_a_fixed_choice():
 def test_caption_forms():
     tags = ["apple", "diet", "food", "fruit", "health", "red", "ripe"]
     for style in STYLES:
-        plain, article, one, two = emoji_captions("red apple", tags, style)
+        plain, article, one, two, framed, part, tagged, tag = emoji_captions("red apple", tags, style)
         tail = f", {style.replace('-', ' ')} style"
         assert (plain, article) == (f"red apple{tail}", f"a red apple{tail}")
         first = one.removeprefix("red apple, ").removesuffix(tail)
         second, third = two.removeprefix("a red apple, ").removesuffix(tail).split(", ")
         assert len({first, second, third}) == 3  # and "apple" and "red" say nothing new
         assert {first, second, third} <= {"diet", "food", "fruit", "health", "ripe"}
+        assert framed.removesuffix(f" red apple{tail}") in BEFORE and re.sub(f"( a)? red apple{tail}$", "", part).removesuffix(" of") in OF
+        assert {tag, tagged.replace(" red apple", "")} <= {f"{new}{tail}" for new in ("diet", "food", "fruit", "health", "ripe")}
     assert len({emoji_captions("red apple", tags, s)[2].split(", ")[1] for s in STYLES}) > 1
 
 
@@ -231,10 +234,10 @@ def test_articles(label, phrase):
 
 
 @given(words, st.lists(words, max_size=6), st.sampled_from(STYLES))
-def test_captions_without_tags_are_still_four(label, tags, style):
+def test_captions_without_tags_are_still_eight(label, tags, style):
     captions = emoji_captions(label, tags, style)
     assert captions == emoji_captions(label, tags[::-1], style)  # the order of the file plays no part
-    assert len(captions) == 4 and captions[0] == f"{label.lower()}, {style.replace('-', ' ')} style"
+    assert len(captions) == 8 and captions[0] == f"{label.lower()}, {style.replace('-', ' ')} style"
 
 
 # --- damage ---

@@ -42,7 +42,7 @@ def pair(name: str) -> tuple[str, str]:
 
 
 def asking(words: dict, concept: str, style: str) -> str:
-    """The second way of four to ask for it: "a red apple, noto style"."""
+    """The second way to ask for it: "a red apple, noto style"."""
     return emoji_pack.emoji_captions(words[concept]["label"], words[concept]["tags"], style)[1]
 
 
