@@ -39,7 +39,7 @@ def encode(parts: dict[str, nn.Module], text: FrozenT5, pictures: Pictures, rows
     with autocast(device):
         ids = lambda part, shrink: torch.cat([part.encode(shrink(pictures.batch(i).to(device))).flatten(1).int().cpu() for i in rows.split(batch)])
         shard = {"low": ids(parts["tokenizer"], halve)} | ({"high": ids(parts["tokenizer_hi"], lambda x: x)} if "tokenizer_hi" in parts else {})
-        said = [row[seen].to("cpu", torch.bfloat16) for i in range(0, len(words), 256) for row, seen in zip(*text(words[i : i + 256]))]
+        said = [row[seen].bfloat16() for i in range(0, len(words), 256) for row, seen in zip(*(x.cpu() for x in text(words[i : i + 256])))]
     place = {c: i for i, c in enumerate(words)}
     variants = torch.tensor([place[c] for cs in captions for c in cs])
     return shard | {"text": torch.cat(said), "starts": edges(map(len, said)), "variants": variants, "owns": edges(map(len, captions))}
