@@ -168,6 +168,8 @@ def test_damaged_models_are_refused(fails, tiny_model, tmp_path):
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there(fails, tmp_path, device):
     assert device in fails("train", "tokenizer", "--preset", "tiny", "--data", "shapes", "--out", tmp_path / "out", "--device", device)
+    assert device in fails("generate", "a red circle", "--model", "toy-shapes", "-o", tmp_path / "x.png", "--device", device)
+    assert device in fails("evaluate", "--model", "toy-shapes", "--out", tmp_path / "out", "--device", device)
     assert not (tmp_path / "out").exists()
 
 
