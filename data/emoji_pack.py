@@ -34,13 +34,13 @@ def split(concept: str, style: str) -> str:
 def emoji_captions(label: str, tags: list[str], style: str) -> tuple[str, ...]:
     """Eight ways to ask for one picture: the label; with an article; with one tag; with two more; with another word before it; as a
     picture or a piece of it; after a tag; a tag alone. Told the first four only, a model learns them by heart, and takes "a slice of
-    pizza" for something that it has never heard of (10.4 nats a token, and .04 for "a pizza")."""
+    pizza" for something that it has never heard of (data/toy/README.md has figures)."""
     label, words = label.lower(), style.replace("-", " ")
     # In an order of each style's own, without tags that the label says ("apple" for a red apple).
     new = sorted((t for t in tags if t.lower() not in label), key=lambda t: stable_hash(f"{style} {label} {t}"))
     article = "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", label) else "a"
     phrase = label if re.search(r"[^su]s$", label) else f"{article} {label}"  # crossed swords, but a compass and a cactus
-    pick = lambda words: words[stable_hash(f"{style} {label} {words[0]}") % len(words)]
+    pick = lambda options: options[stable_hash(f"{style} {label} {options[0]}") % len(options)]
     framed, part, what = pick(BEFORE), pick(OF), pick([label, phrase])
     tag = lambda i: new[i % len(new)] if new else label
     variants = [label], [phrase], [label, *new[:1]], [phrase, *new[1:3]], [f"{framed} {label}"], [f"{part} of {what}"], [f"{tag(3)} {label}"], [tag(4)]
