@@ -57,8 +57,7 @@ def generator_at(*key) -> torch.Generator:
 
 def batch_at(seed: int, stage: str, step: int, batch: int, size: int) -> torch.Tensor:
     """Indices of the pictures of a step: a new permutation each epoch, with batches running on across its end."""
-    places = torch.arange(step * batch, (step + 1) * batch)
-    return torch.stack([epoch_order(seed, stage, int(p // size), size)[p % size] for p in places])
+    return torch.stack([epoch_order(seed, stage, p // size, size)[p % size] for p in range(step * batch, (step + 1) * batch)])
 
 
 @lru_cache(maxsize=2)  # of millions of pictures, a permutation takes longer than a step
@@ -231,7 +230,8 @@ def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: Fr
             tokens = cache.read(out, cache.key(out, about)) if (out / "cache" / "index.json").is_file() else Tokens.of(needed, text, pictures, device)
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
             if not begun:
-                model.start(torch.cat([shard["text"][:: len(tokens.shards)] for shard in tokens.shards]).float().to(device), *codes)
+                texts = [shard["text"] for shard in tokens.shards]  # some 100,000 words tell how all lie, of which copies may not fit
+                model.start(torch.cat([x[:: 1 + len(x) * len(texts) // 2**17] for x in texts]).float().to(device), *codes)
             parallel.fit(model, config.scale.compile, config.scale.recompute, device)
             parts_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)
         else:
