@@ -19,6 +19,8 @@ import torch
 from minimuse import schedule
 from minimuse.transformer import Context
 
+FEW = 2**10  # tokens, up to which a CPU is quicker with both sides of guidance in one batch: beyond, it is busy anyway, and its caches full
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -146,23 +148,21 @@ def decode(
 ) -> Iterator[Step]:  # fmt: skip
     """Fill the tokens of ids (B, N) that equal mask_id, in at most `sampling.steps` passes; yields each step, none if nothing is hidden.
 
-    `uncond` is the context to steer away from (None: no guidance). Its rows run in one batch with the conditional ones, and not at all
-    in steps without guidance. Of P `weights`, `context` has P B rows, prompt by prompt."""
-    hidden = ids == mask_id
-    B, N = ids.shape
+    `uncond` is the context to steer away from (None: no guidance). Its rows run in one batch with the conditional ones, if those are few,
+    and not at all in steps without guidance. Of P `weights`, `context` has P B rows, prompt by prompt."""
+    hidden, (B, N), P = ids == mask_id, ids.shape, len(weights)
     after = [schedule.masked_after(int(n), sampling.steps, sampling.law) for n in hidden.sum(dim=-1)]
-    both = context if uncond is None else context.join(uncond)
+    passes = [(P, context)] if uncond is None else [(P + 1, context.join(uncond))] if ids.is_cuda or B * N <= FEW else [(P, context), (1, uncond)]
     for k in range(sampling.steps):
         left = torch.tensor([row[k] for row in after], device=ids.device).minimum(hidden.sum(dim=-1))
         if bool((hidden.sum(dim=-1) == left).all()):
             continue  # more steps than tokens, or all are filled: nothing to reveal, so no pass
         t = schedule.guidance_at(k, sampling.steps, sampling.guidance, sampling.ramp, sampling.guided)
         alone = uncond is None or (t == 0 and weights == (1.0,))
-        rows = len(weights) + (not alone)
-        inputs, where = ids.masked_fill(hidden, mask_id).repeat(rows, 1), hidden.repeat(rows, 1)
-        with torch.no_grad():
-            asked = model(inputs, context if alone else both, where)  # M K: the head runs for hidden tokens only
-        *conds, last = asked.chunk(rows)
+        inputs = ids.masked_fill(hidden, mask_id)
+        with torch.no_grad():  # the head runs for hidden tokens only: M K
+            asked = [model(inputs.repeat(n, 1), c, hidden.repeat(n, 1)) for n, c in ([(P, context)] if alone else passes)]
+        *conds, last = torch.cat(asked).chunk(P + (not alone))
         if weights == (1.0,):
             mixed = last if alone else guide(conds[0], last, t)
         else:

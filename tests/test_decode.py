@@ -349,6 +349,19 @@ def test_no_unconditional_pass_outside_of_the_interval():
         assert [len(seen) for seen in model.passes] == batches, guided
 
 
+def test_many_rows_take_their_guidance_one_after_the_other(monkeypatch):
+    """On a CPU a large batch gains nothing from being twice as large; what is drawn is the same."""
+    for weights in ((1.0,), (1.0, -0.5)):
+        (P, B), found = (len(weights), 2), []
+        for most, sizes in ((18, [(P + 1) * B] * 4), (17, [P * B, B] * 4)):
+            monkeypatch.setattr(ours, "FEW", most)
+            model, one, null = decoding.Table(1, 5), decoding.rows(1, P * B, 5), decoding.rows(2, B, 5)
+            found.append(list(ours.decode(model, torch.full((B, 9), 5), 5, one, null, Sampling(steps=4), decoding.generator(), weights)))
+            assert [len(seen) for seen in model.passes] == sizes
+        for together, apart in zip(*found, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(together, apart))
+
+
 def test_certain_tokens_come_at_once():
     """A model that is sure of everything needs one step by entropy, and S by confidence."""
     sure = lambda ids, context, where: 50.0 * torch.eye(16)[torch.arange(16)].expand(len(ids), 16, 16)[where]

@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/bench/decoding.py --model toy-shapes
 
-Plain: text keys and values made anew in every step, conditional and unconditional rows in two passes, both in every step even
-where the guidance is zero (here in the first half of the steps), and the head on every token. Factors: the median over rounds in
+Plain: text keys and values made anew in every step, conditional and unconditional rows in two passes (one batch: as long as it gains
+anything, which is decode.FEW), both in every step even where the guidance is zero (here in the first half of the steps), and the
+head on every token. Factors: the median over rounds in
 which all ways take turns, and the middle half of the rounds.
 """
 
@@ -35,7 +36,7 @@ def loop(muse, model, ids, asked, low, sampling, generator, savings):
         with torch.no_grad():
             if t == 0 and "no idle unconditional rows" in savings:
                 logits = model(inputs, cond, where)
-            elif "one batch" in savings:
+            elif "one batch" in savings and ids.numel() <= decode.FEW:
                 logits = decode.guide(*model(inputs.repeat(2, 1), cond.join(uncond), where.repeat(2, 1)).chunk(2), t)
             else:
                 logits = decode.guide(model(inputs, cond, where), model(inputs, uncond, where), t)
