@@ -132,8 +132,8 @@ def show(records, row: int = 0) -> None:
     with ExitStack() as bars:  # closes them, whatever happens
         for record in records:
             if bar is None:
-                bar = bars.enter_context(tqdm(total=record.steps, initial=record.step - 1, desc=record.stage, mininterval=1.0, position=row))
-                seen = {}
+                seen, bar = {}, tqdm(total=record.steps, initial=record.step - 1, desc=record.stage, mininterval=1.0, position=row)
+                bars.enter_context(bar)
             bar.update(1)
             if record.step % 10 == 0 or record.step == record.steps:  # reading a value waits for the device
                 for k, v in record.metrics.items():

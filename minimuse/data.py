@@ -78,8 +78,7 @@ def stable_hash(text: str) -> int:
 def read_picture(path: Path) -> Image.Image:
     """A PNG, JPEG or WebP file as RGB, turned as it was taken."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # refuse, do not only warn
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):  # refuse, do not only warn
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
                 return on_white(ImageOps.exif_transpose(image))  # phones store the turn, not the turned pixels
     except Exception as error:  # PIL's readers raise whatever a broken file makes them trip over

@@ -76,8 +76,7 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
 def draw(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_k: int = 0) -> torch.Tensor:
     """A draw from softmax(logits / temperature), of the k likeliest codes if top_k is set: logits and Gumbel noise (..., K) -> ids (...)."""
     if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], float("-inf"))
     return (logits + temperature * noise).argmax(dim=-1)  # the Gumbel-max trick
 
 
@@ -169,9 +168,8 @@ def decode(
             mixed = compose(last, conds, [(1 + t) * w for w in weights])
         logits = mixed.new_zeros(B, N, mixed.shape[-1])
         logits[hidden] = mixed
-        scale = schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
         token_noise = gumbel((B, N, logits.shape[-1]), generator).to(ids.device)
-        choice_noise = scale * gumbel((B, N), generator).to(ids.device)
+        choice_noise = schedule.noise_at(k, sampling.steps, sampling.choice_temperature) * gumbel((B, N), generator).to(ids.device)
         taken = step(logits, ids, hidden, left, token_noise, choice_noise, sampling)
         ids, hidden = taken.ids, taken.hidden
         yield taken

@@ -149,8 +149,7 @@ def windows(low: torch.Tensor, mask_id: int, high: torch.Tensor, mask_id_hi: int
     while True:
         hidden = low[0] == mask_id, high[0] == mask_id_hi
         count = lambda place: sum(float(h[y, x].float().mean()) for h, y, x in zip(hidden, *place))
-        left = [place for place in places if count(place)]
-        if not left:
+        if not (left := [place for place in places if count(place)]):
             return
         yield min(left, key=count)
 

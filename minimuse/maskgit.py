@@ -58,9 +58,8 @@ class Corrupted(NamedTuple):
 
 def hide(ids: torch.Tensor, mask_id: int, generator: torch.Generator, law: str = "cosine") -> Corrupted:
     """Hide a random share of each row's tokens (B, N): its own ratio from `law`, an exact count, random places."""
-    B, N = ids.shape
-    counts = schedule.mask_counts(schedule.sample_ratios(B, generator, law), N)
-    hidden = schedule.random_masks(counts, N, generator).to(ids.device)
+    counts = schedule.mask_counts(schedule.sample_ratios(len(ids), generator, law), ids.shape[1])  # B
+    hidden = schedule.random_masks(counts, ids.shape[1], generator).to(ids.device)  # B N
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 
 

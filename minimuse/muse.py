@@ -138,8 +138,7 @@ class Muse:
         with autocast(self.device):
             if resolution == "low" or not finetuned:
                 return tokenizer.decode(ids)
-            code = rearrange(tokenizer.quantizer.lookup(ids), "B h w D -> B D h w")
-            return self.decoder(code).float().clamp(-1, 1)
+            return self.decoder(rearrange(tokenizer.quantizer.lookup(ids), "B h w D -> B D h w")).float().clamp(-1, 1)
 
     def draw(self, prompts: list[str], batch: int = 32, **settings) -> tuple[torch.Tensor, torch.Tensor]:
         """Low-res (B, 3, H/2, W/2) and high-res (B, 3, H, W) pictures for the prompts, in batches."""
@@ -211,8 +210,7 @@ def load_part(directory: Path, name: str, config: Config, text_width: int) -> nn
     """Build a part and fill it from NAME.safetensors."""
     path = directory / f"{name}.safetensors"
     if not path.is_file():
-        stage = name.replace("_", "-")
-        raise FileNotFoundError(f"{path} is missing; make it with: minimuse train {stage} --out {directory}")
+        raise FileNotFoundError(f"{path} is missing; make it with: minimuse train {name.replace('_', '-')} --out {directory}")
     part = build(name, config, text_width)
     try:
         state = load_file(path)

@@ -117,8 +117,7 @@ class FeedForward(nn.Module):
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x):
-        h = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x) if self.gated else F.relu(self.wi(x))
-        return self.wo(h)
+        return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x) if self.gated else F.relu(self.wi(x)))
 
 
 def norm(config):
@@ -175,8 +174,7 @@ class Tokenizer:
         if isinstance(texts, str):
             raise ValueError(f"encode takes a list of texts, not the one text {texts!r}")
         rows = self.pieces.encode(list(texts))
-        longest = max(map(len, rows), default=0) + 1
-        if longest > max_length:
+        if (longest := max(map(len, rows), default=0) + 1) > max_length:
             warnings.warn(f"a caption of {longest} tokens was cut to {max_length}", stacklevel=2)
         # T5 closes every text with eos and was trained so; leaving it out moves all embeddings.
         rows = [row[: max_length - 1] + [EOS] if row else [] for row in rows]
@@ -224,8 +222,7 @@ def read_weights(path, files, expected, dtype, device):
             raise ValueError(f"{path} lacks {name}; {'is it a T5 of the size that config.json says?' if weights else 'it has a decoder alone'}")
         if name not in expected:
             raise ValueError(f"{path} has {name}, which no T5 encoder of config.json's size has")
-        here, asked = tuple(weights[name].shape), tuple(expected[name].shape)
-        if here != asked:
+        if (here := tuple(weights[name].shape)) != (asked := tuple(expected[name].shape)):
             raise ValueError(f"{path}: {name} is {here}, config.json asks for {asked}")
     if not weights["shared.weight"].any():
         raise ValueError(f"{path}: shared.weight is all zero, a faulty conversion; take another copy")
@@ -247,9 +244,8 @@ class FrozenT5:
         if dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"dtype is {dtype}, in which the inner values of T5's MLP overflow (float16 ends at 65504); take torch.bfloat16")
         paths = [Path(directory) / name for name in ("config.json", "spiece.model")] + weight_files(Path(directory))
-        for path in paths:
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing; the directory of a T5 holds {', '.join(p.name for p in paths)}")
+        if missing := [path for path in paths if not path.is_file()]:
+            raise FileNotFoundError(f"{missing[0]} is missing; the directory of a T5 holds {', '.join(p.name for p in paths)}")
         config, tokenizer = T5Config.from_json(paths[0]), Tokenizer(paths[1])
         if (pieces := tokenizer.pieces.get_piece_size()) > config.vocab_size:
             raise ValueError(f"{directory}: {pieces} pieces in spiece.model, vocab_size {config.vocab_size} in config.json")

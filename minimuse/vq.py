@@ -61,8 +61,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv1(F.silu(x))
-        return x + self.conv2(F.silu(y))
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
 class Encoder(nn.Sequential):
@@ -141,8 +140,7 @@ class EMAQuantizer(nn.Module):
         """z (B, h, w, D) -> codes with z's gradient (straight-through), ids (B, h, w), commitment loss."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
-            ids = self.nearest(z.detach())
-            code = self.lookup(ids)
+            code = self.lookup(ids := self.nearest(z.detach()))
             commitment = (z - code).square().mean()  # moves z only: the codebook is a buffer
             return z + (code - z).detach(), ids, commitment
 
@@ -170,9 +168,8 @@ class EMAQuantizer(nn.Module):
         alive = self.mass > 0
         self.codebook[alive] = self.total[alive] / self.mass[alive, None]
         threshold = self.restart_below * len(z) / len(self.mass)
-        dead = (self.mass < threshold).nonzero()[:, 0]
         error = (z - self.codebook[ids]).square().sum(-1).cpu().double()
-        dead = dead[: int((error > 0).sum())]
+        dead = (self.mass < threshold).nonzero()[: int((error > 0).sum()), 0]
         if len(dead):
             pick = torch.multinomial(error, len(dead), generator=generator).to(z.device)
             self.codebook[dead] = z[pick]
@@ -249,8 +246,7 @@ class Tokenizer(nn.Module):
         """ids (B, h, w) -> images (B, 3, H, W), clamped to [-1, 1]."""
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.codes:
             raise ValueError(f"ids span {int(ids.min())}..{int(ids.max())}; the codebook has 0..{self.config.codes - 1}")
-        code = rearrange(self.quantizer.lookup(ids), "B h w D -> B D h w")
-        return self.decoder(code).float().clamp(-1, 1)
+        return self.decoder(rearrange(self.quantizer.lookup(ids), "B h w D -> B D h w")).float().clamp(-1, 1)
 
 
 def perplexity(ids: torch.Tensor, codes: int) -> tuple[float, int]:

@@ -33,8 +33,8 @@ class PatchDiscriminator(nn.Module):
         widths = [channels * 2**i for i in range(layers + 1)]
         body: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(layers):
-            stride = 2 if i + 1 < layers else 1
-            body += [nn.utils.parametrizations.spectral_norm(nn.Conv2d(widths[i], widths[i + 1], 4, stride, 1)), nn.LeakyReLU(0.2)]
+            conv = nn.Conv2d(widths[i], widths[i + 1], 4, stride=2 if i + 1 < layers else 1, padding=1)
+            body += [nn.utils.parametrizations.spectral_norm(conv), nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*body, nn.Conv2d(widths[-1], 1, 4, padding=1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -53,9 +53,8 @@ def generator_loss(fake: torch.Tensor) -> torch.Tensor:
 
 def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
     """Scale, at most 1e4, that gives both losses gradients of equal length at the decoder's last layer (VQGAN, eq. 7)."""
-    (g_rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (g_adv,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (g_rec.float().norm() / (g_adv.float().norm() + 1e-4)).clamp(max=1e4).detach()
+    length = lambda loss: torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
+    return (length(reconstruction) / (length(adversarial) + 1e-4)).clamp(max=1e4).detach()
 
 
 def perceptual_distance(net: Lite0, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
