@@ -140,8 +140,10 @@ def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str
 
     def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         (rank, processes), B = parallel.place(), len(indices)
-        low = tokens.ids("low", indices).to(device)
-        ids = low if resolution == "low" else tokens.ids("high", indices).to(device)
+        ids, below = tokens.ids(resolution, indices).to(device), ()
+        if resolution == "high":  # a piece of each picture, and all of its low-res tokens
+            below = tokens.ids("low", indices).to(device), model.places(ids, generator)
+            ids = ids.gather(1, below[1])
         said = tokens.choose(indices, generator)
         kept = drop_captions(torch.ones(B, 1, dtype=torch.bool), config.caption_dropout, generator)
         corrupted = hide(ids, model.mask_id, generator)
@@ -149,7 +151,7 @@ def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str
             text, visible = pad([said[i] for i in rows.tolist()])
             text, visible, hidden = text.to(device), (visible & kept[rows]).to(device), corrupted.hidden[rows]
             with autocast(device):
-                context = model.context(text, visible) if resolution == "low" else model.context(text, visible, low[rows])
+                context = model.context(text, visible, *(x[rows] for x in below))
                 logits = model(corrupted.ids[rows], context, hidden)
             loss, correct = masked_token_loss(logits, ids[rows], hidden)
             share = hidden.sum() / corrupted.hidden.sum()
@@ -270,9 +272,9 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
     """The stages that OUT does not hold yet; an error where they cannot be trained."""
     todo = [s for s in stages if not (resume and (out / f"{s}.safetensors").is_file())]
     for stage in todo:
-        for path in (out / f"{stage}.safetensors", *kept(out / f"{stage}.checkpoint.safetensors")):
-            if path.is_file() and not resume:
-                raise FileExistsError(f"{path} is there already; add --resume to go on, or give another --out")
+        there = [path for path in (out / f"{stage}.safetensors", *kept(out / f"{stage}.checkpoint.safetensors")) if path.is_file()]
+        if there and not resume:
+            raise FileExistsError(f"{there[0]} is there already; add --resume to go on, or give another --out")
         for part in NEEDS[stage]:
             if part not in todo and not (out / f"{part}.safetensors").is_file():
                 raise FileNotFoundError(f"{stage} needs {out / part}.safetensors; make it with: minimuse train {part.replace('_', '-')} --out {out}")

@@ -52,7 +52,7 @@ class OffsetBias(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Over all tokens of a grid, or, given a window, multi-axis over windows of window x window tokens."""
+    """Over all tokens of a grid (of each, if there are several), or, given a window, multi-axis over windows of window x window tokens."""
 
     def __init__(self, width: int, heads: int, grid: int, window: int = 0):
         super().__init__()
@@ -63,10 +63,12 @@ class SelfAttention(nn.Module):
         self.biases = nn.ModuleList(OffsetBias(*part) for part in parts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        qkv = rearrange(self.qkv(x), "B N (three H d) -> three B H N d", three=3, H=self.heads)
+        pieces = math.isqrt(x.shape[1]) // self.grid  # along a side
+        cut = dict(y=pieces, x=pieces, i=self.grid, j=self.grid)
+        qkv = rearrange(self.qkv(x), "B (y i x j) (three H d) -> three (B y x) H (i j) d", three=3, H=self.heads, **cut)
         biases = [bias() for bias in self.biases]
-        mixed = multi_axis(qkv, self.grid, self.window, *biases) if self.window else attend(*qkv, bias=biases[0])  # B H N d
-        return self.out(rearrange(mixed, "B H N d -> B N (H d)"))
+        mixed = multi_axis(qkv, self.grid, self.window, *biases) if self.window else attend(*qkv, bias=biases[0])
+        return self.out(rearrange(mixed, "(B y x) H (i j) d -> B (y i x j) (H d)", **cut))
 
 
 def multi_axis(qkv: torch.Tensor, grid: int, window: int, *biases: torch.Tensor) -> torch.Tensor:
@@ -138,14 +140,14 @@ class Block(nn.Module):
 
 
 class GridPositions(nn.Module):
-    """Learned 2-D positions: a vector per row plus a vector per column."""
+    """Learned 2-D positions: a vector per row plus a vector per column, the same ones in every piece of `pieces` x `pieces`."""
 
     def __init__(self, grid: int, width: int):
         super().__init__()
         self.rows, self.columns = (nn.Parameter(0.02 * torch.randn(grid, width)) for _ in range(2))
 
-    def forward(self) -> torch.Tensor:
-        return rearrange(self.rows[:, None] + self.columns[None], "h w D -> (h w) D")
+    def forward(self, pieces: int = 1) -> torch.Tensor:
+        return rearrange(self.rows.repeat(pieces, 1)[:, None] + self.columns.repeat(pieces, 1), "h w D -> (h w) D")
 
 
 class TokenDecoder(nn.Module):
@@ -155,7 +157,7 @@ class TokenDecoder(nn.Module):
         super().__init__()
         if window and (grid % window or heads % 2):
             raise ValueError(f"multi-axis attention needs a grid ({grid}) in multiples of the window ({window}) and an even number of heads ({heads})")
-        self.embedding = nn.Embedding(codes + 1, width)
+        self.grid, self.embedding = grid, nn.Embedding(codes + 1, width)
         self.positions = GridPositions(grid, width)
         self.blocks = nn.ModuleList(Block(width, heads, grid, window) for _ in range(layers))
         self.head = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU(), norm(width), nn.Linear(width, codes))
@@ -173,7 +175,7 @@ class TokenDecoder(nn.Module):
 
     def forward(self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None) -> torch.Tensor:
         """ids (B, N) in 0..K, K = masked -> logits (B, N, K); with where (B, N) bool only there: (M, K)."""
-        x = self.embedding(ids) + self.positions() + context.below  # B N D
+        x = self.embedding(ids) + self.positions(math.isqrt(ids.shape[1]) // self.grid) + context.below  # B N D
         for block, k, v in zip(self.blocks, context.keys, context.values):
             x = block(x, k, v, context.visible)  # B N D
         x = self.norm(x if where is None else x[where])  # the head is wide: run it only where it is needed

@@ -117,6 +117,14 @@ def test_laws(claims, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "laws.json").read_text() == first and "cosine against 15 %" in capsys.readouterr().out
 
 
+def test_pieces(claims, tmp_path, monkeypatch, capsys):
+    pieces = claims("pieces")
+    monkeypatch.setattr(pieces, "SEEDS", (0, 1))
+    started(pieces, monkeypatch, "--out", tmp_path, "--steps", 1, "--pictures", 64, "--n", 4)
+    assert set(json.loads((tmp_path / "pieces.json").read_text())) == {f"{way}/{seed}" for way in pieces.WAYS for seed in (0, 1)}
+    assert "pieces of 8 x 8 are better" in capsys.readouterr().out
+
+
 def test_rivals(claims, tmp_path, monkeypatch):
     """One step of training, one setting to tune. The second script finds the first one's masked models."""
     direct, quick = claims("direct"), lambda way, **other: way._replace(grid={name: options[-1:] for name, options in way.grid.items()}, **other)

@@ -128,6 +128,54 @@ def test_windows_divide_the_grid():
         SuperResConfig(width=30, encoder_layers=1, layers=1, heads=4, window=2)
 
 
+def in_pieces(piece=2):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = SuperResConfig(width=16, encoder_layers=1, layers=2, heads=2, window=0, piece=piece)
+        net = SuperRes(config, LOW_CODES, LOW_GRID, CODES, GRID, TEXT)
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+    return net
+
+
+def test_a_piece_alone_is_what_it_is_in_the_picture():
+    """What is learnt of one piece holds when the whole picture is drawn, and no piece looks at another."""
+    net = in_pieces()
+    ids, text, visible = models.inputs(case(net))
+    whole = net(ids, net.context(text, visible, LOW))  # B N K
+    for y, x in ((0, 0), (0, 2), (2, 0), (2, 2)):
+        places = torch.tensor([GRID * (y + i) + x + j for i in range(2) for j in range(2)]).expand(3, -1)
+        alone = net(ids.gather(1, places), net.context(text, visible, LOW, places))
+        torch.testing.assert_close(alone, whole[:, places[0]], atol=1e-4, rtol=1e-4)
+        other = ids.clone()
+        other[:, places[0]] = (ids[:, places[0]] + 1) % CODES
+        moved = (net(other, net.context(text, visible, LOW)) - whole).abs().amax(-1) > 1e-6  # B N
+        assert moved[:, places[0]].all() and moved.sum() == places.numel()
+    swapped = torch.arange(GRID * GRID).view(2, 2, 2, 2).roll(1, dims=2).reshape(1, -1).expand(3, -1)  # the left pieces on the right
+    context = net.context(text, visible, LOW, swapped)
+    torch.testing.assert_close(net(ids.gather(1, swapped), context), whole[:, swapped[0]], atol=1e-4, rtol=1e-4)  # several at once
+    one_piece = in_pieces(piece=0)
+    assert (one_piece(other, one_piece.context(text, visible, LOW)) != one_piece(ids, one_piece.context(text, visible, LOW))).all()
+
+
+def test_places_are_pieces_and_busy_ones_likelier():
+    net, generator = in_pieces(), torch.Generator().manual_seed(0)
+    ids = torch.zeros(4000, GRID * GRID, dtype=torch.long)
+    ids[:, [2, 3, 6]] = torch.tensor([1, 2, 3])  # three of the upper right piece
+    pieces = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]])
+    taken = (net.places(ids, generator)[:, None] == pieces).all(-1)  # B 4
+    assert (taken.sum(-1) == 1).all()
+    assert (taken.double().mean(0) - torch.tensor([1, 4, 1, 1]) / 7).abs().max() < 5 * (4 / 7 * 3 / 7 / 4000) ** 0.5
+    assert torch.equal(in_pieces(piece=0).places(ids[:2], generator), torch.arange(GRID * GRID).expand(2, -1))
+    for row in in_pieces(piece=1).places(ids[:9], generator):  # a quarter of sixteen pieces of one token: four others
+        assert row.shape == (4,) and row.unique().numel() == 4
+
+
+def test_pieces_divide_the_grid():
+    with pytest.raises(ValueError, match="4 tokens.*pieces of 3"):
+        in_pieces(3)
+
+
 def test_low_res_tokens_can_be_copied():
     """High-res tokens that repeat the low-res ones, 2 x 2 each, are soon learnt from those alone, without a caption."""
     with torch.random.fork_rng(devices=[]):
