@@ -43,7 +43,7 @@ def work(way: str, seed: int, steps: int, pictures: int, n: int, out: Path) -> d
 
 
 def main():
-    args = arguments(__doc__, steps=1000, pictures=20_000, n=256)
+    args = arguments(__doc__, steps=800, pictures=20_000, n=256)
     jobs = {f"{way}/{seed}": (way, seed, args.steps, args.pictures, args.n, args.out) for way in WAYS for seed in SEEDS}
     done = work_through(args.out / "pieces.json", jobs, work, args.workers)
     seconds = lambda way: f"{np.mean(values(done, way, 'seconds')):.0f}"
