@@ -40,7 +40,8 @@ def test_what_is_left_out_has_its_default():
 def test_presets():
     for settings in PRESETS.values():
         assert settings.tokenizer_hi.grid == 2 * settings.tokenizer.grid * settings.tokenizer.factor // settings.tokenizer_hi.factor
-        assert settings.tokenizer_hi.grid % settings.superres.window == 0
+        piece = settings.superres.piece or settings.tokenizer_hi.grid
+        assert settings.tokenizer_hi.grid % piece == 0 and piece % (settings.superres.window or piece) == 0
         assert settings.decoder.channels == settings.tokenizer_hi.channels and settings.decoder.decoder_channels == settings.decoder_channels
 
 

@@ -337,8 +337,11 @@ class Spy(torch.nn.Module):
         super().__init__()
         self.shown = []
 
-    def context(self, text, visible, low=None):
-        return text, visible, low
+    def context(self, text, visible, low=None, places=None):
+        return text, visible, low, places
+
+    def places(self, ids, generator):
+        return torch.randint(9, (len(ids), 1), generator=generator) + torch.arange(4)  # four in a row
 
     def forward(self, ids, context, where):
         self.shown.append((ids, context, where))
@@ -359,14 +362,16 @@ class FakeTokens:
 
 @pytest.mark.parametrize("resolution", ["low", "high"])
 def test_token_loss(resolution):
-    """The model sees masked ids and dropped captions, super-resolution the low-res tokens whole; the loss is the hidden tokens'."""
+    """The model sees masked ids and dropped captions, super-resolution the low-res tokens whole, of high-res ones those of its places; the
+    loss is the hidden tokens'."""
     spy, tokens, indices = Spy(), FakeTokens(), torch.tensor([4, 0, 0, 2])
     parts_of = ours.token_loss(spy, tokens, CONFIG, resolution, "cpu")
     dropped = 0
     for step in range(40):
         ((loss, metrics),) = parts_of(indices, generator_at(0, "base", step), step)
-        seen, (text, visible, low), where = spy.shown[-1]
+        seen, (text, visible, low, places), where = spy.shown[-1]
         ids = tokens.ids(resolution, indices)
+        ids = ids if resolution == "low" else ids.gather(1, places)
         assert torch.equal(seen == Spy.mask_id, where) and torch.equal(seen[~where], ids[~where]) and where.any(-1).all()
         logits = torch.randn(*ids.shape, 7, generator=torch.Generator().manual_seed(5))[where]
         wanted = masked_token_loss(logits, ids, where)

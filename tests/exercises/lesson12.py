@@ -18,8 +18,7 @@ TITLE = "scaling up"
 def our_flops(tokens, text, width):
     """By PyTorch's counter, on the meta device: as `minimuse describe` does."""
     with torch.device("meta"):
-        block = Block(width, 1, 1)
-        block.self_attention.biases[0].forward = lambda: torch.zeros(1, tokens, tokens)  # a grid of any number of tokens
+        block = Block(width, 1, math.isqrt(tokens))
         k, v = torch.zeros(2, 1, 1, text, width)
         with FlopCounterMode(display=False) as counter:
             block(torch.zeros(1, tokens, width), k, v, torch.ones(1, text, dtype=torch.bool))
@@ -55,7 +54,7 @@ def counts_every_product(block_flops):
     def product(m, n, k):
         return 2 * sum(1 for _ in range(m) for _ in range(n) for _ in range(k))
 
-    @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
+    @given(st.sampled_from([1, 4, 9]), st.integers(1, 4), st.integers(1, 4))  # square grids
     @example(1, 1, 1)
     @example(4, 2, 3)
     def check(N, T, D):
