@@ -141,7 +141,7 @@ def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str
     def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         (rank, processes), B = parallel.place(), len(indices)
         ids, below = tokens.ids(resolution, indices).to(device), ()
-        if resolution == "high":  # a piece of each picture, and all of its low-res tokens
+        if resolution == "high":  # what is learnt of each picture, under all of its low-res tokens
             below = tokens.ids("low", indices).to(device), model.places(ids, generator)
             ids = ids.gather(1, below[1])
         said = tokens.choose(indices, generator)
@@ -232,7 +232,7 @@ def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: Fr
             tokens = cache.read(out, cache.key(out, about)) if (out / "cache" / "index.json").is_file() else Tokens.of(needed, text, pictures, device)
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
             if not begun:
-                texts = [shard["text"] for shard in tokens.shards]  # some 100,000 words tell how all lie, of which copies may not fit
+                texts = [shard["text"] for shard in tokens.shards]  # 2**17 words say how all of them lie; copies of all may not fit
                 model.start(torch.cat([x[:: 1 + len(x) * len(texts) // 2**17] for x in texts]).float().to(device), *codes)
             parallel.fit(model, config.scale.compile, config.scale.recompute, device)
             parts_of = token_loss(model, tokens, config, "low" if name == "base" else "high", device)

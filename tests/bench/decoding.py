@@ -2,10 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/bench/decoding.py --model toy-shapes
 
-Plain: text keys and values made anew in every step, conditional and unconditional rows in two passes (one batch: as long as it gains
-anything, which is decode.FEW), both in every step even where the guidance is zero (here in the first half of the steps), and the
-head on every token. Factors: the median over rounds in
-which all ways take turns, and the middle half of the rounds.
+Plain: text keys and values made anew in every step, conditional and unconditional rows in two passes, both in every step even
+where the guidance is zero (here in the first half of the steps), and the head on every token. "One batch" has both rows in one up to
+decode.FEW tokens, as `decode` does. Factors: the median over rounds in which all ways take turns, and the middle half of the rounds.
 """
 
 import argparse
