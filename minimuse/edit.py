@@ -95,8 +95,7 @@ def edits(
     pixels, side = pixels_of(image), muse.config.tokenizer_hi.side
     if max(pixels.shape[1:]) > side:
         raise ValueError(f"the picture is {image.width}x{image.height}; {side}x{side} is the most that can be edited: shrink it")
-    low, _ = _tokens(muse, pixels)
-    low, generator = low.flatten(1).repeat(n, 1), torch.Generator().manual_seed(seed)
+    low, generator = _tokens(muse, pixels)[0].flatten(1).repeat(n, 1), torch.Generator().manual_seed(seed)
     asked, sampling = muse.read([prompt] * n, negative), replace(muse.config.sampling, **dict(steps=1, top_k=3) | given)
     contexts = muse.contexts(muse.base, asked, sampling.guidance)  # once: they are the same in all iterations
     counts = schedule.mask_counts(torch.full((n,), share, dtype=torch.float64), low.shape[1])

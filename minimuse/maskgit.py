@@ -33,8 +33,7 @@ class MaskGit(nn.Module):
     def __init__(self, config: BaseConfig, codes: int, grid: int, text_width: int):
         super().__init__()
         self.text = nn.Sequential(nn.Linear(text_width, config.width), norm(config.width))
-        self.decoder = TokenDecoder(codes, grid, config.width, config.heads, config.layers)
-        self.mask_id = codes
+        self.decoder, self.mask_id = TokenDecoder(codes, grid, config.width, config.heads, config.layers), codes
         initialize_weights(self, config.layers)
 
     def start(self, text: torch.Tensor, codes: torch.Tensor) -> None:

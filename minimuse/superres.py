@@ -8,6 +8,7 @@ in a hurry, `piece`: high-res tokens see only those of their piece, and it is le
 Letters: as in `maskgit.py`; n low-res tokens, N high-res tokens.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,16 +32,15 @@ class SuperRes(nn.Module):
     def __init__(self, config: SuperResConfig, low_codes: int, low_grid: int, codes: int, grid: int, text_width: int):
         super().__init__()
         width, self.low_grid, self.grid, self.piece = config.width, low_grid, grid, config.piece or grid
-        if grid % self.piece:
-            raise ValueError(f"a grid of {grid} tokens cannot be cut into pieces of {self.piece}")
+        if grid % self.piece or self.piece % (grid // low_grid):
+            raise ValueError(f"a grid of {grid} tokens cannot be cut into pieces of {self.piece}, each what some low-res tokens cover")
         self.text = nn.Sequential(nn.Linear(text_width, width), norm(width))
         self.low_embedding = nn.Embedding(low_codes, width)
         self.low_positions = GridPositions(low_grid, width)
         self.low_blocks = nn.ModuleList(Block(width, config.heads, low_grid, cross=False) for _ in range(config.encoder_layers))
         self.low_norm = norm(width)
         self.spread = nn.Linear(width, (grid // low_grid) ** 2 * width, bias=False)
-        self.decoder = TokenDecoder(codes, self.piece, width, config.heads, config.layers, config.window)
-        self.mask_id = codes
+        self.decoder, self.mask_id = TokenDecoder(codes, self.piece, width, config.heads, config.layers, config.window), codes
         initialize_weights(self, config.layers)
         nn.init.normal_(self.spread.weight, std=width**-0.5)  # what it gives weighs as much as what it gets
 
@@ -57,9 +57,11 @@ class SuperRes(nn.Module):
             low = block(low)  # B n D
         low = self.low_norm(low)
         both = torch.cat([low, self.text(text).to(low.dtype)], dim=1)  # B n+T D
-        y, i = self.low_grid, self.grid // self.low_grid
-        below = rearrange(self.spread(low), "B (y x) (i j D) -> B (y i x j) D", y=y, i=i, j=i)  # B N D
-        below = below if places is None else below[torch.arange(len(below))[:, None], places]  # B M D
+        i = self.grid // self.low_grid
+        if places is not None:  # of the low-res tokens, those above them: each square of i x i lies under one
+            first = rearrange(places, "B (y i x j) -> B (y x) (i j)", i=i, j=i, x=math.isqrt(places.shape[1]) // i)[..., 0]
+            low = low[torch.arange(len(low))[:, None], first // self.grid // i * self.low_grid + first % self.grid // i]  # B m D
+        below = rearrange(self.spread(low), "B (y x) (i j D) -> B (y i x j) D", y=math.isqrt(low.shape[1]), i=i, j=i)  # B N D, or B M D
         return self.decoder.keys_values(both, torch.cat([torch.ones_like(low_ids, dtype=torch.bool), visible], dim=1), below)
 
     def forward(self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None) -> torch.Tensor:

@@ -128,11 +128,11 @@ def test_windows_divide_the_grid():
         SuperResConfig(width=30, encoder_layers=1, layers=1, heads=4, window=2)
 
 
-def in_pieces(piece=2):
+def in_pieces(piece=2, low_grid=LOW_GRID):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = SuperResConfig(width=16, encoder_layers=1, layers=2, heads=2, window=0, piece=piece)
-        net = SuperRes(config, LOW_CODES, LOW_GRID, CODES, GRID, TEXT)
+        net = SuperRes(config, LOW_CODES, low_grid, CODES, GRID, TEXT)
         for p in net.parameters():
             torch.nn.init.normal_(p, std=0.3)
     return net
@@ -167,13 +167,15 @@ def test_places_are_pieces_and_busy_ones_likelier():
     assert (taken.sum(-1) == 1).all()
     assert (taken.double().mean(0) - torch.tensor([1, 4, 1, 1]) / 7).abs().max() < 5 * (4 / 7 * 3 / 7 / 4000) ** 0.5
     assert torch.equal(in_pieces(piece=0).places(ids[:2], generator), torch.arange(GRID * GRID).expand(2, -1))
-    for row in in_pieces(piece=1).places(ids[:9], generator):  # a quarter of sixteen pieces of one token: four others
+    for row in in_pieces(1, low_grid=GRID).places(ids[:9], generator):  # a quarter of sixteen pieces of one token: four others
         assert row.shape == (4,) and row.unique().numel() == 4
 
 
 def test_pieces_divide_the_grid():
     with pytest.raises(ValueError, match="4 tokens.*pieces of 3"):
         in_pieces(3)
+    with pytest.raises(ValueError, match="4 tokens.*pieces of 1, each what some low-res tokens cover"):
+        in_pieces(1)
 
 
 def test_low_res_tokens_can_be_copied():
