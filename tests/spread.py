@@ -11,9 +11,11 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
 from minimuse import checkpoint, muse, parallel, train
 from minimuse.config import from_json
 
+torch.backends.cpu.get_cpu_capability = lambda: "AVX2"  # fp32, not bf16: see `fp32` in test_parallel.py
 stage, out, metrics, stop = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 device, about = parallel.begin("cpu"), muse.read_about(out)
 train.SAVE_EVERY, save_file, written = -1e9, checkpoint.save_file, []  # a checkpoint after each step

@@ -146,11 +146,16 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 @pytest.mark.skipif(not CPUINFO.is_file(), reason="asks Linux what the CPU can do")
-def test_bf16_only_where_the_cpu_has_instructions_for_it():
+def test_bf16_only_where_the_cpu_has_instructions_for_it(monkeypatch):
     """Emulated on AVX512, it made a tokenizer's step three times slower."""
-    flags = set(CPUINFO.read_text().split())
+    flags, wide = set(CPUINFO.read_text().split()), "AVX512" in torch.backends.cpu.get_cpu_capability()
     with autocast("cpu"):
-        assert torch.is_autocast_enabled("cpu") == bool(flags & {"amx_bf16", "avx512_bf16"})
+        assert torch.is_autocast_enabled("cpu") == bool(wide and flags & {"amx_bf16", "avx512_bf16"})
+    for capability, on in (("AVX2", False), ("AVX512", True)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+        with autocast("cpu"):
+            assert torch.is_autocast_enabled("cpu") == on
 
 
 def test_psnr_by_hand():
