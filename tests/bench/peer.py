@@ -170,7 +170,7 @@ def speed(name, shape, args):
 def quality(args, folder):
     """The same tokens, the same seconds, the same loop (warm-up, decay, averaged weights): validation NLL, and what the detector says."""
     muse, preset = Muse.load("toy-shapes"), PRESETS["demo"]
-    low, ours = muse.config.tokenizer, replace(preset.stages.base, batch=48)
+    low, ours = muse.config.tokenizer, replace(preset.stages.base, batch=48)  # for both; the peer's rates were chosen with it
     counts = {"train": args.pictures, "validation": 256, "heldout": 256}
     sets = {split: load("shapes", split, muse.config.tokenizer_hi.side, count) for split, count in counts.items()}
     tokens = {split: Tokens.of(muse.parts, muse.text, pictures) for split, pictures in sets.items()}
