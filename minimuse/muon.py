@@ -1,17 +1,19 @@
 """Muon: an optimizer for matrices whose updates are orthogonal, so that no direction of a weight is starved.
 
 Nesterov momentum; then the update's singular values are pushed to about 1 (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
-Products are in bf16 on a GPU, as in `torch.optim.Muon`; a CPU without bf16 would be many times slower so.
+Products are in bf16 where training's are; `torch.optim.Muon` has them in bf16 everywhere, which is many times slower on a CPU without.
 """
 
 import torch
+
+from minimuse.muse import autocast
 
 
 def orthogonalize(update: torch.Tensor, rounds: int = 5) -> torch.Tensor:
     """(m, n) -> (m, n) with the same singular vectors; values from a tenth of the largest up end between .6 and 1.25, by
     X <- a X + b (X X') X + c (X X')^2 X, which applies a s + b s^3 + c s^5 to each singular value s in [0, 1], steep at 0."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = (update / (update.norm() + 1e-7)).to(torch.bfloat16 if update.is_cuda else update.dtype)
+    x = update / (update.norm() + 1e-7)
     x = x.mT if (tall := x.shape[0] > x.shape[1]) else x  # X X' is then the smaller square
     for _ in range(rounds):
         square = x @ x.mT
@@ -28,5 +30,6 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 mean = self.state[p].setdefault("mean", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalize(p.grad.lerp(mean, group["momentum"]))  # Nesterov: one step ahead
+                with autocast(p.device):
+                    update = orthogonalize(p.grad.lerp(mean, group["momentum"]))  # Nesterov: one step ahead
                 p.add_(update, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
