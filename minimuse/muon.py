@@ -1,7 +1,7 @@
 """Muon: an optimizer for matrices whose updates are orthogonal, so that no direction of a weight is starved.
 
 Nesterov momentum; then the update's singular values are pushed to about 1 (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
-Products are in bf16 where training's are; `torch.optim.Muon` has them in bf16 everywhere, which is many times slower on a CPU without.
+Products are in bf16 on a GPU, as in `torch.optim.Muon`. A CPU without it would be many times slower so; one with it gains by large ones alone.
 """
 
 import torch
@@ -29,6 +29,6 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         for p in (group := self.param_groups[0])["params"]:
             mean = self.state[p].setdefault("mean", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
-            with autocast(p.device):
+            with autocast(p.device, worth=p.is_cuda or min(p.shape) >= 256):
                 update = orthogonalize(p.grad.lerp(mean, group["momentum"]))  # Nesterov: one step ahead
             p.add_(update, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)

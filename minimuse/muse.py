@@ -37,11 +37,11 @@ from minimuse.vq import Decoder, Tokenizer
 PARTS = ("tokenizer", "tokenizer_hi", "base", "superres", "decoder")
 
 
-def autocast(device: str | torch.device) -> AbstractContextManager:
-    """bf16 where the device is fast at it (CUDA; CPUs with AMX or AVX512-BF16, unless ATEN_CPU_CAPABILITY=avx2), else fp32."""
+def autocast(device: str | torch.device, worth: bool = True) -> AbstractContextManager:
+    """bf16 where it is `worth` it and the device is fast at it (CUDA; CPUs with AMX or AVX512-BF16, unless ATEN_CPU_CAPABILITY=avx2), else fp32."""
     kind, capability = torch.device(device).type, torch.backends.cpu.get_cpu_capability()
     fast = kind == "cuda" or (kind == "cpu" and "512" in capability and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()))
-    return torch.autocast(kind, torch.bfloat16, enabled=fast)
+    return torch.autocast(kind, torch.bfloat16, enabled=worth and fast)
 
 
 def build(part: str, config: Config, text_width: int) -> nn.Module:
