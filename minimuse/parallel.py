@@ -14,9 +14,6 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from minimuse.transformer import Block
@@ -51,7 +48,9 @@ def place() -> tuple[int, int]:
 
 def fit(model: nn.Module, compile: bool, recompute: bool, device: str) -> None:
     """Make a base or super-resolution model fit, block by block: compiled, recomputed in the backward pass, spread over the processes."""
-    mesh = init_device_mesh(torch.device(device).type, (place()[1],)) if place()[1] > 1 else None
+    if mesh := place()[1] > 1:
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # here: it takes a second, and few need it
+        mesh = dist.init_device_mesh(torch.device(device).type, (place()[1],))
     for block in (module for module in model.modules() if isinstance(module, Block)):
         if compile:
             block.forward = torch.compile(block.forward)
@@ -69,12 +68,12 @@ def fit(model: nn.Module, compile: bool, recompute: bool, device: str) -> None:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor. Every process has to ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def put(target: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """Copy all of a tensor into one that may be spread."""
-    return target.copy_(distribute_tensor(tensor, target.device_mesh, target.placements) if isinstance(target, DTensor) else tensor)
+    return target.copy_(dist.tensor.distribute_tensor(tensor, target.device_mesh, target.placements) if hasattr(target, "device_mesh") else tensor)
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
