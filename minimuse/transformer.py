@@ -29,7 +29,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Ten
         if bias is not None:
             scores = scores + bias
         if visible is not None:
-            scores = scores.masked_fill(~visible, float("-inf"))
+            scores = scores + visible.log()  # 0 or -inf, in fp32
         out = scores.softmax(dim=-1).to(v.dtype) @ v
     return out if visible is None else out * alive
 
@@ -169,7 +169,8 @@ class TokenDecoder(nn.Module):
         start_like(self.head[-1].weight, codes, std=0.3)
 
     def keys_values(self, context: torch.Tensor, visible: torch.Tensor, below: torch.Tensor | float = 0.0) -> Context:
-        """context (B, T, D), visible (B, T) -> keys and values for each of this model's layers."""
+        """context (B, T, D), visible (B, T) -> keys and values for each layer; 16 at the least: a CPU's softmax is far slower over fewer."""
+        context, visible = F.pad(context, (0, 0, 0, spare := max(0, 16 - context.shape[1]))), F.pad(visible, (0, spare))  # B T D, B T
         pairs = [block.cross_attention.keys_values(context) for block in self.blocks]
         return Context([k for k, _ in pairs], [v for _, v in pairs], visible, below)
 

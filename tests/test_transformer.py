@@ -164,6 +164,20 @@ def test_positions_are_rows_plus_columns():
         assert torch.equal(out[n], positions.rows[n // 3] + positions.columns[n % 3])
 
 
+@pytest.mark.parametrize("length, padded", [(1, 16), (5, 16), (16, 16), (17, 17)])
+def test_keys_are_sixteen_at_the_least_and_nobody_sees_those_added(length, padded):
+    torch.manual_seed(0)
+    decoder = TokenDecoder(codes=6, grid=2, width=16, heads=2, layers=2)
+    ids, text, visible = torch.randint(7, (3, 4)), torch.randn(3, length, 16), torch.arange(length) < torch.tensor([[length], [1], [0]])
+    pairs = [block.cross_attention.keys_values(text) for block in decoder.blocks]
+    context = decoder.keys_values(text, visible)
+    assert context.visible.shape == (3, padded) and context.keys[0].shape == (3, 2, padded, 8) and context.visible.sum() == visible.sum()
+    bare = Context([k for k, _ in pairs], [v for _, v in pairs], visible)
+    assert torch.allclose(decoder(ids, context), decoder(ids, bare), atol=1e-6)
+    seen = context._replace(visible=torch.ones_like(context.visible))
+    assert length == padded or not torch.allclose(decoder(ids, seen)[0], decoder(ids, bare)[0], atol=1e-3)
+
+
 @pytest.mark.parametrize("below", [(), (torch.arange(128.0).view(2, 4, 16) % 7,)])
 def test_join_stacks_rows(below):
     """Two contexts joined give what each gives alone, in that order."""
@@ -172,7 +186,7 @@ def test_join_stacks_rows(below):
     ids = torch.randint(7, (2, 4))
     contexts = [decoder.keys_values(torch.randn(2, 5, 16), torch.rand(2, 5) < 0.7, *below) for _ in range(2)]
     both = contexts[0].join(contexts[1])
-    assert isinstance(both, Context) and both.visible.shape == (4, 5) and all(k.shape[0] == 4 for k in [*both.keys, *both.values])
+    assert isinstance(both, Context) and both.visible.shape == (4, 16) and all(k.shape[0] == 4 for k in [*both.keys, *both.values])
     alone = torch.cat([decoder(ids, c) for c in contexts])
     assert torch.allclose(decoder(torch.cat([ids, ids]), both), alone, atol=1e-5)
     assert not torch.allclose(alone[:2], alone[2:], atol=1e-3)
