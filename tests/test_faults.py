@@ -342,7 +342,8 @@ def test_too_little_memory(stage, remedies, begun):
 def command(stage, out, *more, by=()):
     arguments = ["train", stage, "--preset", "tiny", "--data", "shapes", "--out", str(out), *SETTINGS, *more]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    return subprocess.Popen([sys.executable, *by, "-m", "minimuse", *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background would not hear it
+    return subprocess.Popen([sys.executable, *by, "-m", "minimuse", *arguments], stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard)
 
 
 def wait_for(what, seconds=120):
@@ -391,6 +392,7 @@ def test_interrupted_processes(begun):
 
 
 def test_the_second_does_not_wait():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
     with pytest.raises(KeyboardInterrupt), checkpoint.patiently():
         signal.raise_signal(signal.SIGINT)
         assert checkpoint.asked == {signal.SIGINT}
