@@ -46,7 +46,7 @@ def halve(images: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(images, 2)
 
 
-def load(source: str, split: str, side: int, count: int | None = None, seed: int = 0, data_dir=DATA, smallest: int = 8, skip: bool = False) -> Pictures:
+def load(source: str, split: str, side: int, count: int | None = None, seed: int = 0, data_dir: Path = DATA, smallest: int = 8, skip: bool = False) -> Pictures:
     """The pictures of one split, side x side: `count` shapes, or at most `count` of emoji or a folder, chosen by `seed`. In a folder,
     `smallest` is the least side (the tokenizer's factor f), and `skip` drops damaged ones."""
     if split not in (splits := SPLITS[kind := source if source in SPLITS else "folder"]):

@@ -56,3 +56,16 @@ def test_all_updates_are_equally_long_whatever_the_gradient():
     q.grad = 1e-3 * p.grad
     Muon([p, q], lr=0.1).step()
     assert torch.allclose(p, q, rtol=0.01, atol=1e-4) and p.norm() > 0.1
+
+
+@pytest.mark.parametrize("shape, wide", [((128, 512), False), ((255, 1024), False), ((256, 256), True), ((1024, 256), True)])
+def test_on_a_cpu_with_bf16_only_large_matrices_are_in_it(shape, wide, monkeypatch):
+    """Measured on a core with AMX: 128 x 128 takes .95 ms in fp32 and 1.27 in bf16, 256 x 256 takes 5.3 and 3.5."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    seen = []
+    monkeypatch.setattr("minimuse.muon.orthogonalize", lambda x: (seen.append(torch.is_autocast_enabled("cpu")), x)[1])
+    p = torch.nn.Parameter(torch.zeros(shape))
+    p.grad = torch.ones(shape)
+    Muon([p], lr=0.1).step()
+    assert seen == [wide] and not torch.is_autocast_enabled("cpu")
