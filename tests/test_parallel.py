@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -88,8 +89,8 @@ def trained(stage, out):
     return train_all((stage,), out, config, "shapes", load_text("t5-toy"), "t5-toy", resume=True)
 
 
-def here(stage, out):
-    return [{k: float(v) for k, v in record.metrics.items()} for record in trained(stage, out)]
+def here(stage, out, stop=None):
+    return [{k: float(v) for k, v in record.metrics.items()} for record in islice(trained(stage, out), stop)]
 
 
 def same(metrics, weights, wanted, first=0):
@@ -115,7 +116,7 @@ def test_two_processes_are_one(stage, copy, alone):
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
 def test_a_checkpoint_of_some_resumes_on_others(before, after, copy, alone):
     out = copy()
-    assert len(run(before, "base", out, 3)) == 3 and (out / "base.checkpoint.safetensors").is_file() and not (out / "base.safetensors").exists()
+    assert len(run(before, "base", out, 3) if before > 1 else here("base", out, 3)) == 3 and (out / "base.checkpoint.safetensors").is_file() and not (out / "base.safetensors").exists()
     metrics = run(after, "base", out) if after > 1 else here("base", out)
     first = STEPS - len(metrics)
     assert first in (2, 3), "one process saves when it is stopped, two when it is time"
