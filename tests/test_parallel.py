@@ -90,6 +90,7 @@ def trained(stage, out):
 
 
 def here(stage, out, stop=None):
+    """Their metrics, up to a step. Without one the records are read to their end, at which the weights are saved."""
     return [{k: float(v) for k, v in record.metrics.items()} for record in islice(trained(stage, out), stop)]
 
 
@@ -116,8 +117,9 @@ def test_two_processes_are_one(stage, copy, alone):
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
 def test_a_checkpoint_of_some_resumes_on_others(before, after, copy, alone):
     out = copy()
-    assert len(run(before, "base", out, 3) if before > 1 else here("base", out, 3)) == 3 and (out / "base.checkpoint.safetensors").is_file() and not (out / "base.safetensors").exists()
-    metrics = run(after, "base", out) if after > 1 else here("base", out)
+    train = lambda processes, stop=STEPS: run(processes, "base", out, stop) if processes > 1 else here("base", out, stop if stop < STEPS else None)
+    assert len(train(before, 3)) == 3 and (out / "base.checkpoint.safetensors").is_file() and not (out / "base.safetensors").exists()
+    metrics = train(after)
     first = STEPS - len(metrics)
     assert first in (2, 3), "one process saves when it is stopped, two when it is time"
     same(metrics, load_file(out / "base.safetensors"), alone["base"], first)
