@@ -48,7 +48,7 @@ class OffsetBias(nn.Module):
         self.weight = nn.Parameter(-2 * distance.flatten(1))
 
     def forward(self) -> torch.Tensor:
-        return self.weight[:, self.offsets]  # H N N
+        return self.weight.index_select(1, self.offsets.flatten()).unflatten(1, self.offsets.shape)  # H N N
 
 
 class SelfAttention(nn.Module):
