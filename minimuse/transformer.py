@@ -26,11 +26,12 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Ten
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible if bias is None else bias.to(q.dtype))
     else:  # short sequences on a CPU: written out, its backward pass is several times quicker
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # ... N T
-        if bias is not None:
-            scores = scores + bias
+        if bias is not None:  # in bf16 as well, where a row fills a register: 32 numbers
+            scores = scores + (bias if k.shape[-2] < 32 else bias.to(scores.dtype))
         if visible is not None:
             scores = scores + visible.log()  # 0 or -inf, in fp32
-        out = scores.softmax(dim=-1).to(v.dtype) @ v
+        with torch.autocast("cpu", enabled=False):  # it would take each softmax to fp32
+            out = scores.softmax(dim=-1).to(v.dtype) @ v
     return out if visible is None else out * alive
 
 
