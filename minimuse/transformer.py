@@ -180,8 +180,11 @@ class TokenDecoder(nn.Module):
         x = self.embedding(ids) + self.positions(math.isqrt(ids.shape[1]) // self.grid) + context.below  # B N D
         for block, k, v in zip(self.blocks, context.keys, context.values):
             x = block(x, k, v, context.visible)  # B N D
-        x = self.norm(x if where is None else x[where])  # the head is wide: run it only where it is needed
-        return self.head(x).float()
+        if where is None:
+            return self.head(self.norm(x)).float()
+        x = x[where]  # M D: the head is wide, run it only where it is needed
+        spare = -len(x) % max(1, where.numel() // 16)  # at 16 sizes in all: a CPU builds kernels for each one, and keeps them
+        return self.head(self.norm(F.pad(x, (0, 0, 0, spare))))[: len(x)].float()
 
 
 def initialize_weights(model: nn.Module, layers: int) -> None:

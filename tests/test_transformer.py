@@ -178,6 +178,30 @@ def test_keys_are_sixteen_at_the_least_and_nobody_sees_those_added(length, padde
     assert length == padded or not torch.allclose(decoder(ids, seen)[0], decoder(ids, bare)[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("tokens", [16, 64])
+def test_attention_in_bf16_is_that_of_fp32_but_for_rounding(tokens):
+    q, k, v = torch.randn(3, 2, 4, tokens, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    bias = (2 * torch.randn(4, tokens, tokens, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(q, k, v, bias=bias)
+    exact = attend(q.float(), k.float(), v.float(), bias=bias)
+    assert out.dtype == torch.bfloat16 and torch.allclose(out.float(), exact, atol=0.05), (out - exact).abs().max()
+    slope, exact_slope = (torch.autograd.grad(x.float().square().sum(), bias)[0] for x in (out, exact))
+    assert slope.dtype == torch.float32 and torch.allclose(slope, exact_slope, atol=0.02 * float(exact_slope.abs().max()))
+
+
+def test_the_head_runs_at_sixteen_sizes_at_most_whatever_is_hidden():
+    torch.manual_seed(0)
+    decoder, ids, sizes = TokenDecoder(codes=6, grid=8, width=16, heads=2, layers=1), torch.randint(7, (2, 64)), set()
+    context = decoder.keys_values(torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool))
+    full = decoder(ids, context)
+    decoder.head.register_forward_pre_hook(lambda head, given: sizes.add(given[0].shape))
+    for count in range(129):
+        where = torch.randperm(128).view(2, 64) < count
+        assert torch.allclose(decoder(ids, context, where), full[where], atol=1e-6)
+    assert len(sizes) <= 17, "and nothing at all, where nothing is hidden"
+
+
 @pytest.mark.parametrize("below", [(), (torch.arange(128.0).view(2, 4, 16) % 7,)])
 def test_join_stacks_rows(below):
     """Two contexts joined give what each gives alone, in that order."""
