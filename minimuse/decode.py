@@ -69,7 +69,7 @@ def compose(uncond: torch.Tensor, conds: list[torch.Tensor], weights: list[float
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Standard Gumbel noise, always float32 on the CPU: in half precision log(log(u)) is not finite."""
-    return -torch.log(-torch.log(torch.rand(shape, generator=generator).clamp(1e-20, 1 - 1e-7)))
+    return torch.rand(shape, generator=generator).clamp_(1e-20, 1 - 1e-7).log_().neg_().log_().neg_()  # -log(-log u), in place
 
 
 def draw(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_k: int = 0) -> torch.Tensor:
