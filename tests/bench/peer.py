@@ -6,7 +6,7 @@
     OMP_NUM_THREADS=2 python tests/bench/peer.py --seconds 120    # instead: the same tokens, the same time, and what comes out of it
 
 Equal: width, depth, heads, tokens, codes, batch, dtype, threads, optimizer (fused AdamW, gradients clipped), passes, guidance in every pass.
-Text is embedded beforehand for both. The peer runs with the attention of its two that is quicker here. In the comparison of quality both
+Text is embedded beforehand for both. The peer runs with the attention of its two that is quicker here, of those that run. In the comparison of quality both
 train on the same low-res tokens of scenes; its learning rate is tuned (by the very validation loss that is compared), ours is the preset's,
 and for both the guidance; the pictures are finished by the super-resolution and decoder of toy-shapes, for both.
 """
