@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import Phase, settings
 
 settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None, report_multiple_bugs=False)
@@ -25,6 +26,14 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.option.lessons:
         config.args = [str(Path(__file__).parents[1] / "lessons")]
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Scripts of claims settle on a thread; what is measured in later tests would differ in the last digits."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

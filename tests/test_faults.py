@@ -27,7 +27,7 @@ from minimuse.muse import load_text
 from minimuse.train import NEEDS, STAGES, optimize, train_all
 from safetensors.torch import load_file
 
-STEPS, THREADS = 6, torch.get_num_threads()
+STEPS = 6
 SETTINGS = [f"stages.{s}.{x}" for s in STAGES for x in (f"steps={STEPS}", "batch=4")] + ["scenes=12", "loss.adversarial_from=0.4"]
 CONFIG = configs.override(configs.PRESETS["tiny"], SETTINGS)
 SERVER = get_context("forkserver")
@@ -56,8 +56,6 @@ def elsewhere(work, *arguments):
 def settings(monkeypatch):
     """What `run` changes is put back, in the processes that are not thrown away."""
     monkeypatch.setattr(ours, "SAVE_EVERY", ours.SAVE_EVERY)
-    yield
-    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="module")
