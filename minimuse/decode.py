@@ -1,4 +1,4 @@
-"""Parallel decoding: from hidden tokens to a picture in a dozen passes.
+"""Parallel decoding: from hidden tokens to a picture in a few dozen passes.
 
 Every pass draws a guess for each hidden token, and keeps those that a *sampler* prefers (MaskGIT's: what the model is most confident
 in); the rest is hidden again and guessed anew with more in sight. A step is a pure function of logits, ids and *noise*, to be compared
@@ -124,10 +124,8 @@ def halton_order(tokens: int) -> torch.Tensor:
     return torch.tensor([*cells]).argsort()
 
 
-def step(
-    logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor, left: torch.Tensor,
-    token_noise: torch.Tensor, choice_noise: torch.Tensor, sampling: Sampling,
-) -> Step:  # fmt: skip
+def step(logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor, left: torch.Tensor,
+         token_noise: torch.Tensor, choice_noise: torch.Tensor, sampling: Sampling) -> Step:  # fmt: skip
     """Draw a guess for each hidden token, hide `left` of them again: MaskGIT's step, if the sampler is "confidence".
     logits (B, N, K) guided, ids (B, N), hidden (B, N) bool, left (B,) how many stay hidden per row; token_noise (B, N, K) standard
     Gumbel, choice_noise (B, N) already scaled. Confidence is taken before temperature and top-k; of equal ones the first counts."""
@@ -140,10 +138,8 @@ def step(
     return Step(guess, log_p.masked_fill(~hidden, float("inf")), rank >= ids.shape[-1] - left[:, None])
 
 
-def decode(
-    model: Callable[..., torch.Tensor], ids: torch.Tensor, mask_id: int, context: Context, uncond: Context | None,
-    sampling: Sampling, generator: torch.Generator, weights: tuple[float, ...] = (1.0,),
-) -> Iterator[Step]:  # fmt: skip
+def decode(model: Callable[..., torch.Tensor], ids: torch.Tensor, mask_id: int, context: Context, uncond: Context | None,
+           sampling: Sampling, generator: torch.Generator, weights: tuple[float, ...] = (1.0,)) -> Iterator[Step]:  # fmt: skip
     """Fill the tokens of ids (B, N) that equal mask_id, in at most `sampling.steps` passes; yields each step, none if nothing is hidden.
 
     `uncond` is the context to steer away from (None: no guidance). Its rows run in one batch with the conditional ones, if those are few,

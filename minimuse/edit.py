@@ -68,10 +68,8 @@ def outpaint(muse: Muse, image: Image.Image, prompt: str, pad: tuple[int, int, i
     return [picture.crop((before_x - left, before_y - top, *picture.size)) for picture in fill(muse, pixels, hole, prompt, **how)]
 
 
-def fill(
-    muse: Muse, pixels: torch.Tensor, hole: torch.Tensor, prompt: str, n: int = 1, negative: str = "", seed: int = 0,
-    keep_pixels: bool = False, **given,
-) -> list[Image.Image]:  # fmt: skip
+def fill(muse: Muse, pixels: torch.Tensor, hole: torch.Tensor, prompt: str, n: int = 1, negative: str = "", seed: int = 0,
+         keep_pixels: bool = False, **given) -> list[Image.Image]:  # fmt: skip
     """Fill the hole (H, W) of pixels (3, H, W) n times. Elsewhere tokens stay, and with `keep_pixels` the pixels; `given` as in `Muse.generate`."""
     low, high = (repeat(ids, "1 h w -> B h w", B=n).clone() for ids in _tokens(muse, pixels, hole))
     sampling, sampling_hi = muse.sampling(**given)

@@ -112,10 +112,8 @@ class Muse:
             context = model.context(asked.text, asked.visible, *(ids.repeat(len(asked.weights), 1) for ids in low))
             return context, model.context(*asked.against, *low) if guidance or asked.weights != (1.0,) else None
 
-    def steps(
-        self, prompts: list[str], negative: str = "", sampling: Sampling | None = None, sampling_hi: Sampling | None = None,
-        seed: int = 0, low: torch.Tensor | None = None, high: torch.Tensor | None = None,
-    ) -> Iterator[tuple[str, Step]]:  # fmt: skip
+    def steps(self, prompts: list[str], negative: str = "", sampling: Sampling | None = None, sampling_hi: Sampling | None = None,
+              seed: int = 0, low: torch.Tensor | None = None, high: torch.Tensor | None = None) -> Iterator[tuple[str, Step]]:  # fmt: skip
         """Decode B pictures: ("low", step)... then ("high", step)..., ids (B, N). low, high: what is there already, mask ids where nothing is."""
         generator, asked, below = torch.Generator().manual_seed(seed), self.read(prompts, negative), ()
         lower = "low", self.base, low, self.config.tokenizer.grid, sampling or self.config.sampling

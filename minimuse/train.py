@@ -291,10 +291,8 @@ def fill_cache(out: Path, device: str) -> Iterator[Record]:
         yield Record("cache", done, shards, {})
 
 
-def train_all(
-    stages: tuple[str, ...], out: Path, config: Config, data: str, text: FrozenT5, text_name: str,
-    seed: int = 0, device: str = "cpu", resume: bool = False,
-) -> Iterator[Record]:  # fmt: skip
+def train_all(stages: tuple[str, ...], out: Path, config: Config, data: str, text: FrozenT5, text_name: str,
+              seed: int = 0, device: str = "cpu", resume: bool = False) -> Iterator[Record]:  # fmt: skip
     """Train the stages that OUT does not hold yet, in order. Without `resume`, nothing there may be in the way."""
     about = describe(out, config, data, text, text_name, seed)
     todo, cached = pending(stages, out, resume), (out / "cache" / "index.json").is_file()

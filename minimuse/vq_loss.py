@@ -5,6 +5,7 @@ the perceptual distance compares features of a network trained on photographs. M
 Papers: VQGAN (2012.09841) section 3.1; hinge loss (1705.02894); PatchGAN (1611.07004); LPIPS (1801.03924).
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from minimuse.lite0 import Lite0, has_lite0
 @dataclass(frozen=True)
 class LossWeights:
     commitment: float = 0.25
-    perceptual: float = 0.05  # needs the Lite0 network of the `eval` extra; without it, none
+    perceptual: float = 0.05  # needs the Lite0 network of the `eval` extra; without it, none, and a warning
     adversarial: float = 0.1
     quantize_from: float = 0.2  # share of the training that is a plain autoencoder's; then k-means places the codes
     adversarial_from: float = 0.5  # share of the training after which the discriminator comes in
@@ -71,6 +72,8 @@ class PictureLoss(nn.Module):
         super().__init__()
         self.weights = weights
         self.discriminator = PatchDiscriminator(weights.discriminator_channels) if weights.adversarial else None
+        if weights.perceptual and not has_lite0():
+            warnings.warn("training without the perceptual distance, and so to other weights than with it: pip install 'minimuse[eval]'", stacklevel=2)
         self.lite0 = [Lite0()] if weights.perceptual and has_lite0() else []  # a list: not a part to train or save
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor, last_layer: torch.Tensor, adversarial: bool):

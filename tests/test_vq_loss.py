@@ -46,6 +46,13 @@ def test_broken_losses(prop, planted, refuses):
     refuses(prop, planted)
 
 
+def test_without_the_network_for_photographs_training_goes_on_and_says_so(monkeypatch):
+    monkeypatch.setattr(vq_loss, "has_lite0", lambda: False)
+    with pytest.warns(UserWarning, match="eval"):
+        loss = picture_loss(perceptual=0.05)
+    assert "perceptual" not in loss(images(2, 3, 32, 32), images(2, 3, 32, 32, seed=1), torch.zeros(()), False)[1]
+
+
 # The two sides
 
 
