@@ -79,7 +79,7 @@ def main():
             f"- {model}: drawn pictures are sharper: {verdict(of('finetuned', 'drawn sharpness'), of(list(DECODERS)[0], 'drawn sharpness'))}",
         ]
     both = [seen(model, 5) for model in models]
-    beside(both, [*models], scale=1).quantize().save(args.out / "decoder.png")
+    beside(both, [*models], scale=1).save(args.out / "decoder.png", optimize=True)
     head = ["decoder", "weights", "PSNR, dB", "SSIM", "perceptual", "sharpness", "sharpness, drawn", "right shapes, drawn", "all right, drawn"]
     finish(args.out, "decoder", done, table(head, rows), "\n".join(verdicts))
 
