@@ -19,7 +19,8 @@ from minimuse.transformer import Context
 
 def mean_of(values: torch.Tensor) -> dict[str, float]:
     """The mean of what M pictures have each (M,), with its 95 % interval."""
-    mean, error = float(values.double().mean()), float(values.double().std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
+    values = values.cpu().double()
+    mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
     return {"value": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error, "n": len(values)}
 
 
@@ -40,7 +41,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
     """Mean structural similarity of images (B, 3, H, W) in [-1, 1], at least 11 pixels a side: 1 for equal ones. Means, variances and
     covariance in a Gaussian window (sigma 1.5, 11 x 11), wherever it lies inside."""
-    a, b, offset = a.double(), b.double(), torch.arange(-5.0, 6, dtype=torch.float64, device=a.device)
+    a, b, offset = a.cpu().double(), b.cpu().double(), torch.arange(-5.0, 6, dtype=torch.float64)  # an Apple GPU has no doubles
     row = torch.softmax(-(offset**2) / (2 * 1.5**2), dim=0)
     blur = lambda x: F.conv2d(x, (row[:, None] * row).expand(x.shape[1], 1, -1, -1), groups=x.shape[1])
     mean_a, mean_b, c1, c2 = blur(a), blur(b), (0.01 * 2) ** 2, (0.03 * 2) ** 2  # 2: from -1 to 1
@@ -91,7 +92,7 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     |m - m'|^2 + tr(S + S' - 2 (S S')^1/2). Too large for few pictures: compare at equal M, and with what real ones have.
 
     S = A^T A and S' = B^T B for centred features over the root of M - 1, so that the root's trace is the sum of the singular values of A B^T."""
-    (a, mean_a), (b, mean_b) = (((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5, x.mean(dim=0)) for x in (a.double(), b.double()))
+    (a, mean_a), (b, mean_b) = (((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5, x.mean(dim=0)) for x in (a.cpu().double(), b.cpu().double()))
     shrink = lambda x: torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x  # R^T R = A^T A
     a, b = shrink(a), shrink(b)
     return float((mean_a - mean_b).square().sum() + a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum())
@@ -100,7 +101,7 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
 def kid(a: torch.Tensor, b: torch.Tensor) -> float:
     """Kernel distance, squared and unbiased: 0 on average over sets from one distribution, and often below it. Kernel of
     features (M, C) and (M', C): (x.y / C + 1)^3."""
-    kernel = lambda x, y: (x.double() @ y.double().T / x.shape[1] + 1) ** 3
+    kernel = lambda x, y: (x.cpu().double() @ y.cpu().double().T / x.shape[1] + 1) ** 3
     within = lambda x: (kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1))  # no picture with itself
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
 
@@ -108,5 +109,6 @@ def kid(a: torch.Tensor, b: torch.Tensor) -> float:
 def precision(drawn: torch.Tensor, real: torch.Tensor, k: int = 3) -> float:
     """Share of drawn features (M, C) that lie among the real ones (M', C): no farther from one of them than its k-th nearest real
     neighbour. The other way round it is recall: the share of real pictures that lie among the drawn ones."""
+    drawn, real = drawn.cpu(), real.cpu()
     reach = torch.cdist(real.double(), real.double()).kthvalue(k + 1, dim=1).values  # + 1: the nearest is itself
     return float((torch.cdist(drawn.double(), real.double()) <= reach).any(dim=1).double().mean())

@@ -84,7 +84,7 @@ def measure(muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None
     tokenizers, made = tokenizer_report(muse, tokens, real)
     found = token_report(muse, tokens) | {"tokenizers": tokenizers}
     say("drawing")
-    low, high = muse.draw(captions, seed=seed)
+    low, high = muse.draw(captions, seed=seed, plain=True)
     say("looking")
     shown = {"real": real, "reconstructed": made["finetuned"], "generated": high}
     if data == "shapes":
@@ -96,7 +96,8 @@ def measure(muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None
         look = {name: features(net, images) for name, images in shown.items()}
         more = pictures_of(config, data, "train", 2 * n, seed)  # a held-out split may have too few others: then the shift of splits is in it
         others = [i for i, name in enumerate(more.names) if name not in {*pictures.names}][: len(pictures)]
-        look["other real pictures"] = features(net, more.batch(others).to(muse.device))
+        if len(others) > 8:
+            look["other real pictures"] = features(net, more.batch(others).to(muse.device))
         found["likeness"] = {name: likeness(vectors, look["real"]) for name, vectors in look.items() if name != "real"}
         if data == "emoji":
             judge = Judge.load()
@@ -124,17 +125,23 @@ def cells(found: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
             yield ", ".join((*path, name)), text + (f", by chance {value['chance']:.4f}" if isinstance(value, dict) and "chance" in value else "")
 
 
+def known(found):
+    """null for what is not a number: JSON has no word for the interval of a single picture."""
+    return {k: known(v) for k, v in found.items()} if isinstance(found, dict) else None if found != found else found
+
+
 def evaluate(muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None = None) -> dict:
     """Measure, and draw some of the held-out pictures, into OUT. The report has the held-out pairs at its top, other splits by name."""
     out.mkdir(parents=True, exist_ok=True)
     found, pictures = report(muse, n, splits=splits)
     real, low, high, captions = (pictures["heldout"][name][:16] for name in ("real", "low", "high", "captions"))
     sheet([real, low, high], captions, titles=("real", "base", "super-res")).save(out / "samples.png")
-    decoding_gif(muse, captions[:4], out / "decoding.gif")
+    decoding_gif(muse, captions[:4], out / "decoding.gif", plain=True)
     columns = [dict(cells(measured)) for measured in found.values()]
-    rows = [["measure", *found], ["---"] * (1 + len(found)), *([name, *(column.get(name, "") for column in columns)] for name in columns[0])]
+    names = dict.fromkeys(name for column in columns for name in column)  # a split may have more measures than another
+    rows = [["measure", *found], ["---"] * (1 + len(found)), *([name, *(column.get(name, "") for column in columns)] for name in names)]
     (out / "report.md").write_text("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
-    whole = found.pop("heldout") | found
+    whole = known(found.pop("heldout") | found)
     write_json(out / "report.json", whole)
     return whole
 

@@ -25,7 +25,6 @@ from torch import nn
 
 from minimuse import config as configs
 from minimuse.checkpoint import save_tensors, write_json
-from minimuse.config import Config
 from minimuse.data import DATA
 from minimuse.decode import Sampling, Step, decode
 from minimuse.maskgit import MaskGit
@@ -44,7 +43,7 @@ def autocast(device: str | torch.device, worth: bool = True) -> AbstractContextM
     return torch.autocast(kind, torch.bfloat16, enabled=worth and fast)
 
 
-def build(part: str, config: Config, text_width: int) -> nn.Module:
+def build(part: str, config: configs.Config, text_width: int) -> nn.Module:
     """A fresh, untrained part."""
     low, high = config.tokenizer, config.tokenizer_hi
     if part == "base":
@@ -67,7 +66,7 @@ class Asked(NamedTuple):
 class Muse:
     """All parts, on one device, ready to draw."""
 
-    def __init__(self, config: Config, text: FrozenT5, parts: dict[str, nn.Module], about: dict):
+    def __init__(self, config: configs.Config, text: FrozenT5, parts: dict[str, nn.Module], about: dict):
         self.config, self.text, self.about = config, text, about
         self.parts = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
         self.tokenizer, self.tokenizer_hi, self.base, self.superres, self.decoder = (parts[name] for name in PARTS)
@@ -91,12 +90,13 @@ class Muse:
             save_part(directory, name, part, dtype)
         write_json(directory / "config.json", self.about)
 
-    def read(self, prompts: list[str], negative: str = "") -> Asked:
-        """The prompts of B pictures, through the text encoder. "" is the null caption; "a red circle AND a blue square:0.5" composes two."""
+    def read(self, prompts: list[str], negative: str = "", plain: bool = False) -> Asked:
+        """Prompts of B pictures, through the text encoder. "" is the null caption; "one thing AND another:0.5" composes two, unless `plain`."""
         if not prompts:
             raise ValueError("nothing to draw; ask for at least 1 picture")
         one = re.compile(r"(.*?)(?::(-?\d+(?:\.\d+)?))?", re.DOTALL)  # a prompt, and a number behind the last colon
-        parts = [[one.fullmatch(part.strip()).groups("1") for part in prompt.split(" AND ")] for prompt in prompts]
+        composed = lambda prompt: " AND " in prompt and not plain
+        parts = [[one.fullmatch(x.strip()).groups("1") for x in p.split(" AND ")] if composed(p) else [(p, "1")] for p in prompts]
         weights = {tuple(float(weight) for _, weight in row) for row in parts}
         if len(weights) > 1:
             raise ValueError(f"prompts drawn together need the same weights; these have {sorted(weights)}")
@@ -113,18 +113,18 @@ class Muse:
             return context, model.context(*asked.against, *low) if guidance or asked.weights != (1.0,) else None
 
     def steps(self, prompts: list[str], negative: str = "", sampling: Sampling | None = None, sampling_hi: Sampling | None = None,
-              seed: int = 0, low: torch.Tensor | None = None, high: torch.Tensor | None = None) -> Iterator[tuple[str, Step]]:  # fmt: skip
+              seed: int = 0, low: torch.Tensor | None = None, high: torch.Tensor | None = None, plain: bool = False) -> Iterator[tuple[str, Step]]:  # fmt: skip
         """Decode B pictures: ("low", step)... then ("high", step)..., ids (B, N). low, high: what is there already, mask ids where nothing is."""
-        generator, asked, below = torch.Generator().manual_seed(seed), self.read(prompts, negative), ()
+        generator, asked, below = torch.Generator().manual_seed(seed), self.read(prompts, negative, plain), ()
         lower = "low", self.base, low, self.config.tokenizer.grid, sampling or self.config.sampling
         upper = "high", self.superres, high, self.config.tokenizer_hi.grid, sampling_hi or self.config.sampling_hi
         for name, model, ids, grid, how in (lower, upper):
             ids = torch.full((len(prompts), grid**2), model.mask_id, device=self.device) if ids is None else ids
             contexts = self.contexts(model, asked, how.guidance, *below)
-            with autocast(self.device):
-                for step in decode(model, ids, model.mask_id, *contexts, how, generator, asked.weights):
-                    ids = step.ids
-                    yield name, step
+            quick = autocast(self.device)(model.__call__)  # around a pass: around the loop, it would hold for the caller's code as well
+            for step in decode(quick, ids, model.mask_id, *contexts, how, generator, asked.weights):
+                ids = step.ids
+                yield name, step
             below = (ids,)
 
     @torch.no_grad()
@@ -141,7 +141,7 @@ class Muse:
     def draw(self, prompts: list[str], batch: int = 32, **settings) -> tuple[torch.Tensor, torch.Tensor]:
         """Low-res (B, 3, H/2, W/2) and high-res (B, 3, H, W) pictures for the prompts, in batches."""
         lows, highs, seed = [], [], settings.pop("seed", 0)
-        for start in range(0, len(prompts), batch):
+        for start in range(0, max(1, len(prompts)), batch):  # of none, `read` complains
             last = dict(self.steps(prompts[start : start + batch], seed=seed + start, **settings))
             lows.append(self.pixels(last["low"].ids, "low"))
             highs.append(self.pixels(last["high"].ids, "high"))
@@ -185,7 +185,7 @@ def read_about(directory: Path) -> dict:
     try:
         about = json.loads(path.read_text())
         about["config"] = json.loads(json.dumps(asdict(configs.from_json(about["config"]))))  # with today's defaults
-        about["text"]["name"], about["text"]["fingerprint"], about["data"]
+        about["text"]["name"], about["text"]["fingerprint"], about["data"], about["seed"]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; {directory} is not a model directory") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -204,7 +204,7 @@ def save_part(directory: Path, name: str, part: nn.Module, dtype: torch.dtype = 
     save_tensors(directory / f"{name}.safetensors", state)
 
 
-def load_part(directory: Path, name: str, config: Config, text_width: int) -> nn.Module:
+def load_part(directory: Path, name: str, config: configs.Config, text_width: int) -> nn.Module:
     """Build a part and fill it from NAME.safetensors."""
     path = directory / f"{name}.safetensors"
     if not path.is_file():

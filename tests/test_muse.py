@@ -40,6 +40,26 @@ def test_steps_end_in_full_grids_of_codes(muse):
     assert images.shape == (2, 3, 32, 32) and float(images.abs().max()) <= 1
 
 
+def test_between_two_steps_all_is_as_before(muse):
+    """The context of quick arithmetic ends with each pass: it is not the caller's, nor another drawing's."""
+    both = [[step.ids for _, step in muse.steps([prompt], seed=1)] for prompt in (RED, TWO)]
+    drawn = []
+    for (_, a), (_, b) in zip(muse.steps([RED], seed=1), muse.steps([TWO], seed=1)):
+        assert not torch.is_autocast_enabled("cpu")
+        drawn.append((a.ids, b.ids))
+    assert not torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(x, y) for pair, ids in zip(zip(*drawn), both) for x, y in zip(pair, ids, strict=True))
+
+
+def test_weights_are_read_where_prompts_are_composed_and_nowhere_else(muse):
+    time, both = "a clock at 12:05", "black AND white:0.5"
+    assert muse.read([both]).weights == (1.0, 0.5)
+    assert muse.read([time]).weights == muse.read([time, both], plain=True).weights == (1.0,)
+    text, visible = muse.text([time, both, ""])
+    plain = muse.read([time, both], plain=True)
+    assert torch.equal(plain.text, text[:2]) and torch.equal(plain.visible, visible[:2])
+
+
 def test_same_seed_same_picture(muse):
     a, b, c = (muse.generate(RED, seed=s)[0].tobytes() for s in (1, 1, 2))
     assert a == b != c

@@ -1,10 +1,14 @@
 """What `minimuse evaluate` puts together: `pytest tests/test_report.py`. The measures themselves are in test_metrics.py."""
 
+import json
+
 import pytest
 import torch
 from minimuse import Muse, report
 from minimuse.data import load
 from minimuse.lite0 import has_lite0
+from minimuse.metrics import mean_of
+from PIL import Image
 
 
 def test_cells_say_everything_once():
@@ -13,6 +17,10 @@ def test_cells_say_everything_once():
     assert dict(report.cells(found)) == {
         "a, b": "1.235", "a, c": "0.500 (0.250 to 1.000)", "d": "0.500 (0.250 to 1.000), by chance 0.0010", "e, f, g": "7.000",
     }  # fmt: skip
+
+
+def test_what_is_no_number_is_null():
+    assert report.known({"a": {"low": float("nan"), "n": 1}, "b": 0.5}) == {"a": {"low": None, "n": 1}, "b": 0.5}
 
 
 @pytest.mark.parametrize("split", ("train", "heldout"))
@@ -33,6 +41,27 @@ def test_other_real_pictures_are_others(tiny_model, monkeypatch, split):
     same, other = found["likeness"]["reconstructed"], found["likeness"]["other real pictures"]
     assert abs(same["frechet"]["value"]) < 1e-6 < other["frechet"]["value"] and same["precision"]["value"] == 1
     assert said == ["tokens", "drawing", "looking"]
+
+
+def test_a_small_folder_is_measured(tiny_model, tmp_path, monkeypatch):
+    """Few pictures besides those shown, or none; one held out; captions that would be composed or weighed if they were prompts."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(40):
+        Image.new("RGB", (32, 32), (6 * i, 90, 30)).save(pictures / f"p{i}.png")
+        (pictures / f"p{i}.txt").write_text(f"BLACK AND WHITE, a clock at {i}:05")
+    monkeypatch.setattr(report, "has_lite0", lambda: True)
+    monkeypatch.setattr(report, "Lite0", lambda: torch.nn.Identity())
+    monkeypatch.setattr(report, "tokenizer_report", lambda muse, tokens, real: ({"psnr": mean_of(torch.ones(len(real)))}, {"finetuned": real}))
+    monkeypatch.setattr(report, "features", lambda net, images: images[..., ::8, ::8].flatten(1))
+    muse = Muse.load(tiny_model)
+    muse.about = muse.about | {"data": str(pictures)}
+    train = len(load(str(pictures), "train", 32))
+    for n, others in ((train, 0), (train - 5, 5), (16, 16)):
+        found = report.evaluate(muse, tmp_path / "out", n)
+        assert ("other real pictures" in found["train"]["likeness"]) == (others > 8)
+        strict = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        assert strict == found and "likeness, generated, kid" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_recall_is_precision_the_other_way_round():
