@@ -82,9 +82,8 @@ def fill(muse: Muse, pixels: torch.Tensor, hole: torch.Tensor, prompt: str, n: i
     return to_pil(feather(drawn, pixels, hole) if keep_pixels else drawn)
 
 
-def edits(
-    muse: Muse, image: Image.Image, prompt: str, iterations: int = 50, share: float = 0.08, n: int = 1, negative: str = "", seed: int = 0, **given
-) -> Iterator[torch.Tensor]:
+def edits(muse: Muse, image: Image.Image, prompt: str, iterations: int = 50, share: float = 0.08, n: int = 1, negative: str = "",
+          seed: int = 0, **given) -> Iterator[torch.Tensor]:  # fmt: skip
     """Mask-free editing (Muse, section 3.3): low-res tokens (n, N) of the image, then those after each iteration.
     An iteration hides a random `share` of the tokens and draws them for the prompt, from the 3 likeliest codes (Muse: guidance 4; for
     toy-shapes, lessons/claims/editing.py finds 1 best). Gibbs sampling: the longer it goes on, the farther it gets from the image."""
@@ -106,20 +105,21 @@ def edits(
         yield low
 
 
-def finish(muse: Muse, image: Image.Image, prompt: str, low: torch.Tensor, negative: str = "", seed: int = 0) -> list[Image.Image]:
-    """Pictures for low-res tokens (n, N) of `edits`: super-resolution redraws what lies under tokens that changed."""
+def finish(muse: Muse, image: Image.Image, prompt: str, low: torch.Tensor, negative: str = "", seed: int = 0, **given) -> list[Image.Image]:
+    """Pictures for low-res tokens (n, N) of `edits`: super-resolution redraws what lies under tokens that changed, sampling as `given`."""
     was, high = _tokens(muse, pixels_of(image))
     changed = (low.view(-1, *was.shape[1:]) != was).repeat_interleave(ratio := high.shape[1] // was.shape[1], 1).repeat_interleave(ratio, 2)
     high = high.masked_fill(changed, muse.superres.mask_id).flatten(1)
-    for _, step in muse.steps([prompt] * len(low), negative, seed=seed, low=low, high=high):
+    for _, step in muse.steps([prompt] * len(low), negative, sampling_hi=muse.sampling(**given)[1], seed=seed, low=low, high=high):
         high = step.ids
     return to_pil(muse.pixels(high, "high")[..., : image.height, : image.width])
 
 
-def edit(muse: Muse, image: Image.Image, prompt: str, *how, negative: str = "", seed: int = 0, **more) -> list[Image.Image]:
-    """Pictures of the prompt that start from the image; arguments as for `edits`."""
-    *_, low = edits(muse, image, prompt, *how, negative=negative, seed=seed, **more)
-    return finish(muse, image, prompt, low, negative, seed)
+def edit(muse: Muse, image: Image.Image, prompt: str, iterations: int = 50, share: float = 0.08, n: int = 1, negative: str = "",
+         seed: int = 0, **given) -> list[Image.Image]:  # fmt: skip
+    """n pictures of the prompt that start from the image; arguments as for `edits`."""
+    *_, low = edits(muse, image, prompt, iterations, share, n, negative, seed, **given)
+    return finish(muse, image, prompt, low, negative, seed, **given)
 
 
 def _tokens(muse: Muse, pixels: torch.Tensor, hole: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -171,6 +171,15 @@ def test_editing_leaves_high_res_tokens_under_unchanged_ones(muse, drawn_ids):
     assert unchanged[0].tobytes() == edit.edit(muse, picture(), CAPTION, 0)[0].tobytes()
 
 
+def test_mask_free_editing_draws_as_asked_at_both_resolutions(muse, monkeypatch):
+    asked, steps = [], muse.steps
+    monkeypatch.setattr(muse, "steps", lambda *a, sampling_hi, **k: asked.append(sampling_hi) or steps(*a, sampling_hi=sampling_hi, **k))
+    edit.edit(muse, picture(), CAPTION, 1, guidance=7.0, steps=2)
+    edit.edit(muse, picture(), CAPTION, 1)
+    own = muse.config.sampling_hi
+    assert asked[0].guidance == 7.0 and asked[0].steps == own.steps and asked[1] == own
+
+
 def test_mask_free_editing_refuses(muse):
     with pytest.raises(ValueError, match="40x32.*32x32"):
         edit.edit(muse, picture(40, 32), CAPTION)

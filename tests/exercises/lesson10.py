@@ -24,7 +24,7 @@ def stand_in(low=None, high=None, factor=1, factor_hi=2, side=1, **more):
     tokenizers = {"tokenizer": SimpleNamespace(factor=factor), "tokenizer_hi": SimpleNamespace(factor=factor_hi, side=side)}
     config = SimpleNamespace(sampling=Sampling(guidance=0.0), **tokenizers)
     parts = {"tokenizer": reader(zero if low is None else low), "tokenizer_hi": reader(zero if high is None else high)}
-    return SimpleNamespace(**{"config": config, "device": "cpu", "base": model, "superres": model, **parts, **more})
+    return SimpleNamespace(**{"config": config, "device": "cpu", "base": model, "superres": model, "sampling": lambda: (None, None), **parts, **more})
 
 
 def pad_in_the_package(pixels, unit, least):
@@ -71,7 +71,7 @@ def resample_in_the_package(ids, mask_id, share, generator, draw):
 
 
 def changed_in_the_package(before, after, ratio):
-    def steps(prompts, negative, seed, low, high):
+    def steps(prompts, negative, sampling_hi, seed, low, high):
         seen.append(high)
         return ()
 
