@@ -25,7 +25,7 @@ from minimuse.data import DATA, read_picture
 from minimuse.decode import Sampling
 from minimuse.demo import demo, side_by_side
 from minimuse.figures import beside, decoding_gif, sheet
-from minimuse.muse import Muse, find, load_text, read_about
+from minimuse.muse import Muse, build, find, load_text, read_about
 from minimuse.report import tell
 from minimuse.train import STAGES, fill_cache, train_all
 
@@ -95,8 +95,7 @@ def parser() -> argparse.ArgumentParser:
     p = command("check", run_lessons, "do your functions in lessons/exercises do what they should?")
     p.add_argument("lesson", nargs="?", help="such as 04; left out: how far you are in all of them")
     p.add_argument("--package", action="store_true", help="look at the package's functions instead")
-    p = command("notebooks", run_lessons, "write the lessons as Jupyter notebooks")
-    p.add_argument("folder", type=Path)
+    command("notebooks", run_lessons, "write the lessons as Jupyter notebooks").add_argument("folder", type=Path)
     return top
 
 
@@ -147,9 +146,10 @@ def outputs(args, *also: Path | None) -> list[Path]:
     """The files that a drawing goes to; what is wrong with them is said before anything is drawn."""
     if args.n < 1:
         raise ValueError(f"--n is {args.n}; draw at least 1 picture")
-    names = [args.output] if args.n == 1 else [args.output.with_stem(f"{args.output.stem}-{i}") for i in range(args.n)]
+    names = [args.output] if args.n == 1 or getattr(args, "grid", None) else [args.output.with_stem(f"{args.output.stem}-{i}") for i in range(args.n)]
+    read = [getattr(args, name, None) for name in ("image", "mask")]
     for path in (*names, *(path for path in also if path)):
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".gif") or (path in also and path in names):
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".gif") or [*names, *also, *read].count(path) > 1:
             raise ValueError(f"{path}: write a .png, .jpg or .webp (a .gif of frames), each file under a name of its own")
         if path.is_dir() or not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
             raise OSError(f"{path} cannot be written; give a file name, in a directory that exists and is yours")
@@ -174,7 +174,7 @@ def run_lessons(args) -> int | None:
 def run_generate(args) -> None:
     names, muse = outputs(args, args.gif), Muse.load(args.model, parallel.begin(args.device), args.t5)
     draw = partial(muse.generate, args.prompt, args.n, args.negative, args.seed)
-    write([grid(draw, args.grid, given(args))] if args.grid else draw(**given(args)), [args.output] if args.grid else names)
+    write([grid(draw, args.grid, given(args))] if args.grid else draw(**given(args)), names)
     if args.gif:
         sampling, sampling_hi = muse.sampling(**given(args))
         decoding_gif(muse, [args.prompt], args.gif, negative=args.negative, seed=args.seed, sampling=sampling, sampling_hi=sampling_hi)
@@ -214,25 +214,33 @@ def run_edit(args) -> None:
         write([beside([*before, *drawn], ["before", "mask"][: len(before)] + ["after"] * len(drawn))], [args.sheet])
 
 
-def run_train(args) -> None:
+def run_train(args) -> tuple | None:
     held = (args.out / "config.json").is_file()
     home = args.out if held else args.start and find(args.start)
-    there = read_about(home) if home else None
-    config = configs.from_json(there["config"]) if there and not args.preset else configs.PRESETS[args.preset or "toy"]
+    there = read_about(home) if home else {"data": "emoji", "seed": 0, "text": {"name": "t5-toy"}}
+    config = configs.from_json(there["config"]) if home and not args.preset else configs.PRESETS[args.preset or "toy"]
     config = configs.override(config, args.settings)
-    data = args.data or (there["data"] if there else "emoji")
-    seed = args.seed if args.seed is not None else (there["seed"] if there else 0)
-    name = args.t5 or (there["text"]["name"] if there else "t5-toy")
+    if args.settings:  # what does not go together is told now, not when its stage begins; text of any width will do
+        with torch.device("meta"):
+            [build(part, config, 64) for part in STAGES]
+    seed = args.seed if args.seed is not None else there["seed"]
+    data, name = args.data or there["data"], args.t5 or there["text"]["name"]
     stages = STAGES if args.stage == "all" else (args.stage.replace("-", "_"),)
     device = parallel.begin(args.device)
-    if args.start and not held and parallel.place()[1] == 1:
-        shutil.copytree(home, args.out / "start", ignore=shutil.ignore_patterns("start"), dirs_exist_ok=True)  # `train` looks there
-        for part in {*STAGES} - {*stages} | {*STAGES[:2]}:
-            shutil.copy(home / f"{part}.safetensors", args.out)
+    if args.start and held and not args.resume:
+        raise FileExistsError(f"{args.out} holds a model; add --resume to go on with it, or start from {args.start} in another --out")
+    if args.start and not held:
+        learnt, has = {*stages} - {*STAGES[:2]}, [part for part in STAGES if (home / f"{part}.safetensors").is_file()]
+        if parallel.place()[1] > 1 or not learnt:
+            raise ValueError("--start keeps the tokenizers and trains the rest further; begin in one process, with base, superres, decoder or all")
+        if lacking := {*stages, *STAGES[:2]} - {*has}:
+            raise FileNotFoundError(f"{home} has no {' and no '.join(sorted(lacking))}, to start from")
+        (args.out / "start").mkdir(parents=True, exist_ok=True)
+        for part in has:
+            shutil.copy(home / f"{part}.safetensors", args.out / "start" if part in learnt else args.out)  # `train` looks there
         args.resume = True
     if args.stage == "all" and device == "cpu" and parallel.place()[1] == 1:
-        side_by_side(args.out, config, data, name, seed, args.resume, show)
-        return
+        return side_by_side(args.out, config, data, name, seed, args.resume, show)
     text = load_text(name, "cpu" if (args.out / "cache" / "index.json").is_file() else device)  # if it is done, no GPU needs to hold it
     consume = show if parallel.place()[0] == 0 else partial(deque, maxlen=0)
     with patiently():

@@ -73,8 +73,9 @@ class Config:
     sampling_hi: Sampling = field(default_factory=lambda: Sampling(steps=8))  # super-resolution
 
     def __post_init__(self):
-        if self.tokenizer_hi.side != 2 * self.tokenizer.side:
-            raise ValueError(f"high-res side {self.tokenizer_hi.side} must be twice the low-res side {self.tokenizer.side}")
+        low, high = self.tokenizer, self.tokenizer_hi
+        if high.side != 2 * low.side or self.decoder_channels % high.channels:
+            raise ValueError(f"high-res side {high.side} must be twice the low-res side {low.side}, decoder_channels a multiple of {high.channels}")
         if self.scenes < 2 or self.scale.micro_batch < 0:
             raise ValueError(f"scenes is {self.scenes}, scale.micro_batch {self.scale.micro_batch}; at least 2 and 0 are needed")
 

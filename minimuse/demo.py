@@ -17,7 +17,6 @@ import torch
 
 from minimuse import config as configs
 from minimuse.checkpoint import asked, write_json
-from minimuse.config import Config
 from minimuse.muse import Muse, load_text
 from minimuse.report import evaluate, in_short
 from minimuse.train import NEEDS, STAGES, pending, train_all
@@ -35,9 +34,9 @@ def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., No
     return found
 
 
-def side_by_side(out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]) -> tuple[dict, dict]:
+def side_by_side(out: Path, config: configs.Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]) -> tuple[dict, dict]:
     """Train all stages on a CPU; returns the seconds and the last metrics of each. A stage begins when what it needs is there, in a process
-    of one thread: the matrices are too small for two (base: 5.4 steps/s with two, 6.2 with one)."""
+    with its share of the threads: of two cores one each, for which matrices are too small for two (base: 5.4 steps/s, with one 6.2)."""
     todo = pending(STAGES, out, resume)  # raises what there is to raise before anything is trained
     job = partial(work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show)
     waiting = dict(tokenizer=0, tokenizer_hi=1, superres=0, base=1, decoder=2)  # and the rows of their bars; what takes longest comes first
@@ -66,7 +65,7 @@ def begin(threads: int) -> None:
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def work(stage: str, row: int, out: Path, config: Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]):
+def work(stage: str, row: int, out: Path, config: configs.Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]):
     """Train one stage in this process; returns its name, seconds and last metrics."""
     if asked:
         raise KeyboardInterrupt

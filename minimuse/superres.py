@@ -32,7 +32,7 @@ class SuperRes(nn.Module):
     def __init__(self, config: SuperResConfig, low_codes: int, low_grid: int, codes: int, grid: int, text_width: int):
         super().__init__()
         width, self.low_grid, self.grid, self.piece = config.width, low_grid, grid, config.piece or grid
-        if grid % self.piece or self.piece % (grid // low_grid):
+        if grid < low_grid or grid % self.piece or self.piece % (grid // low_grid):
             raise ValueError(f"a grid of {grid} tokens cannot be cut into pieces of {self.piece}, each what some low-res tokens cover")
         self.text = nn.Sequential(nn.Linear(text_width, width), norm(width))
         self.low_embedding = nn.Embedding(low_codes, width)

@@ -194,7 +194,7 @@ def weight_files(directory):
                 return [directory / Path(shard).name for shard in sorted(shards)]  # its name alone: an index cannot lead out of here
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{index} is damaged ({error!r}); download it again") from None
-    raise FileNotFoundError(f"{directory} has no model.safetensors and no pytorch_model.bin, whole or in shards; it is missing the weights")
+    raise FileNotFoundError(f"{directory} has no model.safetensors and no pytorch_model.bin, whole or in shards; give the directory that has them (--t5)")
 
 
 def tensors(path):

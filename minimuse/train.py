@@ -24,7 +24,6 @@ from einops import rearrange
 from torch import nn
 
 from minimuse import cache, parallel
-from minimuse.cache import Tokens, pad
 from minimuse.checkpoint import alone, asked, kept, restore, save, write_json
 from minimuse.config import Config, Stage, from_json
 from minimuse.data import Pictures, halve, load, stable_hash
@@ -40,7 +39,7 @@ STAGES = PARTS  # each part has its stage, in this order
 NEEDS = {"tokenizer": (), "tokenizer_hi": (), "base": ("tokenizer",), "superres": ("tokenizer", "tokenizer_hi"), "decoder": ("tokenizer_hi",)}
 SAVE_EVERY = 60.0  # seconds between checkpoints
 PATIENCE = 5  # steps without finite gradients
-computes = lambda about: about | {"config": about["config"] | {"scale": None}}  # what decides on weights: all but how it is made to fit
+computes = lambda about: about | {"config": about["config"] | {"scale": None}, "text": about["text"]["fingerprint"]}  # what decides on weights
 
 
 class Record(NamedTuple):
@@ -134,7 +133,7 @@ def optimize(name: str, model: nn.Module, parts_of: Callable, settings: Stage, s
     model.load_state_dict(average)
 
 
-def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str, device: str) -> Callable:
+def token_loss(model: nn.Module, tokens: cache.Tokens, config: Config, resolution: str, device: str) -> Callable:
     """Of the base model ("low") and of super-resolution ("high"). Everything random is drawn for the whole batch, and a part counts by its
     share of all hidden tokens: however a batch is cut, into passes or over processes, the losses add up to the same."""
 
@@ -148,7 +147,7 @@ def token_loss(model: nn.Module, tokens: Tokens, config: Config, resolution: str
         kept = drop_captions(torch.ones(B, 1, dtype=torch.bool), config.caption_dropout, generator)
         corrupted = hide(ids, model.mask_id, generator)
         for rows in torch.arange(B).chunk(processes)[rank].split(config.scale.micro_batch or B):
-            text, visible = pad([said[i] for i in rows.tolist()])
+            text, visible = cache.pad([said[i] for i in rows.tolist()])
             text, visible, hidden = text.to(device), (visible & kept[rows]).to(device), corrupted.hidden[rows]
             with autocast(device):
                 context = model.context(text, visible, *(x[rows] for x in below))
@@ -229,7 +228,7 @@ def train(name: str, out: Path, about: dict, pictures: Pictures | None, text: Fr
         begun = (out / "start" / f"{name}.safetensors").is_file()  # another model's part, to be trained further
         model = part = (load_part(out / "start", name, config, text.width) if begun else build(name, config, text.width)).to(device)
         if name in TOKEN_STAGES:
-            tokens = cache.read(out, cache.key(out, about)) if (out / "cache" / "index.json").is_file() else Tokens.of(needed, text, pictures, device)
+            tokens = cache.read(out, cache.key(out, about)) if (out / "cache" / "index.json").is_file() else cache.Tokens.of(needed, text, pictures, device)
             codes = (t.quantizer.lookup(torch.arange(t.config.codes, device=device)) for t in needed.values())
             if not begun:
                 texts = [shard["text"] for shard in tokens.shards]  # 2**17 words say how all of them lie; copies of all may not fit

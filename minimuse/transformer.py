@@ -23,7 +23,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Ten
         alive = visible.any(dim=-1)[:, None, None, None]  # B 1 1 1
         visible = visible[:, None, None, :] | ~alive  # B 1 1 T: a dead row sees all, and is zeroed below
     if q.is_cuda:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible if bias is None else bias.to(q.dtype))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible if bias is None else (bias if visible is None else bias + visible.log()).to(q.dtype))
     else:  # short sequences on a CPU: written out, its backward pass is several times quicker
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # ... N T
         if bias is not None:  # in bf16 as well, where a row fills a register: 32 numbers

@@ -125,6 +125,7 @@ def test_generate(tiny_model, tmp_path, capsys):
         (["-o", "nowhere/at/all.png"], "nowhere"),
         (["-o", "picture.txt"], "picture.txt"),
         (["--model", "no-such-model"], "no-such-model"),
+        (["--n", "2", "--grid", "steps=1,2", "-o", "same.png", "--gif", "same.png"], "name of its own"),
         (["--seed", "one"], "one"),
     ],
 )
@@ -133,6 +134,14 @@ def test_generate_refuses(fails, tiny_model, tmp_path, monkeypatch, argv, names)
     model = [] if "--model" in argv else ["--model", tiny_model]
     assert names in fails("generate", "a red circle", *model, *argv)
     assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_a_drawing_does_not_replace_what_it_is_drawn_from(fails, tiny_model, tmp_path):
+    pictures = folder(tmp_path / "pictures", n=2, side=32)
+    first, second = pictures / "p0.png", pictures / "p1.png"
+    for argv in (["edit", first, "red", "-o", first], ["outpaint", first, "red", "--pad", "8", "-o", first],
+                 ["inpaint", second, first, "red", "-o", first], ["edit", second, "red", "--sheet", second]):  # fmt: skip
+        assert "name of its own" in fails(*argv, "--model", tiny_model)
 
 
 def test_damaged_models_are_refused(fails, tiny_model, tmp_path):
@@ -239,6 +248,34 @@ def test_a_model_is_trained_further_on_other_pictures(tiny_model, tmp_path, fail
     assert main(["generate", "a square number 3", "--model", str(alone), "-o", str(tmp_path / "x.png")]) == 0
     assert "--resume" in fails("train", "base", "--start", tiny_model, "--out", out)  # nothing is overwritten
     assert "no model" in fails("train", "base", "--start", tmp_path / "none", "--out", tmp_path / "new")
+    (alone / "base.safetensors").unlink()
+    assert "--resume" in fails("train", "base", "--start", tiny_model, "--out", alone)  # and not trained from nothing either
+    assert "keeps the tokenizers" in fails("train", "tokenizer", "--start", tiny_model, "--out", tmp_path / "new")
+    assert "no base" in fails("train", "base", "--start", alone, "--out", tmp_path / "new") and not (tmp_path / "new").exists()
+    (alone / "superres.safetensors").unlink()  # nobody needs it
+    shutil.copy(tiny_model / "base.safetensors", alone)
+    assert main(["train", "base", "--start", str(alone), "--out", str(tmp_path / "new"), few[0]]) == 0
+
+
+def test_settings_that_do_not_go_together_are_told_before_anything_is_trained(fails, tmp_path):
+    for setting, word in (("superres.window=3", "window"), ("superres.piece=3", "pieces"), ("decoder_channels=12", "decoder_channels"),
+                          ("tokenizer_hi.multipliers=1,1,1,1", "multipliers")):  # fmt: skip
+        assert word in fails("train", "all", "--preset", "tiny", "--data", "shapes", "--out", tmp_path / "out", setting)
+    coarse = [f"tokenizer_hi.{name}={value}" for name, value in (("multipliers", "1,1,1,1,1"), ("blocks", "0,0,0,0,0"))]
+    assert "grid" in fails("train", "all", "--preset", "tiny", "--data", "shapes", "--out", tmp_path / "out", *coarse)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_goes_on_where_the_text_encoder_has_moved(fails, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(DATA / "t5-toy", here)
+    train = lambda stage, *more: ["train", stage, "--out", str(tmp_path / "out"), *more]
+    few = ["--preset", "tiny", "--data", "shapes", "scenes=12", "stages.tokenizer.steps=1", "stages.tokenizer_hi.steps=1"]
+    assert main(train("tokenizer", "--t5", str(here), *few)) == 0
+    here.rename(there)
+    assert "--t5" in fails(*train("tokenizer-hi"))
+    assert main(train("tokenizer-hi", "--t5", str(there))) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["text"]["name"] == str(there)
 
 
 def test_a_run_in_the_way_is_not_overwritten(fails, tiny_model, tmp_path):
