@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -98,6 +99,11 @@ def test_generate(tiny_model, tmp_path, capsys):
     assert main(["generate", "a small red circle on a grey background", "--model", str(tiny_model), "-o", str(out), "--n", "2", "--gif", str(tmp_path / "a.gif")]) == 0
     first, second = Image.open(tmp_path / "apple-0.png"), Image.open(tmp_path / "apple-1.png")
     assert first.size == (32, 32) and first.tobytes() != second.tobytes()
+    with Image.open(tmp_path / "a.gif") as moving:  # it shows the same two, 160 pixels wide, in a palette
+        moving.seek(moving.n_frames - 1)
+        shown = [np.array(moving.convert("RGB").crop((6 + 166 * i, 6, 166 + 166 * i, 166)), dtype=float) for i in range(2)]
+    apart = lambda a, b: np.abs(a - np.array(b.resize((160, 160), Image.Resampling.NEAREST))).mean()
+    assert apart(shown[0], first) < 0.5 * apart(shown[0], second) and apart(shown[1], second) < 0.5 * apart(shown[1], first)
     assert main(["generate", "a small red circle on a grey background", "--model", str(tiny_model), "-o", str(out)]) == 0
     assert main(["generate", "", "--model", str(tiny_model), "-o", str(tmp_path / "empty.png")]) == 0  # the null caption
     capsys.readouterr()
