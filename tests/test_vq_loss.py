@@ -46,13 +46,6 @@ def test_broken_losses(prop, planted, refuses):
     refuses(prop, planted)
 
 
-def test_without_the_network_for_photographs_training_goes_on_and_says_so(monkeypatch):
-    monkeypatch.setattr(vq_loss, "has_lite0", lambda: False)
-    with pytest.warns(UserWarning, match="eval"):
-        loss = picture_loss(perceptual=0.05)
-    assert "perceptual" not in loss(images(2, 3, 32, 32), images(2, 3, 32, 32, seed=1), torch.zeros(()), False)[1]
-
-
 # The two sides
 
 
@@ -183,9 +176,11 @@ def test_the_perceptual_network_is_not_trained_or_saved():
 
 
 def test_lite0_missing(monkeypatch):
-    """Without the package the loss goes without it, and asking for it says what to install."""
+    """Without the package the loss goes without it, and says so; asking for it says what to install."""
     for module in (vq_loss, lite0_module):
         monkeypatch.setattr(module, "has_lite0", lambda: False)
-    assert picture_loss(perceptual=0.05).lite0 == []
+    with pytest.warns(UserWarning, match="perceptual"):
+        loss = picture_loss(perceptual=0.05)
+    assert "perceptual" not in loss(images(2, 3, 32, 32), images(2, 3, 32, 32, seed=1), torch.zeros(()), False)[1]
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         Lite0()
