@@ -6,6 +6,7 @@ Three kinds of pictures, where the data have them: held-out pairs (of concept an
 were trained on, and held-out concepts. The same drawings serve all measures.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,7 +128,9 @@ def cells(found: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
 
 def known(found):
     """null for what is not a number: JSON has no word for the interval of a single picture."""
-    return {k: known(v) for k, v in found.items()} if isinstance(found, dict) else None if found != found else found
+    if isinstance(found, dict):
+        return {k: known(v) for k, v in found.items()}
+    return found if not isinstance(found, float) or math.isfinite(found) else None
 
 
 def evaluate(muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None = None) -> dict:
@@ -148,7 +151,7 @@ def evaluate(muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None
 
 def in_short(found: dict) -> str:
     """Alignment with captions of shapes, a line for each kind of picture."""
-    line = lambda row: "  ".join(f"{attribute} {share['value']:.2f}" for attribute, share in row.items())
+    line = lambda row: "  ".join(f"{attribute} {share['value']:.2f}" for attribute, share in row.items() if share["value"] is not None)
     return "\n".join(f"{name:18}{line(row)}" for name, row in found["alignment"].items())
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from minimuse.checkpoint import save_tensors, write_json
-from minimuse.data import SPLITS, Pictures, halve, stable_hash
+from minimuse.data import Pictures, halve, stable_hash
 from minimuse.muse import PARTS, autocast
 from minimuse.t5_frozen import FrozenT5
 
@@ -92,7 +92,7 @@ def pad(chosen: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def key(out: Path, about: dict) -> dict:
     """What OUT/cache depends on: pictures (a folder's files, by name, size and date), text encoder, tokenizers."""
-    listing = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(about["data"]).rglob("*")) if about["data"] not in SPLITS]
+    listing = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(about["data"]).rglob("*"))]
     known = {"data": about["data"], "files": stable_hash(str(listing)), "scenes": about["config"]["scenes"], "text": about["text"]["fingerprint"]}
     return known | {part: hashlib.sha256((out / f"{part}.safetensors").read_bytes()).hexdigest()[:12] for part in PARTS[:2]}
 

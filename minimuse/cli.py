@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
     p = command("generate", run_generate, "draw pictures for a prompt")
     p.add_argument("prompt", help='"one thing AND another:0.5" composes prompts, with weights')
-    p.add_argument("--gif", type=Path, help="also write the tokens of all n appearing, with their confidences; as a strip, if the name ends in .png")
+    p.add_argument("--gif", type=Path, help="also write the tokens of all n (the first 32) appearing, with their confidences; as a strip, if the name ends in .png")
     p.add_argument("--grid", nargs="+", metavar="key=a,b", help="one sheet of all combinations, such as: steps=4,8 guidance=0,2")
     drawing_flags(p)
     for name, what in (("inpaint", "draw anew what is white in a mask"), ("outpaint", "draw what lies around a picture"),
@@ -147,10 +147,10 @@ def outputs(args, *also: Path | None) -> list[Path]:
     if args.n < 1:
         raise ValueError(f"--n is {args.n}; draw at least 1 picture")
     names = [args.output] if args.n == 1 or getattr(args, "grid", None) else [args.output.with_stem(f"{args.output.stem}-{i}") for i in range(args.n)]
-    read = [getattr(args, name, None) for name in ("image", "mask")]
+    taken = [path.resolve() for path in (*names, *also, getattr(args, "image", None), getattr(args, "mask", None)) if path]
     for path in (*names, *(path for path in also if path)):
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".gif") or [*names, *also, *read].count(path) > 1:
-            raise ValueError(f"{path}: write a .png, .jpg or .webp (a .gif of frames), each file under a name of its own")
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".gif") or taken.count(path.resolve()) > 1:
+            raise ValueError(f"{path}: write a .png, .jpg or .webp (a .gif of frames), each under a name of its own, not a given picture's")
         if path.is_dir() or not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
             raise OSError(f"{path} cannot be written; give a file name, in a directory that exists and is yours")
     return names
@@ -177,7 +177,7 @@ def run_generate(args) -> None:
     write([grid(draw, args.grid, given(args))] if args.grid else draw(**given(args)), names)
     if args.gif:
         sampling, sampling_hi = muse.sampling(**given(args))
-        decoding_gif(muse, [args.prompt] * args.n, args.gif, negative=args.negative, seed=args.seed, sampling=sampling, sampling_hi=sampling_hi)
+        decoding_gif(muse, [args.prompt] * min(args.n, 32), args.gif, negative=args.negative, seed=args.seed, sampling=sampling, sampling_hi=sampling_hi)
         print(args.gif)
 
 
@@ -227,17 +227,19 @@ def run_train(args) -> tuple | None:
     data, name = args.data or there["data"], args.t5 or there["text"]["name"]
     stages = STAGES if args.stage == "all" else (args.stage.replace("-", "_"),)
     device = parallel.begin(args.device)
-    if args.start and held and not args.resume:
-        raise FileExistsError(f"{args.out} holds a model; add --resume to go on with it, or start from {args.start} in another --out")
+    learnt = {*stages} - {*STAGES[:2]}
+    if args.start and not args.resume and (held or any((args.out / f"{part}.safetensors").is_file() for part in learnt)):
+        raise FileExistsError(f"{args.out} holds a model or parts of one; add --resume to go on with it, or start from {args.start} in another --out")
     if args.start and not held:
-        learnt, has = {*stages} - {*STAGES[:2]}, [part for part in STAGES if (home / f"{part}.safetensors").is_file()]
+        has = [part for part in STAGES if (home / f"{part}.safetensors").is_file()]
         if parallel.place()[1] > 1 or not learnt:
             raise ValueError("--start keeps the tokenizers and trains the rest further; begin in one process, with base, superres, decoder or all")
         if lacking := {*stages, *STAGES[:2]} - {*has}:
             raise FileNotFoundError(f"{home} has no {' and no '.join(sorted(lacking))}, to start from")
         (args.out / "start").mkdir(parents=True, exist_ok=True)
         for part in has:
-            shutil.copy(home / f"{part}.safetensors", args.out / "start" if part in learnt else args.out)  # `train` looks there
+            for folder in [args.out / "start"] + [args.out] * (part not in learnt):  # `train` looks in start
+                shutil.copy(home / f"{part}.safetensors", folder)
         args.resume = True
     if args.stage == "all" and device == "cpu" and parallel.place()[1] == 1:
         return side_by_side(args.out, config, data, name, seed, args.resume, show)

@@ -73,9 +73,8 @@ class Config:
     sampling_hi: Sampling = field(default_factory=lambda: Sampling(steps=8))  # super-resolution
 
     def __post_init__(self):
-        low, high = self.tokenizer, self.tokenizer_hi
-        if high.side != 2 * low.side or self.decoder_channels % high.channels:
-            raise ValueError(f"high-res side {high.side} must be twice the low-res side {low.side}, decoder_channels a multiple of {high.channels}")
+        if self.tokenizer_hi.side != 2 * self.tokenizer.side or self.decoder_channels % self.tokenizer_hi.channels:
+            raise ValueError(f"high-res side {self.tokenizer_hi.side} must be twice {self.tokenizer.side}, decoder_channels {self.decoder_channels} a multiple of {self.tokenizer_hi.channels}")
         if self.scenes < 2 or self.scale.micro_batch < 0:
             raise ValueError(f"scenes is {self.scenes}, scale.micro_batch {self.scale.micro_batch}; at least 2 and 0 are needed")
 

@@ -1,4 +1,4 @@
-"""Parallel decoding: from hidden tokens to a picture in a few dozen passes.
+"""Parallel decoding: from hidden tokens to a picture in about two dozen passes.
 
 Every pass draws a guess for each hidden token, and keeps those that a *sampler* prefers (MaskGIT's: what the model is most confident
 in); the rest is hidden again and guessed anew with more in sight. A step is a pure function of logits, ids and *noise*, to be compared

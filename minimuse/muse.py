@@ -95,8 +95,7 @@ class Muse:
         if not prompts:
             raise ValueError("nothing to draw; ask for at least 1 picture")
         one = re.compile(r"(.*?)(?::(-?\d+(?:\.\d+)?))?", re.DOTALL)  # a prompt, and a number behind the last colon
-        composed = lambda prompt: " AND " in prompt and not plain
-        parts = [[one.fullmatch(x.strip()).groups("1") for x in p.split(" AND ")] if composed(p) else [(p, "1")] for p in prompts]
+        parts = [[(p, "1")] if plain or " AND " not in p else [one.fullmatch(x.strip()).groups("1") for x in p.split(" AND ")] for p in prompts]
         weights = {tuple(float(weight) for _, weight in row) for row in parts}
         if len(weights) > 1:
             raise ValueError(f"prompts drawn together need the same weights; these have {sorted(weights)}")

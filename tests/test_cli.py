@@ -146,7 +146,8 @@ def test_a_drawing_does_not_replace_what_it_is_drawn_from(fails, tiny_model, tmp
     pictures = folder(tmp_path / "pictures", n=2, side=32)
     first, second = pictures / "p0.png", pictures / "p1.png"
     for argv in (["edit", first, "red", "-o", first], ["outpaint", first, "red", "--pad", "8", "-o", first],
-                 ["inpaint", second, first, "red", "-o", first], ["edit", second, "red", "--sheet", second]):  # fmt: skip
+                 ["inpaint", second, first, "red", "-o", first], ["edit", second, "red", "--sheet", second],
+                 ["edit", first, "red", "-o", pictures / ".." / "pictures" / "p0.png"]):  # fmt: skip
         assert "name of its own" in fails(*argv, "--model", tiny_model)
 
 
@@ -248,16 +249,21 @@ def test_a_model_is_trained_further_on_other_pictures(tiny_model, tmp_path, fail
     assert about["config"]["base"]["width"] == 32 and about["data"] == str(pictures)  # of the model, and of what was asked for
     assert main(["generate", "a square number 3", "--model", str(out), "-o", str(tmp_path / "x.png")]) == 0
     alone = tmp_path / "alone"
-    assert main(["train", "base", "--start", str(tiny_model), "--data", str(pictures), "--out", str(alone), few[0], few[3], few[4]]) == 0
+    assert main(["train", "base", "--start", str(tiny_model), "--data", str(pictures), "--out", str(alone), *few]) == 0
     assert (alone / "superres.safetensors").read_bytes() == (tiny_model / "superres.safetensors").read_bytes()  # and the others, so that it draws
     assert (alone / "base.safetensors").read_bytes() == (out / "base.safetensors").read_bytes()
     assert main(["generate", "a square number 3", "--model", str(alone), "-o", str(tmp_path / "x.png")]) == 0
     assert "--resume" in fails("train", "base", "--start", tiny_model, "--out", out)  # nothing is overwritten
     assert "no model" in fails("train", "base", "--start", tmp_path / "none", "--out", tmp_path / "new")
+    (alone / "superres.safetensors").unlink()
+    assert main(["train", "superres", "--start", str(tiny_model), "--out", str(alone), "--resume"]) == 0  # a second stage, further as well
+    assert (alone / "superres.safetensors").read_bytes() == (out / "superres.safetensors").read_bytes()
     (alone / "base.safetensors").unlink()
     assert "--resume" in fails("train", "base", "--start", tiny_model, "--out", alone)  # and not trained from nothing either
     assert "keeps the tokenizers" in fails("train", "tokenizer", "--start", tiny_model, "--out", tmp_path / "new")
     assert "no base" in fails("train", "base", "--start", alone, "--out", tmp_path / "new") and not (tmp_path / "new").exists()
+    shutil.copytree(alone, tmp_path / "left", ignore=shutil.ignore_patterns("config.json"))  # of a try that came to nothing
+    assert "--resume" in fails("train", "superres", "--start", tiny_model, "--out", tmp_path / "left")
     (alone / "superres.safetensors").unlink()  # nobody needs it
     shutil.copy(tiny_model / "base.safetensors", alone)
     assert main(["train", "base", "--start", str(alone), "--out", str(tmp_path / "new"), few[0]]) == 0

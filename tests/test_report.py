@@ -20,6 +20,8 @@ def test_cells_say_everything_once():
 
 
 def test_what_is_no_number_is_null():
+    share = {"value": 0.5}
+    assert "shape 0.50" in report.in_short(report.known({"alignment": {"real": {"shape": share, "relation": {"value": float("nan")}}}}))
     assert report.known({"a": {"low": float("nan"), "n": 1}, "b": 0.5}) == {"a": {"low": None, "n": 1}, "b": 0.5}
 
 
