@@ -257,7 +257,8 @@ def test_a_model_is_trained_further_on_other_pictures(tiny_model, tmp_path, fail
     assert "no model" in fails("train", "base", "--start", tmp_path / "none", "--out", tmp_path / "new")
     (alone / "superres.safetensors").unlink()
     assert main(["train", "superres", "--start", str(tiny_model), "--out", str(alone), "--resume"]) == 0  # a second stage, further as well
-    assert (alone / "superres.safetensors").read_bytes() == (out / "superres.safetensors").read_bytes()
+    again = load_file(alone / "superres.safetensors")  # of as many threads as there are, and so not in all digits as in `all`
+    assert max(float((again[k] - v).abs().max()) for k, v in parts["superres"][1].items()) < 1e-3
     (alone / "base.safetensors").unlink()
     assert "--resume" in fails("train", "base", "--start", tiny_model, "--out", alone)  # and not trained from nothing either
     assert "keeps the tokenizers" in fails("train", "tokenizer", "--start", tiny_model, "--out", tmp_path / "new")
