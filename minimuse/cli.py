@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
     p = command("generate", run_generate, "draw pictures for a prompt")
     p.add_argument("prompt", help='"one thing AND another:0.5" composes prompts, with weights')
-    p.add_argument("--gif", type=Path, help="also write the tokens of all n (the first 32) appearing, with their confidences; as a strip, if the name ends in .png")
+    p.add_argument("--gif", type=Path, help="also write the tokens appearing, with their confidences, of 32 pictures at most; as a strip, if the name ends in .png")
     p.add_argument("--grid", nargs="+", metavar="key=a,b", help="one sheet of all combinations, such as: steps=4,8 guidance=0,2")
     drawing_flags(p)
     for name, what in (("inpaint", "draw anew what is white in a mask"), ("outpaint", "draw what lies around a picture"),

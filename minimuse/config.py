@@ -74,7 +74,7 @@ class Config:
 
     def __post_init__(self):
         if self.tokenizer_hi.side != 2 * self.tokenizer.side or self.decoder_channels % self.tokenizer_hi.channels:
-            raise ValueError(f"high-res side {self.tokenizer_hi.side} must be twice {self.tokenizer.side}, decoder_channels {self.decoder_channels} a multiple of {self.tokenizer_hi.channels}")
+            raise ValueError(f"side {self.tokenizer_hi.side} is not twice {self.tokenizer.side}, or decoder_channels no multiple of {self.tokenizer_hi.channels}")
         if self.scenes < 2 or self.scale.micro_batch < 0:
             raise ValueError(f"scenes is {self.scenes}, scale.micro_batch {self.scale.micro_batch}; at least 2 and 0 are needed")
 

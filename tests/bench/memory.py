@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python tests/bench/memory.py                                    # the emoji toy, 100 steps of each stage: minutes
     OMP_NUM_THREADS=1 python tests/bench/memory.py --preset demo --data shapes --steps 2000
 
-Each stage runs in a process of its own. "Settled" is what it holds after a tenth of the steps, when everything has been used once; growth
+Each stage runs in a process of its own. "Settled" is what it holds after a tenth of the steps (tokenizers have more to come); growth
 is a line through what it holds from there to the end, and the last column one through what is in use of it: a leak shows in both, the
 heap's coming and going, tens of MiB at a time, in the first alone. Linux only: it reads /proc, and asks glibc.
 """
