@@ -18,6 +18,7 @@ The same versions give the same bytes. It writes, beside itself:
 Left out: flags, skin-tone variants (many pictures of one thing), and pictures that a style repeats.
 The licences are in LICENSES.md.
 """
+
 import argparse
 import hashlib
 import io
@@ -61,7 +62,7 @@ def plain(text: str) -> str:
 
 
 def slug(label: str) -> str:
-    """"A button (blood type)" -> "a-button-blood-type"; the packages build their names this way."""
+    """ "A button (blood type)" -> "a-button-blood-type"; the packages build their names this way."""
     label = label.replace("#", " hash").replace("*", " asterisk")  # else both are just "keycap"
     ascii_only = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
     return "-".join(re.findall("[a-z0-9]+", ascii_only.lower().replace("'", "")))
@@ -86,16 +87,21 @@ def captions(archive: tarfile.TarFile) -> dict[str, dict]:
         concept = slug(e["label"])
         if concept in concepts:
             raise ValueError(f"two emoji are called {concept!r}: teach slug() to tell them apart")
-        concepts[concept] = {"label": plain(e["label"]), "tags": [plain(t) for t in e.get("tags", [])],
-                             "group": groups[e["group"]]["message"],
-                             "subgroup": subgroups[e["subgroup"]], "codepoint": codepoint(e["hexcode"])}
+        concepts[concept] = {
+            "label": plain(e["label"]),
+            "tags": [plain(t) for t in e.get("tags", [])],
+            "group": groups[e["group"]]["message"],
+            "subgroup": subgroups[e["subgroup"]],
+            "codepoint": codepoint(e["hexcode"]),
+        }
     return concepts
 
 
 def rasterise(svg: str) -> Image.Image:
     # No system fonts: a picture must not depend on the machine that draws it.
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, background="#ffffff",
-                                skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(
+        svg_string=svg, width=SIDE, height=SIDE, background="#ffffff", skip_system_fonts=True
+    )
     return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 
 
@@ -110,7 +116,9 @@ def iconify(archive: tarfile.TarFile, concepts: dict[str, dict]) -> dict[str, Im
         if name in icons["aliases"]:
             alias = icons["aliases"][name]
             if set(alias) - {"parent", "hFlip"}:
-                raise ValueError(f"alias {name!r} asks for {sorted(alias)}: teach iconify() to draw it")
+                raise ValueError(
+                    f"alias {name!r} asks for {sorted(alias)}: teach iconify() to draw it"
+                )
             name = alias["parent"]
             flip = "hFlip" if "hFlip" in alias else ""
         if name not in icons["icons"]:
@@ -125,15 +133,19 @@ def iconify(archive: tarfile.TarFile, concepts: dict[str, dict]) -> dict[str, Im
             body = f'<g transform="matrix(-1 0 0 1 {width} 0)">{body}</g>'
         pictures[concept] = rasterise(
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{left:g} {top:g} {canvas} {canvas}">{body}</svg>')
+            f'viewBox="{left:g} {top:g} {canvas} {canvas}">{body}</svg>'
+        )
     return pictures
 
 
 def openmoji(archive: tarfile.TarFile, concepts: dict[str, dict]) -> dict[str, Image.Image]:
     folder = "package/color/svg/"
     files = {codepoint(Path(n).stem): n for n in archive.getnames() if n.startswith(folder)}
-    return {concept: rasterise(archive.extractfile(files[c["codepoint"]]).read().decode())
-            for concept, c in concepts.items() if c["codepoint"] in files}
+    return {
+        concept: rasterise(archive.extractfile(files[c["codepoint"]]).read().decode())
+        for concept, c in concepts.items()
+        if c["codepoint"] in files
+    }
 
 
 def fluent_3d(archive: tarfile.TarFile, concepts: dict[str, dict]) -> dict[str, Image.Image]:
@@ -144,8 +156,11 @@ def fluent_3d(archive: tarfile.TarFile, concepts: dict[str, dict]) -> dict[str, 
             picture = Image.open(archive.extractfile(files[c["codepoint"]])).convert("RGBA")
             # White first, then smaller: the colour of a transparent pixel must not bleed in.
             white = Image.new("RGBA", picture.size, "white")
-            pictures[concept] = Image.alpha_composite(white, picture).convert("RGB").resize(
-                (SIDE, SIDE), Image.Resampling.BOX)
+            pictures[concept] = (
+                Image.alpha_composite(white, picture)
+                .convert("RGB")
+                .resize((SIDE, SIDE), Image.Resampling.BOX)
+            )
     return pictures
 
 
@@ -161,8 +176,10 @@ def pack(pictures: dict[str, Image.Image], path: Path) -> dict:
         blobs[concept] = [len(data), len(webp.getvalue())]
         data += webp.getvalue()
     path.write_bytes(data)
-    print(f"{path.name:16} {len(blobs):5} pictures {len(pictures) - len(blobs):3} repeats dropped "
-          f"{len(data) / 1e6:5.2f} MB")
+    print(
+        f"{path.name:16} {len(blobs):5} pictures {len(pictures) - len(blobs):3} repeats dropped "
+        f"{len(data) / 1e6:5.2f} MB"
+    )
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "blobs": blobs}
 
 
@@ -187,12 +204,17 @@ def main() -> None:
         pictures = draw.get(style, iconify)(fetch(PACKAGES[style], work), concepts)
         index[style] = pack(pictures, out / f"{style}.pack")
     (out / "index.json").write_text(lines(index), encoding="utf-8", newline="\n")
-    kept = {c: {k: v for k, v in caption.items() if k != "codepoint"}
-            for c, caption in concepts.items() if any(c in entry["blobs"] for entry in index.values())}
+    kept = {
+        c: {k: v for k, v in caption.items() if k != "codepoint"}
+        for c, caption in concepts.items()
+        if any(c in entry["blobs"] for entry in index.values())
+    }
     (out / "captions.json").write_text(lines(kept), encoding="utf-8", newline="\n")
     shared = sum(all(c in entry["blobs"] for entry in index.values()) for c in kept)
-    print(f"{len(kept)} concepts, {shared} in every style, "
-          f"{sum(entry['bytes'] for entry in index.values()) / 1e6:.2f} MB")
+    print(
+        f"{len(kept)} concepts, {shared} in every style, "
+        f"{sum(entry['bytes'] for entry in index.values()) / 1e6:.2f} MB"
+    )
 
 
 if __name__ == "__main__":

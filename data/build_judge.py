@@ -40,9 +40,13 @@ def sentences() -> tuple[tuple[str, ...], torch.Tensor]:
     say = lambda texts: model.encode(texts, convert_to_tensor=True, normalize_embeddings=True)
     labels = [entry["label"].lower() for entry in words.values()]
     # The label counts as much as all tags: they tell which concepts are alike, it tells them apart.
-    both = say(labels) + say([f"{label}: {', '.join(entry['tags'])}" for label, entry in zip(labels, words.values())])
+    both = say(labels) + say(
+        [f"{label}: {', '.join(entry['tags'])}" for label, entry in zip(labels, words.values())]
+    )
     both = F.normalize(both, dim=1)
-    return tuple(words), F.normalize(both - both.mean(dim=0), dim=1)  # without the mean, which all sentences share
+    return tuple(words), F.normalize(
+        both - both.mean(dim=0), dim=1
+    )  # without the mean, which all sentences share
 
 
 def softened(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -52,9 +56,13 @@ def softened(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     turn = torch.zeros(B, 2, 3)
     turn[:, 0, 0] = turn[:, 1, 1] = 0.9 + 0.2 * draw()
     turn[:, :, 2] = 0.2 * draw(2) - 0.1  # in halves of the side
-    x = 1 - F.grid_sample(1 - images, F.affine_grid(turn, images.shape, align_corners=False), align_corners=False)  # white comes in
+    x = 1 - F.grid_sample(
+        1 - images, F.affine_grid(turn, images.shape, align_corners=False), align_corners=False
+    )  # white comes in
     offsets = torch.arange(-3.0, 4)
-    kernel = torch.softmax(-(offsets**2) / (2 * (1e-3 + 1.2 * draw(1)) ** 2), dim=1)  # (B, 7): a Gaussian of up to 1.2 pixels
+    kernel = torch.softmax(
+        -(offsets**2) / (2 * (1e-3 + 1.2 * draw(1)) ** 2), dim=1
+    )  # (B, 7): a Gaussian of up to 1.2 pixels
     for shape in ((7, 1), (1, 7)):
         padded = F.pad(x, (3, 3, 0, 0) if shape == (1, 7) else (0, 0, 3, 3), mode="replicate")
         weight = kernel.repeat_interleave(3, dim=0).reshape(3 * B, 1, *shape)
@@ -67,15 +75,23 @@ def aside(name: str) -> str:
     style, concept = name.split("/", 1)
     if stable_hash(f"judge concept {concept}") % 20 == 0:
         return "concept"
-    return "pair" if stable_hash(f"judge pair {concept}") % 10 == emoji_pack.STYLES.index(style) else "train"
+    return (
+        "pair"
+        if stable_hash(f"judge pair {concept}") % 10 == emoji_pack.STYLES.index(style)
+        else "train"
+    )
 
 
-def train(views: torch.Tensor, names: list[str], concepts: tuple[str, ...], words: torch.Tensor) -> Judge:
+def train(
+    views: torch.Tensor, names: list[str], concepts: tuple[str, ...], words: torch.Tensor
+) -> Judge:
     """Features of V views of the same pictures (V, M, C) -> the heads, with the standardisation of the features folded in."""
     generator, (V, M, C) = torch.Generator().manual_seed(SEED), views.shape
     mean, std = views[0].mean(dim=0), views[0].std(dim=0) + 1e-3
     views = (views - mean) / std
-    seen = sorted({name.split("/", 1)[1] for name in names})  # an unseen concept as a wrong answer would be pushed away from all pictures
+    seen = sorted(
+        {name.split("/", 1)[1] for name in names}
+    )  # an unseen concept as a wrong answer would be pushed away from all pictures
     choices = words[[concepts.index(concept) for concept in seen]]
     style = torch.tensor([emoji_pack.STYLES.index(name.split("/")[0]) for name in names])
     concept = torch.tensor([seen.index(name.split("/", 1)[1]) for name in names])
@@ -86,45 +102,86 @@ def train(views: torch.Tensor, names: list[str], concepts: tuple[str, ...], word
         nn.init.zeros_(head.bias)
     temperature = nn.Parameter(torch.tensor(2.7))  # as a logarithm
     decayed, free = [styles.weight, meaning.weight], [styles.bias, meaning.bias, temperature]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": DECAY}, {"params": free, "weight_decay": 0.0}], lr=RATE)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": DECAY}, {"params": free, "weight_decay": 0.0}], lr=RATE
+    )
     steps = EPOCHS * (M // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for epoch in range(EPOCHS):
         for rows in torch.randperm(M, generator=generator)[: M - M % BATCH].split(BATCH):
             x = views[torch.randint(V, (BATCH,), generator=generator), rows]
             likeness = F.normalize(meaning(x), dim=1) @ choices.T
-            loss = F.cross_entropy(likeness * temperature.exp(), concept[rows]) + F.cross_entropy(styles(x), style[rows])
+            loss = F.cross_entropy(likeness * temperature.exp(), concept[rows]) + F.cross_entropy(
+                styles(x), style[rows]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         print(f"epoch {epoch + 1:2d}  loss {loss.item():.3f}", flush=True)
-    folded = [part for head in (styles, meaning) for part in (head.weight / std, head.bias - (head.weight / std) @ mean)]
-    return Judge(emoji_pack.STYLES, concepts, *(part.detach().half().float() for part in folded), words.half().float())
+    folded = [
+        part
+        for head in (styles, meaning)
+        for part in (head.weight / std, head.bias - (head.weight / std) @ mean)
+    ]
+    return Judge(
+        emoji_pack.STYLES,
+        concepts,
+        *(part.detach().half().float() for part in folded),
+        words.half().float(),
+    )
 
 
 @torch.no_grad()
 def through(muse: Muse, images: torch.Tensor) -> torch.Tensor:
     """What the high-res tokenizer and the finetuned decoder make of pictures (B, 3, H, W)."""
-    return torch.cat([muse.pixels(muse.tokenizer_hi.encode(part).flatten(1), "high") for part in images.split(64)])
+    return torch.cat(
+        [
+            muse.pixels(muse.tokenizer_hi.encode(part).flatten(1), "high")
+            for part in images.split(64)
+        ]
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=PATH, help="where to write the heads; figures.json goes beside them")
-    parser.add_argument("--validate", action="store_true", help="judge a part of the training split, set aside; write nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=PATH,
+        help="where to write the heads; figures.json goes beside them",
+    )
+    parser.add_argument(
+        "--validate",
+        action="store_true",
+        help="judge a part of the training split, set aside; write nothing",
+    )
     args = parser.parse_args()
 
     net, muse = Lite0(), Muse.load("toy")
-    pictures = {split: load("emoji", split, SIDE) for split in ("train", "heldout", "heldout-concept")}
+    pictures = {
+        split: load("emoji", split, SIDE) for split in ("train", "heldout", "heldout-concept")
+    }
     names, images = pictures["train"].names, pictures["train"].batch(range(len(pictures["train"])))
     if args.validate:
         place = [aside(name) for name in names]
-        rows = {part: [i for i, where in enumerate(place) if where == part] for part in ("train", "pair", "concept")}
-        tests = {part: ([names[i] for i in rows[part]], images[rows[part]]) for part in ("pair", "concept")}
+        rows = {
+            part: [i for i, where in enumerate(place) if where == part]
+            for part in ("train", "pair", "concept")
+        }
+        tests = {
+            part: ([names[i] for i in rows[part]], images[rows[part]])
+            for part in ("pair", "concept")
+        }
         names, images = [names[i] for i in rows["train"]], images[rows["train"]]
     else:
-        tests = {split: (part.names, part.batch(range(len(part)))) for split, part in pictures.items() if split != "train"}
+        tests = {
+            split: (part.names, part.batch(range(len(part))))
+            for split, part in pictures.items()
+            if split != "train"
+        }
 
     generator = torch.Generator().manual_seed(SEED)
     soft = torch.cat([softened(part, generator) for part in images.split(64)])

@@ -35,7 +35,12 @@ STYLES = ("openmoji", "twemoji", "noto", "fluent flat", "fluent 3d")
 SENTINELS = 32
 PIECES = 4096
 CONFIG = T5Config(
-    vocab_size=PIECES + SENTINELS, d_model=256, d_kv=64, d_ff=512, num_layers=4, num_heads=4,
+    vocab_size=PIECES + SENTINELS,
+    d_model=256,
+    d_kv=64,
+    d_ff=512,
+    num_layers=4,
+    num_heads=4,
     feed_forward_proj="gated-gelu",
 )
 DECODER_LAYERS = 2
@@ -59,7 +64,7 @@ def fetch(work):
 
 
 def glosses(package):
-    """"apple: fruit with red or yellow or green skin", one per WordNet synset, in file order."""
+    """ "apple: fruit with red or yellow or green skin", one per WordNet synset, in file order."""
     for part in ("noun", "verb", "adj", "adv"):
         for line in (package / "dict" / f"data.{part}").read_text().splitlines():
             if line.startswith("  "):  # the licence, printed at the head of every file
@@ -79,7 +84,11 @@ def emoji_concepts(package):
     subgroups = {group["order"]: group["message"] for group in messages["subgroups"]}
     for emoji in json.loads((package / "en" / "data.json").read_text()):
         if "group" in emoji:
-            yield emoji["label"], emoji.get("tags", []), f"{groups[emoji['group']]}, {subgroups[emoji['subgroup']]}"
+            yield (
+                emoji["label"],
+                emoji.get("tags", []),
+                f"{groups[emoji['group']]}, {subgroups[emoji['subgroup']]}",
+            )
 
 
 def emoji_caption(concept, rng):
@@ -105,13 +114,23 @@ def shape_text(s, rng):
     if s.relation:
         again.append(caption(Scene(s.background, (last, first), OPPOSITE[s.relation])))
         for a, b, relation in ((first, last, s.relation), (last, first, OPPOSITE[s.relation])):
-            for name, one, other in (("", a.shape, b.shape), (" one", a.colour, b.colour), (" one", a.size, b.size)):
+            for name, one, other in (
+                ("", a.shape, b.shape),
+                (" one", a.colour, b.colour),
+                (" one", a.size, b.size),
+            ):
                 if one != other:
                     again.append(f"the {one}{name} is {relation} the {other}{name}")
     if not s.relation or first.shape != last.shape:
-        again += [f"the {thing.shape} is {rng.choice([thing.colour, thing.size])}" for thing in (first, last)]
+        again += [
+            f"the {thing.shape} is {rng.choice([thing.colour, thing.size])}"
+            for thing in (first, last)
+        ]
     if not s.relation or first.colour != last.colour:
-        again += [f"the {thing.colour} one is a {rng.choice(['', thing.size + ' '])}{thing.shape}" for thing in (first, last)]
+        again += [
+            f"the {thing.colour} one is a {rng.choice(['', thing.size + ' '])}{thing.shape}"
+            for thing in (first, last)
+        ]
     parts = [caption(s), *rng.sample(again, min(rng.randrange(4), len(again)))]
     rng.shuffle(parts)
     return ". ".join(parts)
@@ -122,9 +141,19 @@ def train_tokenizer(lines, path):
     text = path.with_suffix(".txt")
     text.write_text("\n".join(lines))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(path.with_suffix("")), model_type="unigram", vocab_size=PIECES,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="nmt_nfkc",
-        character_coverage=0.9995, seed_sentencepiece_size=200_000, num_threads=1, minloglevel=2,
+        input=str(text),
+        model_prefix=str(path.with_suffix("")),
+        model_type="unigram",
+        vocab_size=PIECES,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        normalization_rule_name="nmt_nfkc",
+        character_coverage=0.9995,
+        seed_sentencepiece_size=200_000,
+        num_threads=1,
+        minloglevel=2,
     )
 
 
@@ -133,14 +162,19 @@ def check_vocabulary(tokenizer, captions):
     words = sorted({word for text in captions for word in text.split()})
     split = [word for word in words if len(tokenizer.pieces.encode(word)) != 1]
     if split:
-        raise ValueError(f"not single pieces: {', '.join(split)}; give the captions of shapes more weight")
+        raise ValueError(
+            f"not single pieces: {', '.join(split)}; give the captions of shapes more weight"
+        )
     print(f"{len(words)} words of the shape captions, each one piece")
 
 
 def batches(tokenizer, draw, rng, tokens):
     """Endless (ids, mask): rows of similar length together, so that little of `tokens` is padding."""
     while True:
-        rows = [row[: MAX_LENGTH - 1] for row in tokenizer.pieces.encode([draw(rng) for _ in range(8192)])]
+        rows = [
+            row[: MAX_LENGTH - 1]
+            for row in tokenizer.pieces.encode([draw(rng) for _ in range(8192)])
+        ]
         texts = sorted((row + [1] for row in rows if row), key=len)
         groups = []
         while texts:
@@ -156,7 +190,11 @@ def batches(tokenizer, draw, rng, tokens):
 
 def parameter_groups(model):
     """T5's parameters start at very different sizes, and Adam's step has one size: so each kind has its own."""
-    peaks = {"shared": 5e-3, "q": 2.5e-4, "relative_attention_bias": 0.05}  # they start at 1, 1/128 and 1/16; the last
+    peaks = {
+        "shared": 5e-3,
+        "q": 2.5e-4,
+        "relative_attention_bias": 0.05,
+    }  # they start at 1, 1/128 and 1/16; the last
     groups = {}  # must reach several nats before a head looks at a neighbour, which is how words begin to bind
     for name, parameter in model.named_parameters():
         groups.setdefault(peaks.get(name.split(".")[-2], 1e-3), []).append(parameter)
@@ -206,7 +244,9 @@ def linear_probe(x, y, held_x, held_y):
     """Accuracy of ridge regression from features to classes, on features it did not see."""
     mean, targets = x.mean(0), torch.nn.functional.one_hot(y).float()
     x = x - mean
-    weights = torch.linalg.solve(x.T @ x + x.pow(2).mean() * torch.eye(x.shape[1]), x.T @ (targets - targets.mean(0)))
+    weights = torch.linalg.solve(
+        x.T @ x + x.pow(2).mean() * torch.eye(x.shape[1]), x.T @ (targets - targets.mean(0))
+    )
     scores = (held_x - mean) @ weights + targets.mean(0)
     return (scores.argmax(1) == held_y).float().mean().item()
 
@@ -216,15 +256,27 @@ def words_in_relations(t5, split, count):
     scenes = [s for s in (scene(seed, split) for seed in range(4 * count)) if s.relation][:count]
     ids, mask = t5.tokenizer.encode([caption(s) for s in scenes])
     embeddings = t5.encoder(ids, mask)
+
     def at(words):  # the vectors at these words, two in each caption
-        return embeddings[torch.isin(ids, torch.tensor([t5.tokenizer.pieces.encode(word)[0] for word in words]))]
+        return embeddings[
+            torch.isin(ids, torch.tensor([t5.tokenizer.pieces.encode(word)[0] for word in words]))
+        ]
+
     def which(words, spoken):
         return torch.tensor([list(words).index(word) for word in spoken])
+
     things = [thing for s in scenes for thing in s.things]
-    colour, shape = which(COLOURS, [t.colour for t in things]), which(SHAPES, [t.shape for t in things])
+    colour, shape = (
+        which(COLOURS, [t.colour for t in things]),
+        which(SHAPES, [t.shape for t in things]),
+    )
     relation = which(OPPOSITE, [r for s in scenes for r in (s.relation, OPPOSITE[s.relation])])
-    return {"colour at shape": (at(SHAPES), colour), "shape at colour": (at(COLOURS), shape),
-            "relation at shape": (at(SHAPES), relation), "relation at colour": (at(COLOURS), relation)}
+    return {
+        "colour at shape": (at(SHAPES), colour),
+        "shape at colour": (at(COLOURS), shape),
+        "relation at shape": (at(SHAPES), relation),
+        "relation at colour": (at(COLOURS), relation),
+    }
 
 
 def means(t5, texts):
@@ -235,7 +287,10 @@ def means(t5, texts):
 
 def probe(directory, concepts):
     """Print what can be read off the frozen embeddings, and off the same network with random weights."""
-    labels, groups = [label for label, _, _ in concepts], [group.split(",")[0] for _, _, group in concepts]
+    labels, groups = (
+        [label for label, _, _ in concepts],
+        [group.split(",")[0] for _, _, group in concepts],
+    )
     kinds = torch.tensor([sorted(set(groups)).index(group) for group in groups])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     seen, unseen = order[:1300], order[1300:]
@@ -245,7 +300,10 @@ def probe(directory, concepts):
             t5.encoder.requires_grad_(True)
             initialize_weights(t5.encoder, CONFIG, torch.Generator().manual_seed(0))
             t5.encoder.requires_grad_(False)
-        seen_words, unseen_words = words_in_relations(t5, "train", 2000), words_in_relations(t5, "heldout", 1000)
+        seen_words, unseen_words = (
+            words_in_relations(t5, "train", 2000),
+            words_in_relations(t5, "heldout", 1000),
+        )
         for question, (vectors, answers) in seen_words.items():
             accuracy = linear_probe(vectors, answers, *unseen_words[question])
             print(f"{name}: {question} {accuracy:.3f} (chance {1 / len(answers.unique()):.3f})")
@@ -258,13 +316,18 @@ def probe(directory, concepts):
             print(f"  {label}: {', '.join(labels[i] for i in near)}")
         (red, green), _ = t5(["a red apple", "a green apple"])
         cosine = torch.cosine_similarity(red, green, dim=-1).tolist()
-        print(f"  cosine of a red apple and a green apple, token by token: {', '.join(f'{c:.2f}' for c in cosine)}")
+        print(
+            f"  cosine of a red apple and a green apple, token by token: {', '.join(f'{c:.2f}' for c in cosine)}"
+        )
 
 
 def save(model, tokenizer_path, out):
     """Every file under a temporary name first: a reader never sees half of one."""
     out.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().bfloat16().contiguous() for name, tensor in model.text.state_dict().items()}
+    weights = {
+        name: tensor.detach().bfloat16().contiguous()
+        for name, tensor in model.text.state_dict().items()
+    }
     config = {"model_type": "t5", "architectures": ["T5EncoderModel"], **asdict(CONFIG)}
     config |= {"pad_token_id": 0, "eos_token_id": 1, "dropout_rate": 0.0}
     save_file(weights, out / "model.safetensors.tmp", metadata={"format": "pt"})
@@ -276,12 +339,16 @@ def save(model, tokenizer_path, out):
 
 def main():
     parser = argparse.ArgumentParser(description="Pretrain the toy T5 and write its directory.")
-    parser.add_argument("--work", type=Path, required=True, help="folder for downloads and intermediate files")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for downloads and intermediate files"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--tokens", type=int, default=1024, help="tokens a step, padding included")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--probe", action="store_true", help="train nothing; measure what is in --out")
+    parser.add_argument(
+        "--probe", action="store_true", help="train nothing; measure what is in --out"
+    )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
 
@@ -290,7 +357,9 @@ def main():
     heldout, train = definitions[::50], [text for i, text in enumerate(definitions) if i % 50]
     concepts = list(emoji_concepts(emojibase))
     scenes = [scene(seed, "train") for seed in range(20000)]
-    print(f"{len(train)} glosses, {len(heldout)} held out, {len(concepts)} emoji, {len(scenes)} scenes of shapes")
+    print(
+        f"{len(train)} glosses, {len(heldout)} held out, {len(concepts)} emoji, {len(scenes)} scenes of shapes"
+    )
 
     if args.probe:
         probe(args.out, concepts)
@@ -300,7 +369,11 @@ def main():
         kind = rng.random()
         if kind < GLOSS:
             return rng.choice(train)
-        return emoji_caption(rng.choice(concepts), rng) if kind < GLOSS + EMOJI else shape_text(rng.choice(scenes), rng)
+        return (
+            emoji_caption(rng.choice(concepts), rng)
+            if kind < GLOSS + EMOJI
+            else shape_text(rng.choice(scenes), rng)
+        )
 
     shapes = [caption(s) for s in scenes]
     path = args.work / "spiece.model"
@@ -316,16 +389,24 @@ def main():
 
     model = T5Pretrainer(CONFIG, DECODER_LAYERS, torch.Generator().manual_seed(args.seed))
     size = sum(p.numel() for p in model.text.parameters())
-    print(f"encoder {size / 1e6:.2f} M parameters; chance level ln V = {math.log(CONFIG.vocab_size):.2f} nats", flush=True)
+    print(
+        f"encoder {size / 1e6:.2f} M parameters; chance level ln V = {math.log(CONFIG.vocab_size):.2f} nats",
+        flush=True,
+    )
     start, recent = time.time(), []
     for step, loss in training_loop(model, tokenizer, draw, args.seed, args.steps, args.tokens):
         recent.append(loss)
         if step % 50 == 0:
-            print(f"step {step:5d}  loss {sum(recent) / len(recent):.3f}  {time.time() - start:4.0f} s", flush=True)
+            print(
+                f"step {step:5d}  loss {sum(recent) / len(recent):.3f}  {time.time() - start:4.0f} s",
+                flush=True,
+            )
             recent = []
     save(model, path, args.out)
     loss, unigram = held_out_loss(model.eval(), tokenizer, heldout, train, args.seed)
-    print(f"held-out glosses: {loss:.3f} nats per hidden token, unigram {unigram:.3f}, chance {math.log(PIECES):.3f}")
+    print(
+        f"held-out glosses: {loss:.3f} nats per hidden token, unigram {unigram:.3f}, chance {math.log(PIECES):.3f}"
+    )
     probe(args.out, concepts)
 
 

@@ -34,13 +34,26 @@ TEN = 10
 @torch.no_grad()
 def features(net: Lite0, images: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """images (B, 3, H, W) in [-1, 1], 32 pixels a side or more -> (B, C): means of some of Lite0's maps; C = 40 + 112 + 320 + 1280."""
-    if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 32 or not images.is_floating_point():
-        raise ValueError(f"images are {tuple(images.shape)} {images.dtype}; the judge needs floats (B, 3, H, W), 32 pixels a side or more")
+    if (
+        images.dim() != 4
+        or images.shape[1] != 3
+        or min(images.shape[2:]) < 32
+        or not images.is_floating_point()
+    ):
+        raise ValueError(
+            f"images are {tuple(images.shape)} {images.dtype}; the judge needs floats (B, 3, H, W), 32 pixels a side or more"
+        )
     found = []
     for part in images.split(batch):
-        maps = net.stages(F.interpolate(part.float(), (SIDE, SIDE), mode="bilinear", antialias=True))
-        head = F.relu6(net.net._bn1(net.net._conv_head(maps[-1])))  # (B, 1280, 4, 4), what the ImageNet classes are read from
-        found.append(torch.cat([x.mean(dim=(2, 3)) for x in (*(maps[i] for i in STAGES), head)], dim=1))
+        maps = net.stages(
+            F.interpolate(part.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
+        )
+        head = F.relu6(
+            net.net._bn1(net.net._conv_head(maps[-1]))
+        )  # (B, 1280, 4, 4), what the ImageNet classes are read from
+        found.append(
+            torch.cat([x.mean(dim=(2, 3)) for x in (*(maps[i] for i in STAGES), head)], dim=1)
+        )
     return torch.cat(found)
 
 
@@ -64,8 +77,19 @@ class Judge:
     words: torch.Tensor  # (M, E), unit vectors: each concept's sentence embedding
 
     def __post_init__(self):
-        S, M, C, E = len(self.styles), len(self.concepts), self.style_weight.shape[-1], self.words.shape[-1]
-        wanted = {"style_weight": (S, C), "style_bias": (S,), "words_weight": (E, C), "words_bias": (E,), "words": (M, E)}
+        S, M, C, E = (
+            len(self.styles),
+            len(self.concepts),
+            self.style_weight.shape[-1],
+            self.words.shape[-1],
+        )
+        wanted = {
+            "style_weight": (S, C),
+            "style_bias": (S,),
+            "words_weight": (E, C),
+            "words_bias": (E,),
+            "words": (M, E),
+        }
         for name, shape in wanted.items():
             if (found := tuple(getattr(self, name).shape)) != shape:
                 raise ValueError(f"{name} is {found}, not {shape}")
@@ -74,44 +98,71 @@ class Judge:
     def load(cls, path: Path = PATH) -> "Judge":
         """From the file that ships."""
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} is missing; a clone of the project has it, and data/build_judge.py makes it")
+            raise FileNotFoundError(
+                f"{path} is missing; a clone of the project has it, and data/build_judge.py makes it"
+            )
         try:
             with safe_open(path, "pt") as file:
-                names = {key: tuple(json.loads(file.metadata()[key])) for key in ("styles", "concepts")}
+                names = {
+                    key: tuple(json.loads(file.metadata()[key])) for key in ("styles", "concepts")
+                }
                 return cls(**names, **{key: file.get_tensor(key).float() for key in file.keys()})
         except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is damaged or not a judge's file ({error}); restore it, or run data/build_judge.py") from None
+            raise ValueError(
+                f"{path} is damaged or not a judge's file ({error}); restore it, or run data/build_judge.py"
+            ) from None
 
     def save(self, path: Path) -> None:
         """All numbers in fp16."""
-        tensors = {name: value.half() for name, value in vars(self).items() if torch.is_tensor(value)}
-        save_tensors(path, tensors, {key: json.dumps(getattr(self, key)) for key in ("styles", "concepts")})
+        tensors = {
+            name: value.half() for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        save_tensors(
+            path, tensors, {key: json.dumps(getattr(self, key)) for key in ("styles", "concepts")}
+        )
 
     @property
     def chance(self) -> dict[str, float]:
         """How often a guess is right."""
-        return {"style": 1 / len(self.styles), "first": 1 / len(self.concepts), "ten": min(1.0, TEN / len(self.concepts))}
+        return {
+            "style": 1 / len(self.styles),
+            "first": 1 / len(self.concepts),
+            "ten": min(1.0, TEN / len(self.concepts)),
+        }
 
     def places(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, C) -> logits of the styles (B, S), cosine likeness to the concepts (B, M)."""
-        meaning = F.normalize(F.linear(features, self.words_weight, self.words_bias), dim=1)  # (B, E)
+        meaning = F.normalize(
+            F.linear(features, self.words_weight, self.words_bias), dim=1
+        )  # (B, E)
         return F.linear(features, self.style_weight, self.style_bias), meaning @ self.words.T
 
     def __call__(self, features: torch.Tensor, names: list[str]) -> Verdicts:
         """Features (B, C) of pictures that were to show "noto/red-apple" and so on."""
         if len(features) != len(names):
             raise ValueError(f"{len(features)} pictures, {len(names)} names")
-        known = {f"{style}/{concept}": (i, j) for i, style in enumerate(self.styles) for j, concept in enumerate(self.concepts)}
+        known = {
+            f"{style}/{concept}": (i, j)
+            for i, style in enumerate(self.styles)
+            for j, concept in enumerate(self.concepts)
+        }
         if strange := [name for name in names if name not in known]:
-            raise ValueError(f"{strange[0]!r} is no style/concept that the judge knows, such as {next(iter(known))}")
-        styles, concepts = torch.tensor([known[name] for name in names], dtype=torch.long).reshape(-1, 2).T
+            raise ValueError(
+                f"{strange[0]!r} is no style/concept that the judge knows, such as {next(iter(known))}"
+            )
+        styles, concepts = (
+            torch.tensor([known[name] for name in names], dtype=torch.long).reshape(-1, 2).T
+        )
         logits, likeness = self.places(features.cpu())
         rank = behind(likeness, concepts)
         return Verdicts(behind(logits, styles) == 0, rank == 0, rank < TEN)
 
     def shares(self, verdicts: Verdicts) -> dict[str, dict[str, float]]:
         """How often the answer was right: value, 95 % interval (Wilson), number of pictures, and chance."""
-        return {key: share(getattr(verdicts, key).tolist()) | {"chance": chance} for key, chance in self.chance.items()}
+        return {
+            key: share(getattr(verdicts, key).tolist()) | {"chance": chance}
+            for key, chance in self.chance.items()
+        }
 
 
 def behind(scores: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,17 @@ from minimuse.data import SPLITS, halve
 from minimuse.figures import decoding_gif, sheet
 from minimuse.judge import Judge, features
 from minimuse.lite0 import Lite0, has_lite0
-from minimuse.metrics import bits_per_token, frechet, interval, kid, masked_nll, mean_of, precision, psnr, ssim
+from minimuse.metrics import (
+    bits_per_token,
+    frechet,
+    interval,
+    kid,
+    masked_nll,
+    mean_of,
+    precision,
+    psnr,
+    ssim,
+)
 from minimuse.muse import Muse
 from minimuse.train import pictures_of
 from minimuse.vq import perplexity
@@ -32,28 +42,54 @@ RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
 def token_report(muse: Muse, tokens: Tokens) -> dict:
     """Nats per hidden token by mask ratio, and bits per token: of the base model with its caption, without, and with another picture's;
     of super-resolution with its low-res tokens, with those of another picture, and without caption."""
-    text, visible = (tensor.to(muse.device) for tensor in tokens.captions(torch.arange(len(tokens))))
+    text, visible = (
+        tensor.to(muse.device) for tensor in tokens.captions(torch.arange(len(tokens)))
+    )
     low, high = (tokens.ids(resolution).to(muse.device) for resolution in ("low", "high"))
     none, other = torch.zeros_like(visible), torch.arange(len(text)).roll(1)
     cases = {
-        "base": (muse.base, low, {"caption": (text, visible), "no caption": (text, none), "other caption": (text[other], visible[other])}),
-        "superres": (muse.superres, high, {
-            "low-res and caption": (text, visible, low), "no caption": (text, none, low), "other low-res": (text, visible, low[other])}),
-    }  # fmt: skip
+        "base": (
+            muse.base,
+            low,
+            {
+                "caption": (text, visible),
+                "no caption": (text, none),
+                "other caption": (text[other], visible[other]),
+            },
+        ),
+        "superres": (
+            muse.superres,
+            high,
+            {
+                "low-res and caption": (text, visible, low),
+                "no caption": (text, none, low),
+                "other low-res": (text, visible, low[other]),
+            },
+        ),
+    }
     found = {"nll": {}, "bits per token": {}}
     for name, (model, ids, told) in cases.items():
         said = lambda given: lambda rows: model.context(*(tensor[rows] for tensor in given))
-        found["nll"][name] = {case: {str(r): masked_nll(model, ids, said(given), r) for r in RATIOS} for case, given in told.items()}
+        found["nll"][name] = {
+            case: {str(r): masked_nll(model, ids, said(given), r) for r in RATIOS}
+            for case, given in told.items()
+        }
         found["bits per token"][name] = bits_per_token(model, ids, said(next(iter(told.values()))))
     return found
 
 
 @torch.no_grad()
-def tokenizer_report(muse: Muse, tokens: Tokens, images: torch.Tensor, batch: int = 64) -> tuple[dict, dict[str, torch.Tensor]]:
+def tokenizer_report(
+    muse: Muse, tokens: Tokens, images: torch.Tensor, batch: int = 64
+) -> tuple[dict, dict[str, torch.Tensor]]:
     """PSNR, SSIM, perceptual distance, codes used and perplexity on pictures (B, 3, H, W); and the reconstructions (low, high, finetuned)."""
     decode = lambda ids, *how: torch.cat([muse.pixels(part, *how) for part in ids.split(batch)])
     low, high = (tokens.ids(resolution).to(muse.device) for resolution in ("low", "high"))
-    made = {"low": decode(low, "low"), "high": decode(high, "high", False), "finetuned": decode(high, "high")}
+    made = {
+        "low": decode(low, "low"),
+        "high": decode(high, "high", False),
+        "finetuned": decode(high, "high"),
+    }
     measures = {"psnr": (psnr, 1), "ssim": (ssim, 11)}  # and the least side of a picture
     if has_lite0():  # needs the `eval` extra
         lite0 = Lite0().to(muse.device)
@@ -61,8 +97,14 @@ def tokenizer_report(muse: Muse, tokens: Tokens, images: torch.Tensor, batch: in
     found = {}
     for name, picture in made.items():
         real, ids = (halve(images), low) if name == "low" else (images, high)
-        of_each = lambda measure: torch.tensor([measure(a[None], b[None]) for a, b in zip(picture, real)])
-        found[name] = {title: mean_of(of_each(measure)) for title, (measure, least) in measures.items() if real.shape[-1] >= least}
+        of_each = lambda measure: torch.tensor(
+            [measure(a[None], b[None]) for a, b in zip(picture, real)]
+        )
+        found[name] = {
+            title: mean_of(of_each(measure))
+            for title, (measure, least) in measures.items()
+            if real.shape[-1] >= least
+        }
         codes = (muse.tokenizer if name == "low" else muse.tokenizer_hi).config.codes
         found[name] |= dict(zip(("perplexity", "used"), perplexity(ids, codes))) | {"codes": codes}
     return found, made
@@ -70,11 +112,18 @@ def tokenizer_report(muse: Muse, tokens: Tokens, images: torch.Tensor, batch: in
 
 def likeness(drawn: torch.Tensor, real: torch.Tensor) -> dict:
     """Of features (M, C): is what is drawn like the real, as a whole (Frechet distance, KID)? Is it real (precision), is all of it drawn?"""
-    measures = {"frechet": frechet, "kid": kid, "precision": precision, "recall": lambda drawn, real: precision(real, drawn)}
+    measures = {
+        "frechet": frechet,
+        "kid": kid,
+        "precision": precision,
+        "recall": lambda drawn, real: precision(real, drawn),
+    }
     return {name: interval(measure, drawn, real) for name, measure in measures.items()}
 
 
-def measure(muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None]) -> tuple[dict, dict]:
+def measure(
+    muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None]
+) -> tuple[dict, dict]:
     """All that fits, over at most n pictures of one split; and the pictures it speaks of."""
     data, config = muse.about["data"], muse.config
     pictures = pictures_of(config, data, split, n, seed)
@@ -89,31 +138,54 @@ def measure(muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None
     say("looking")
     shown = {"real": real, "reconstructed": made["finetuned"], "generated": high}
     if data == "shapes":
-        scenes, small = [shapes.parse(caption) for caption in captions], {"reconstructed_low": made["low"], "generated_low": low}
-        found["alignment"] = {name: shapes.alignment(scenes, images) for name, images in (shown | small).items()}
-        found["alignment"]["shuffled"] = shapes.alignment(scenes[1:] + scenes[:1], high)  # what chance would score
+        scenes, small = (
+            [shapes.parse(caption) for caption in captions],
+            {"reconstructed_low": made["low"], "generated_low": low},
+        )
+        found["alignment"] = {
+            name: shapes.alignment(scenes, images) for name, images in (shown | small).items()
+        }
+        found["alignment"]["shuffled"] = shapes.alignment(
+            scenes[1:] + scenes[:1], high
+        )  # what chance would score
     if has_lite0() and len(pictures) > 8:  # or halves would have no third neighbour
         net = Lite0().to(muse.device)
         look = {name: features(net, images) for name, images in shown.items()}
-        more = pictures_of(config, data, "train", 2 * n, seed)  # a held-out split may have too few others: then the shift of splits is in it
-        others = [i for i, name in enumerate(more.names) if name not in {*pictures.names}][: len(pictures)]
+        more = pictures_of(
+            config, data, "train", 2 * n, seed
+        )  # a held-out split may have too few others: then the shift of splits is in it
+        others = [i for i, name in enumerate(more.names) if name not in {*pictures.names}][
+            : len(pictures)
+        ]
         if len(others) > 8:
             look["other real pictures"] = features(net, more.batch(others).to(muse.device))
-        found["likeness"] = {name: likeness(vectors, look["real"]) for name, vectors in look.items() if name != "real"}
+        found["likeness"] = {
+            name: likeness(vectors, look["real"])
+            for name, vectors in look.items()
+            if name != "real"
+        }
         if data == "emoji":
             judge = Judge.load()
-            found["judged"] = {name: judge.shares(judge(look[name], pictures.names)) for name in shown}
+            found["judged"] = {
+                name: judge.shares(judge(look[name], pictures.names)) for name in shown
+            }
     return found, {"captions": captions, "real": real, "low": low, "high": high}
 
 
-def report(muse: Muse, n: int, seed: int = 0, splits: tuple[str, ...] | None = None) -> tuple[dict, dict]:
+def report(
+    muse: Muse, n: int, seed: int = 0, splits: tuple[str, ...] | None = None
+) -> tuple[dict, dict]:
     """What was measured, by split, and the pictures of each."""
     data = muse.about["data"]
-    splits = splits or tuple(s for s in SPLITS.get(data, SPLITS["folder"])[::-1] if (data, s) != ("shapes", "train"))
+    splits = splits or tuple(
+        s for s in SPLITS.get(data, SPLITS["folder"])[::-1] if (data, s) != ("shapes", "train")
+    )
     with tqdm(total=3 * len(splits), desc="evaluate") as bar:
         say = lambda split: lambda what: bar.set_postfix_str(f"{split}: {what}") or bar.update()
         found = {split: measure(muse, split, n, seed, say(split)) for split in splits}
-    return {split: measured for split, (measured, _) in found.items()}, {split: pictures for split, (_, pictures) in found.items()}
+    return {split: measured for split, (measured, _) in found.items()}, {
+        split: pictures for split, (_, pictures) in found.items()
+    }
 
 
 def cells(found: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
@@ -122,8 +194,20 @@ def cells(found: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and "value" not in value:
             yield from cells(value, (*path, name))
         else:
-            text = f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})" if isinstance(value, dict) else f"{value:.3f}"
-            yield ", ".join((*path, name)), text + (f", by chance {value['chance']:.4f}" if isinstance(value, dict) and "chance" in value else "")
+            text = (
+                f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+                if isinstance(value, dict)
+                else f"{value:.3f}"
+            )
+            yield (
+                ", ".join((*path, name)),
+                text
+                + (
+                    f", by chance {value['chance']:.4f}"
+                    if isinstance(value, dict) and "chance" in value
+                    else ""
+                ),
+            )
 
 
 def known(found):
@@ -137,12 +221,22 @@ def evaluate(muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None
     """Measure, and draw some of the held-out pictures, into OUT. The report has the held-out pairs at its top, other splits by name."""
     out.mkdir(parents=True, exist_ok=True)
     found, pictures = report(muse, n, splits=splits)
-    real, low, high, captions = (pictures["heldout"][name][:16] for name in ("real", "low", "high", "captions"))
-    sheet([real, low, high], captions, titles=("real", "base", "super-res")).save(out / "samples.png")
+    real, low, high, captions = (
+        pictures["heldout"][name][:16] for name in ("real", "low", "high", "captions")
+    )
+    sheet([real, low, high], captions, titles=("real", "base", "super-res")).save(
+        out / "samples.png"
+    )
     decoding_gif(muse, captions[:4], out / "decoding.gif", plain=True)
     columns = [dict(cells(measured)) for measured in found.values()]
-    names = dict.fromkeys(name for column in columns for name in column)  # a split may have more measures than another
-    rows = [["measure", *found], ["---"] * (1 + len(found)), *([name, *(column.get(name, "") for column in columns)] for name in names)]
+    names = dict.fromkeys(
+        name for column in columns for name in column
+    )  # a split may have more measures than another
+    rows = [
+        ["measure", *found],
+        ["---"] * (1 + len(found)),
+        *([name, *(column.get(name, "") for column in columns)] for name in names),
+    ]
     (out / "report.md").write_text("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
     whole = known(found.pop("heldout") | found)
     write_json(out / "report.json", whole)
@@ -151,7 +245,11 @@ def evaluate(muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None
 
 def in_short(found: dict) -> str:
     """Alignment with captions of shapes, a line for each kind of picture."""
-    line = lambda row: "  ".join(f"{attribute} {share['value']:.2f}" for attribute, share in row.items() if share["value"] is not None)
+    line = lambda row: "  ".join(
+        f"{attribute} {share['value']:.2f}"
+        for attribute, share in row.items()
+        if share["value"] is not None
+    )
     return "\n".join(f"{name:18}{line(row)}" for name, row in found["alignment"].items())
 
 

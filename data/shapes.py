@@ -6,6 +6,7 @@ what their captions say. Muse measures that with CLIP, a network's opinion (pape
 of the 60 (shape, colour, size) triples never occur in training: can a model compose what it has learnt?
 Left out: overlap, rotation, texture, and every paraphrase: a scene has one caption.
 """
+
 import functools
 import itertools
 import re
@@ -18,11 +19,22 @@ import torch.nn.functional as F
 # --- The vocabulary ---
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 # Cyan and not orange: as seen from black, orange lies close to the direction of yellow.
-COLOURS = {"red": (220, 40, 40), "green": (30, 170, 50), "blue": (40, 70, 230),
-           "yellow": (240, 215, 40), "purple": (170, 40, 210), "cyan": (40, 205, 225)}
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (30, 170, 50),
+    "blue": (40, 70, 230),
+    "yellow": (240, 215, 40),
+    "purple": (170, 40, 210),
+    "cyan": (40, 205, 225),
+}
 BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
 SIZES = {"small": 7 / 64, "large": 10.5 / 64}  # radius of the enclosing disc / side of the picture
-RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # (axis, sign) of things[0] - things[1]
+RELATIONS = {
+    "left of": (0, -1),
+    "right of": (0, 1),
+    "above": (1, -1),
+    "below": (1, 1),
+}  # (axis, sign) of things[0] - things[1]
 NUMBERS = ("", "a", "two", "three", "four")
 SPLITS = ("train", "heldout")
 GAP = 3 / 64  # least distance between the enclosing discs of two things
@@ -91,7 +103,9 @@ def scene(seed: int, split: str = "train") -> Scene:
             triples.reverse()
         relation = list(RELATIONS)[rng.integers(4)]
     xy = _positions(rng, np.array([SIZES[size] for _, _, size in triples]), relation)
-    return Scene(background, tuple(Thing(*t, float(x), float(y)) for t, (x, y) in zip(triples, xy)), relation)
+    return Scene(
+        background, tuple(Thing(*t, float(x), float(y)) for t, (x, y) in zip(triples, xy)), relation
+    )
 
 
 # --- Words ---
@@ -111,8 +125,11 @@ def caption(s: Scene) -> str:
 def parse(text: str) -> Scene:
     """The scene that a caption describes, everything placed at the centre; undoes `caption`."""
     thing = rf"({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-    words = re.fullmatch(rf"({'|'.join(NUMBERS[1:])}) {thing}(?:e?s)?(?: ({'|'.join(RELATIONS)}) a {thing})?"
-                         rf" on a ({'|'.join(BACKGROUNDS)}) background", text)
+    words = re.fullmatch(
+        rf"({'|'.join(NUMBERS[1:])}) {thing}(?:e?s)?(?: ({'|'.join(RELATIONS)}) a {thing})?"
+        rf" on a ({'|'.join(BACKGROUNDS)}) background",
+        text,
+    )
     if words is None:
         raise ValueError(f"not a caption of shapes: {text!r}")
     number, size, colour, shape, relation, size2, colour2, shape2, background = words.groups()
@@ -128,7 +145,9 @@ def parse(text: str) -> Scene:
 def coverage(shape: str, x, y, r: float, edge: float):
     """How much of the pixel at (x, y) from the centre is covered, in [0, 1]; all in pixels."""
     if shape == "circle":
-        d = np.hypot(x, y) - r  # the signed distance to the outline, below 0 inside; all shapes fit a disc of radius r
+        d = (
+            np.hypot(x, y) - r
+        )  # the signed distance to the outline, below 0 inside; all shapes fit a disc of radius r
     elif shape == "ring":
         d = np.abs(np.hypot(x, y) - 0.775 * r) - 0.225 * r
     elif shape == "square":
@@ -161,7 +180,10 @@ def detect(images: torch.Tensor) -> list[Scene]:
     shape = tuple(images.shape)
     if shape != (len(images), 3, shape[-1], shape[-1]) or not images.is_floating_point():
         raise ValueError(f"images are {shape} {images.dtype}; detect needs floats (B, 3, S, S)")
-    return [_read(pixels) for pixels in ((images.detach().float().cpu() + 1) * 127.5).permute(0, 2, 3, 1).numpy()]
+    return [
+        _read(pixels)
+        for pixels in ((images.detach().float().cpu() + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    ]
 
 
 def _read(pixels):
@@ -171,18 +193,22 @@ def _read(pixels):
     background = np.linalg.norm(np.median(border, 0) - paints, axis=-1).argmin()
     # A soft edge mixes background and colour, so a pixel lies on the line between the two. For each colour:
     # how far along that line it lies (the coverage), and how far off (the misfit).
-    v = pixels - paints[background]                                            # (S, S, 3)
+    v = pixels - paints[background]  # (S, S, 3)
     lines = np.array(list(COLOURS.values()), np.float32) - paints[background]  # (6, 3)
-    dot, square = np.einsum("hwc,kc->hwk", v, lines), (lines**2).sum(-1)       # (S, S, 6), (6,)
-    cover = np.clip(dot / square, 0, 1)                                        # (S, S, 6)
+    dot, square = np.einsum("hwc,kc->hwk", v, lines), (lines**2).sum(-1)  # (S, S, 6), (6,)
+    cover = np.clip(dot / square, 0, 1)  # (S, S, 6)
     misfit = (v**2).sum(-1, keepdims=True) - 2 * cover * dot + cover**2 * square
     likeliest = np.take_along_axis(cover, misfit.argmin(-1)[..., None], -1)[..., 0]
 
-    labels = components(torch.from_numpy(likeliest > 0.4)[None])  # pixels covered more than this belong to things
+    labels = components(
+        torch.from_numpy(likeliest > 0.4)[None]
+    )  # pixels covered more than this belong to things
     grown = F.max_pool2d(labels, 3, stride=1, padding=1)[0].numpy()  # takes in the soft edge around
     labels, things = labels[0].numpy(), []
     for label, count in zip(*np.unique(labels, return_counts=True)):
-        if label > 0 and count >= 0.003 * labels.size:  # or it is a speck: the smallest thing covers 0.015
+        if (
+            label > 0 and count >= 0.003 * labels.size
+        ):  # or it is a speck: the smallest thing covers 0.015
             colour = misfit[labels == label].sum(0).argmin()
             shape, size, x, y = match(np.where(grown == label, cover[..., colour], 0))
             things.append(Thing(shape, list(COLOURS)[colour], size, x, y))
@@ -203,10 +229,17 @@ def _templates(side):
     half = int(np.ceil(max(SIZES.values()) * side)) + 2
     grid = np.arange(-half, half + 1, dtype=np.float32)
     shifts = np.arange(-0.5, 0.51, 0.25, dtype=np.float32)
-    edges = (1, 2)  # the wider one is for blurred pictures: without it a blurred small ring passes for a cross
+    edges = (
+        1,
+        2,
+    )  # the wider one is for blurred pictures: without it a blurred small ring passes for a cross
     names = list(itertools.product(SHAPES, SIZES, shifts, shifts, edges))
-    return names, np.stack([coverage(shape, grid - dx, grid[:, None] - dy, SIZES[size] * side, edge)
-                            for shape, size, dx, dy, edge in names])
+    return names, np.stack(
+        [
+            coverage(shape, grid - dx, grid[:, None] - dy, SIZES[size] * side, edge)
+            for shape, size, dx, dy, edge in names
+        ]
+    )
 
 
 def match(soft):
@@ -214,10 +247,14 @@ def match(soft):
     names, templates = _templates(len(soft))
     P = templates.shape[-1]
     # Every shape balances about its centre, so the centre of mass finds it within a pixel.
-    column, row = (round(float(soft.sum(axis) @ np.arange(len(soft)) / soft.sum())) for axis in (0, 1))
+    column, row = (
+        round(float(soft.sum(axis) @ np.arange(len(soft)) / soft.sum())) for axis in (0, 1)
+    )
     patch = np.pad(soft, P // 2)[row : row + P, column : column + P]
     both = np.minimum(patch, templates).sum((1, 2))
-    overlap = both / (soft.sum() + templates.sum((1, 2)) - both)  # intersection over union: sum(min) / sum(max)
+    overlap = both / (
+        soft.sum() + templates.sum((1, 2)) - both
+    )  # intersection over union: sum(min) / sum(max)
     shape, size, dx, dy, _ = names[overlap.argmax()]
     return shape, size, float(column + dx + 0.5) / len(soft), float(row + dy + 0.5) / len(soft)
 
@@ -232,18 +269,23 @@ def agree(wanted: Scene, reading: Scene) -> dict[str, bool | None]:
 
     Things are paired so that most parts agree. A missing thing makes all parts wrong, an additional one only the count.
     """
+
     def same(want, got):
         return [got is not None and getattr(want, part) == getattr(got, part) for part in PARTS]
 
     # With n wanted, n candidates for each suffice: the others use at most n - 1 of them.
     n = len(wanted.things)
     found = [*reading.things, *[None] * n]  # None: missing
-    best = [sorted(range(len(found)), key=lambda i: -sum(same(w, found[i])))[:n] for w in wanted.things]
+    best = [
+        sorted(range(len(found)), key=lambda i: -sum(same(w, found[i])))[:n] for w in wanted.things
+    ]
     pairings = [[found[i] for i in p] for p in itertools.product(*best) if len({*p}) == n]
     got = max(pairings, key=lambda things: sum(map(sum, map(same, wanted.things, things))))
     answer = dict(zip(PARTS, map(all, zip(*map(same, wanted.things, got)))))
     answer["count"] = len(reading.things) == n
-    answer["relation"] = None if wanted.relation is None else None not in got and holds(wanted.relation, *got)
+    answer["relation"] = (
+        None if wanted.relation is None else None not in got and holds(wanted.relation, *got)
+    )
     answer["background"] = wanted.background == reading.background
     answer["all"] = False not in answer.values()
     return answer
@@ -261,7 +303,9 @@ def wilson(right: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     z, p = 1.959964, right / n  # 97.5 % of a normal distribution lies below z
     middle, spread = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
+    return max(0.0, (middle - spread) / (1 + z * z / n)), min(
+        1.0, (middle + spread) / (1 + z * z / n)
+    )
 
 
 def share(right: list[bool]) -> dict[str, float]:

@@ -35,7 +35,7 @@ def initialize_weights(model, config, generator):
     """T5's initialisation, for an encoder, a decoder or both."""
     narrow = config.d_model**-0.5
     std = dict.fromkeys(("k", "v", "wi", "wi_0", "wi_1", "relative_attention_bias"), narrow)
-    std |= {"shared": 1.0, "o": (config.num_heads * config.d_kv)**-0.5, "wo": config.d_ff**-0.5}
+    std |= {"shared": 1.0, "o": (config.num_heads * config.d_kv) ** -0.5, "wo": config.d_ff**-0.5}
     std |= {"q": narrow * config.d_kv**-0.5}  # the 1/sqrt(d) that attention leaves out
     for name, parameter in model.named_parameters():
         module = name.split(".")[-2]
@@ -90,7 +90,9 @@ def corrupt(ids, mask, vocab_size, generator, rate=0.15, mean_span=3.0):
         pair = corrupt_row(tokens, vocab_size, generator, rate, mean_span)
         inputs.append(torch.tensor(pair[0]))
         targets.append(torch.tensor(pair[1]))
-    encoder_mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in inputs], batch_first=True)
+    encoder_mask = pad_sequence(
+        [torch.ones(len(row), dtype=torch.bool) for row in inputs], batch_first=True
+    )
     encoder_ids = pad_sequence(inputs, batch_first=True, padding_value=PAD)
     targets = pad_sequence(targets, batch_first=True, padding_value=PAD)
     return encoder_ids, encoder_mask, F.pad(targets[:, :-1], (1, 0), value=PAD), targets
@@ -99,17 +101,23 @@ def corrupt(ids, mask, vocab_size, generator, rate=0.15, mean_span=3.0):
 class DecoderBlock(nn.Module):
     def __init__(self, config, owns_bias):
         super().__init__()
-        self.layer = nn.ModuleList([
-            residual(config, SelfAttention=Attention(config, owns_bias, bidirectional=False)),
-            residual(config, EncDecAttention=Attention(config, owns_bias=False, bidirectional=False)),
-            residual(config, DenseReluDense=FeedForward(config)),
-        ])
+        self.layer = nn.ModuleList(
+            [
+                residual(config, SelfAttention=Attention(config, owns_bias, bidirectional=False)),
+                residual(
+                    config, EncDecAttention=Attention(config, owns_bias=False, bidirectional=False)
+                ),
+                residual(config, DenseReluDense=FeedForward(config)),
+            ]
+        )
 
     def forward(self, x, bias, text, text_bias):
         attention, cross, mlp = self.layer
         h = attention.layer_norm(x)
         x = x + attention.SelfAttention(h, h, bias)
-        x = x + cross.EncDecAttention(cross.layer_norm(x), text, text_bias)  # without a position bias, as in T5
+        x = x + cross.EncDecAttention(
+            cross.layer_norm(x), text, text_bias
+        )  # without a position bias, as in T5
         return x + mlp.DenseReluDense(mlp.layer_norm(x))
 
 
@@ -118,19 +126,21 @@ class T5Decoder(nn.Module):
 
     def __init__(self, config, num_layers):
         super().__init__()
-        self.block = nn.ModuleList([DecoderBlock(config, owns_bias=i == 0) for i in range(num_layers)])
+        self.block = nn.ModuleList(
+            [DecoderBlock(config, owns_bias=i == 0) for i in range(num_layers)]
+        )
         self.final_layer_norm = norm(config)
 
     def forward(self, x, text, text_mask):
         """x (B, U, E), text (B, T, E), text_mask (B, T) -> (B, U, E)."""
         U = x.shape[1]
         causal = torch.ones(U, U, dtype=torch.bool, device=x.device).tril()
-        bias = self.block[0].layer[0].SelfAttention.position_bias(U)        # (1, H, U, U)
-        bias = mask_bias(bias, causal)                                      # (1, H, U, U)
-        text_bias = torch.zeros_like(text_mask, dtype=x.dtype)              # (B, T)
-        text_bias = mask_bias(text_bias, text_mask)[:, None, None, :]       # (B, 1, 1, T)
+        bias = self.block[0].layer[0].SelfAttention.position_bias(U)  # (1, H, U, U)
+        bias = mask_bias(bias, causal)  # (1, H, U, U)
+        text_bias = torch.zeros_like(text_mask, dtype=x.dtype)  # (B, T)
+        text_bias = mask_bias(text_bias, text_mask)[:, None, None, :]  # (B, 1, 1, T)
         for block in self.block:
-            x = block(x, bias, text, text_bias)                             # (B, U, E)
+            x = block(x, bias, text, text_bias)  # (B, U, E)
         return self.final_layer_norm(x)
 
 
@@ -149,13 +159,13 @@ class T5Pretrainer(nn.Module):
 
     def token_losses(self, encoder_ids, encoder_mask, decoder_inputs, targets):
         """What `corrupt` returns -> the loss of every real target in nats, row after row, padding left out."""
-        text = self.text(encoder_ids, encoder_mask)                 # (B, T, E)
-        x = self.text.shared(decoder_inputs)                        # (B, U, E)
-        x = self.decoder(x, text, encoder_mask)                     # (B, U, E)
+        text = self.text(encoder_ids, encoder_mask)  # (B, T, E)
+        x = self.text.shared(decoder_inputs)  # (B, U, E)
+        x = self.decoder(x, text, encoder_mask)  # (B, U, E)
         real = targets != PAD
         # The embedding has variance 1, so the product with it needs the scale d^-0.5 to start near ln V.
-        x = x[real] * self.text.config.d_model**-0.5                # (targets, E)
-        logits = F.linear(x, self.text.shared.weight).float()       # (targets, V)
+        x = x[real] * self.text.config.d_model**-0.5  # (targets, E)
+        logits = F.linear(x, self.text.shared.weight).float()  # (targets, V)
         return F.cross_entropy(logits, targets[real], reduction="none")
 
     def forward(self, encoder_ids, encoder_mask, decoder_inputs, targets):

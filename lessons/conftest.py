@@ -32,5 +32,6 @@ def compare(example):
 
 
 pytest_collect_file = Sybil(
-    parsers=[CodeBlockParser("python", run), CodeBlockParser("text", compare)], patterns=["[0-9][0-9]-*.md"]
+    parsers=[CodeBlockParser("python", run), CodeBlockParser("text", compare)],
+    patterns=["[0-9][0-9]-*.md"],
 ).pytest()

@@ -22,8 +22,18 @@ def write(folder: Path) -> None:
     for path in sorted(LESSONS.glob("[0-9][0-9]-*.md")):
         notebook = jupytext.read(path)
         first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-        first.source = SETUP.format(figures=str((folder / "figures").resolve()), root=str(LESSONS.parent)) + "\n\n" + first.source
-        for cell in (cell for cell in notebook.cells if cell.cell_type == "markdown"):  # links to lessons, and into the clone
-            cell.source = re.sub(r"\]\((\d\d-[\w-]+)\.md\)", r"](\1.ipynb)", cell.source).replace("](../", f"]({LESSONS.parent}/").replace("](claims", f"]({LESSONS}/claims")
+        first.source = (
+            SETUP.format(figures=str((folder / "figures").resolve()), root=str(LESSONS.parent))
+            + "\n\n"
+            + first.source
+        )
+        for cell in (
+            cell for cell in notebook.cells if cell.cell_type == "markdown"
+        ):  # links to lessons, and into the clone
+            cell.source = (
+                re.sub(r"\]\((\d\d-[\w-]+)\.md\)", r"](\1.ipynb)", cell.source)
+                .replace("](../", f"]({LESSONS.parent}/")
+                .replace("](claims", f"]({LESSONS}/claims")
+            )
         jupytext.write(notebook, folder / f"{path.stem}.ipynb")
         print(folder / f"{path.stem}.ipynb")

@@ -32,17 +32,42 @@ def edges(lengths) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode(parts: dict[str, nn.Module], text: FrozenT5, pictures: Pictures, rows: torch.Tensor, device: str, batch: int = 64) -> dict:
+def encode(
+    parts: dict[str, nn.Module],
+    text: FrozenT5,
+    pictures: Pictures,
+    rows: torch.Tensor,
+    device: str,
+    batch: int = 64,
+) -> dict:
     """The shard of some pictures. A caption that many share is embedded once; without "tokenizer_hi" there are no high-res ids."""
     captions = [pictures.captions[i] for i in rows.tolist()]
-    words = sorted(dict.fromkeys(c for cs in captions for c in cs), key=len)  # like lengths together: little is padding
+    words = sorted(
+        dict.fromkeys(c for cs in captions for c in cs), key=len
+    )  # like lengths together: little is padding
     with autocast(device):
-        ids = lambda part, shrink: torch.cat([part.encode(shrink(pictures.batch(i).to(device))).flatten(1).int().cpu() for i in rows.split(batch)])
-        shard = {"low": ids(parts["tokenizer"], halve)} | ({"high": ids(parts["tokenizer_hi"], lambda x: x)} if "tokenizer_hi" in parts else {})
-        said = [row[seen].bfloat16() for i in range(0, len(words), 256) for row, seen in zip(*(x.cpu() for x in text(words[i : i + 256])))]
+        ids = lambda part, shrink: torch.cat(
+            [
+                part.encode(shrink(pictures.batch(i).to(device))).flatten(1).int().cpu()
+                for i in rows.split(batch)
+            ]
+        )
+        shard = {"low": ids(parts["tokenizer"], halve)} | (
+            {"high": ids(parts["tokenizer_hi"], lambda x: x)} if "tokenizer_hi" in parts else {}
+        )
+        said = [
+            row[seen].bfloat16()
+            for i in range(0, len(words), 256)
+            for row, seen in zip(*(x.cpu() for x in text(words[i : i + 256])))
+        ]
     place = {c: i for i, c in enumerate(words)}
     variants = torch.tensor([place[c] for cs in captions for c in cs])
-    return shard | {"text": torch.cat(said), "starts": edges(map(len, said)), "variants": variants, "owns": edges(map(len, captions))}
+    return shard | {
+        "text": torch.cat(said),
+        "starts": edges(map(len, said)),
+        "variants": variants,
+        "owns": edges(map(len, captions)),
+    }
 
 
 class Tokens:
@@ -52,7 +77,14 @@ class Tokens:
         self.shards, self.edges = shards, edges(len(shard["low"]) for shard in shards)
 
     @classmethod
-    def of(cls, parts: dict[str, nn.Module], text: FrozenT5, pictures: Pictures, device: str = "cpu", batch: int = 64) -> "Tokens":
+    def of(
+        cls,
+        parts: dict[str, nn.Module],
+        text: FrozenT5,
+        pictures: Pictures,
+        device: str = "cpu",
+        batch: int = 64,
+    ) -> "Tokens":
         """In memory."""
         return cls([encode(parts, text, pictures, torch.arange(len(pictures)), device, batch)])
 
@@ -62,15 +94,29 @@ class Tokens:
     def rows(self, indices: torch.Tensor) -> list[tuple[dict, int]]:
         """The shard of each picture, and its row there."""
         which = torch.searchsorted(self.edges, indices, right=True) - 1
-        return [(self.shards[s], i) for s, i in zip(which.tolist(), (indices - self.edges[which]).tolist())]
+        return [
+            (self.shards[s], i)
+            for s, i in zip(which.tolist(), (indices - self.edges[which]).tolist())
+        ]
 
     def ids(self, resolution: str, indices: torch.Tensor | None = None) -> torch.Tensor:
         """Token ids (B, N) of resolution "low" or "high"; of all pictures, if no indices are given."""
-        return torch.stack([shard[resolution][i] for shard, i in self.rows(torch.arange(len(self)) if indices is None else indices)]).long()
+        return torch.stack(
+            [
+                shard[resolution][i]
+                for shard, i in self.rows(torch.arange(len(self)) if indices is None else indices)
+            ]
+        ).long()
 
-    def choose(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> list[torch.Tensor]:
+    def choose(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None
+    ) -> list[torch.Tensor]:
         """A caption of each picture (a random one, or the first): embeddings (T, E), which are not looked at yet."""
-        u = torch.rand(len(indices), generator=generator).tolist() if generator else [0.0] * len(indices)
+        u = (
+            torch.rand(len(indices), generator=generator).tolist()
+            if generator
+            else [0.0] * len(indices)
+        )
         chosen = []
         for (shard, i), x in zip(self.rows(indices), u):
             first, last = shard["owns"][i : i + 2].tolist()
@@ -78,7 +124,9 @@ class Tokens:
             chosen.append(shard["text"][slice(*shard["starts"][caption : caption + 2].tolist())])
         return chosen
 
-    def captions(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def captions(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The chosen captions: embeddings (B, T, E), mask (B, T)."""
         return pad(self.choose(indices, generator))
 
@@ -92,12 +140,31 @@ def pad(chosen: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def key(out: Path, about: dict) -> dict:
     """What OUT/cache depends on: pictures (a folder's files, by name, size and date), text encoder, tokenizers."""
-    listing = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(about["data"]).rglob("*"))]
-    known = {"data": about["data"], "files": stable_hash(str(listing)), "scenes": about["config"]["scenes"], "text": about["text"]["fingerprint"]}
-    return known | {part: hashlib.sha256((out / f"{part}.safetensors").read_bytes()).hexdigest()[:12] for part in PARTS[:2]}
+    listing = [
+        (str(p), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in sorted(Path(about["data"]).rglob("*"))
+    ]
+    known = {
+        "data": about["data"],
+        "files": stable_hash(str(listing)),
+        "scenes": about["config"]["scenes"],
+        "text": about["text"]["fingerprint"],
+    }
+    return known | {
+        part: hashlib.sha256((out / f"{part}.safetensors").read_bytes()).hexdigest()[:12]
+        for part in PARTS[:2]
+    }
 
 
-def write(out: Path, key: dict, parts: dict, text: FrozenT5, pictures: Pictures, device: str, per_shard: int = 4096) -> Iterator:
+def write(
+    out: Path,
+    key: dict,
+    parts: dict,
+    text: FrozenT5,
+    pictures: Pictures,
+    device: str,
+    per_shard: int = 4096,
+) -> Iterator:
     """Write OUT/cache; yields how many of how many shards are done."""
     (folder := out / "cache").mkdir(parents=True, exist_ok=True)
     (index := folder / "index.json").unlink(missing_ok=True)
@@ -120,7 +187,11 @@ def read(out: Path, key: dict) -> Tokens:
                 raise ValueError(f"{len(shards[-1]['low'])} pictures, not {count}")
         tokens, same = Tokens(shards), held["key"] == key
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error!r}); run minimuse cache again") from None
+        raise ValueError(
+            f"{path} is missing or damaged ({error!r}); run minimuse cache again"
+        ) from None
     if not same:
-        raise ValueError(f"{path.parent} was made from other data, tokenizers or text encoder; run minimuse cache again, or remove it")
+        raise ValueError(
+            f"{path.parent} was made from other data, tokenizers or text encoder; run minimuse cache again, or remove it"
+        )
     return tokens

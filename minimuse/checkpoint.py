@@ -37,7 +37,9 @@ def replace(path: Path, write: Callable[[Path], None], before: Path | None = Non
             os.replace(path, before)
         os.replace(new, path)
     except (SafetensorError, OSError) as error:
-        raise OSError(f"{path} cannot be written ({error}); what was written before is whole: make room") from None
+        raise OSError(
+            f"{path} cannot be written ({error}); what was written before is whole: make room"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -46,14 +48,21 @@ def write_json(path: Path, data: dict) -> None:
     replace(path, lambda temporary: temporary.write_text(json.dumps(data, indent=1) + "\n"))
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None, before: Path | None = None) -> None:
+def save_tensors(
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, str] | None = None,
+    before: Path | None = None,
+) -> None:
     """One safetensors file; if it has one to go `before` it, with a digest. Of several processes all gather, and the first writes."""
     held, writes = {}, parallel.place()[0] == 0
     for name, tensor in tensors.items():
         tensor = parallel.whole(tensor.detach())
         held |= {name: tensor.cpu().contiguous().clone()} if writes else {}
     if broken := [k for k, v in held.items() if v.is_floating_point() and not v.isfinite().all()]:
-        raise ValueError(f"{path} is not written: {broken[0]} is not finite; what was there before is kept. Lower the learning rate, in another --out")
+        raise ValueError(
+            f"{path} is not written: {broken[0]} is not finite; what was there before is kept. Lower the learning rate, in another --out"
+        )
     if writes:
         header = metadata | {"sha256": digest(held, metadata)} if before else metadata
         replace(path, lambda temporary: save_file(held, temporary, header), before)
@@ -64,7 +73,9 @@ def digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
     """SHA-256 of all that a file says."""
     found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, x in sorted(tensors.items()):
-        found.update(f"{name} {x.dtype} {[*x.shape]}".encode() + x.reshape(-1).view(torch.uint8).numpy().data)
+        found.update(
+            f"{name} {x.dtype} {[*x.shape]}".encode() + x.reshape(-1).view(torch.uint8).numpy().data
+        )
     return found.hexdigest()
 
 
@@ -81,12 +92,21 @@ def states(model: nn.Module, optimizers: list) -> Iterator[tuple[str, nn.Paramet
             yield names[p], p, optimizer.state[p]
 
 
-def save(path: Path, step: int, model: nn.Module, average: dict, optimizers: list, key: dict) -> None:
+def save(
+    path: Path, step: int, model: nn.Module, average: dict, optimizers: list, key: dict
+) -> None:
     """One safetensors file: weights, average, optimizers, and in its header the step, what it belongs to and a digest."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {
+        f"average.{k}": v for k, v in average.items()
+    }
     for name, _, state in states(model, optimizers):
         tensors |= {f"optimizer.{name}/{k}": v for k, v in state.items()}
-    save_tensors(path, tensors, {"step": str(step), "key": json.dumps(key)}, before=path.with_suffix(".before"))
+    save_tensors(
+        path,
+        tensors,
+        {"step": str(step), "key": json.dumps(key)},
+        before=path.with_suffix(".before"),
+    )
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -98,7 +118,9 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         if header.pop("sha256") != digest(tensors, header):
             raise ValueError("its SHA-256 is another")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, truncated or no checkpoint ({error}); remove it to start this stage again") from None
+        raise ValueError(
+            f"{path} is damaged, truncated or no checkpoint ({error}); remove it to start this stage again"
+        ) from None
     return header, tensors
 
 
@@ -113,19 +135,36 @@ def restore(path: Path, model: nn.Module, average: dict, optimizers: list, key: 
             raise
         warnings.warn(f"{error}. Going on from the one before it", stacklevel=2)
         header, tensors = read(there[1])
-        there[0].unlink(missing_ok=True)  # or the next save would put it in the place of the good one
+        there[0].unlink(
+            missing_ok=True
+        )  # or the next save would put it in the place of the good one
     if json.loads(header["key"]) != key:
-        raise ValueError(f"{path} was started with other settings, data, text encoder or seed; give the same ones, or another --out")
-    if missing := {f"{kind}.{k}" for kind in ("model", "average") for k in average} - tensors.keys():
-        raise ValueError(f"{path} is no checkpoint of this stage: it lacks {min(missing)}; remove it to start this stage again")
+        raise ValueError(
+            f"{path} was started with other settings, data, text encoder or seed; give the same ones, or another --out"
+        )
+    if (
+        missing := {f"{kind}.{k}" for kind in ("model", "average") for k in average}
+        - tensors.keys()
+    ):
+        raise ValueError(
+            f"{path} is no checkpoint of this stage: it lacks {min(missing)}; remove it to start this stage again"
+        )
     with torch.no_grad():
         for k, v in model.state_dict().items():
             parallel.put(v, tensors[f"model.{k}"])
             parallel.put(average[k], tensors[f"average.{k}"])
         for name, p, state in states(model, optimizers):
-            for k, v in ((k.rpartition("/")[2], v) for k, v in tensors.items() if k.startswith(f"optimizer.{name}/")):
+            for k, v in (
+                (k.rpartition("/")[2], v)
+                for k, v in tensors.items()
+                if k.startswith(f"optimizer.{name}/")
+            ):
                 # empty_like keeps the parameter's memory layout (channels-last), which the fused step relies on
-                state[k] = parallel.put(torch.empty_like(p), v) if v.shape == p.shape and k != "step" else v.to(p.device)
+                state[k] = (
+                    parallel.put(torch.empty_like(p), v)
+                    if v.shape == p.shape and k != "step"
+                    else v.to(p.device)
+                )
     return int(header["step"])
 
 
@@ -137,7 +176,9 @@ def alone(out: Path, what: str, wait: float = 0.0) -> Iterator[None]:
         return
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path := out / f"{what}.lock", timeout=wait):  # it goes with the process, however that ends
+        with FileLock(
+            path := out / f"{what}.lock", timeout=wait
+        ):  # it goes with the process, however that ends
             for torn in out.glob(f"{what}.*.tmp"):
                 shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
             if (out / f"{what}.safetensors").is_file():
@@ -149,19 +190,27 @@ def alone(out: Path, what: str, wait: float = 0.0) -> Iterator[None]:
                 with suppress(OSError):  # Windows removes it by itself
                     path.unlink()
     except Timeout:
-        raise ValueError(f"{what} is being trained in {out} by another process; wait for it, or give another --out") from None
+        raise ValueError(
+            f"{what} is being trained in {out} by another process; wait for it, or give another --out"
+        ) from None
 
 
 @contextmanager
 def patiently() -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM, if not repeated, wait for the end of a step: `optimize` looks at `asked`, saves, raises KeyboardInterrupt."""
+
     def remember(number: int, frame) -> None:
         asked.add(number)
         signal.signal(number, was[number])
-        os.write(2, b"\nminimuse: finishing this step, and saving; once more stops at once\n")  # print could meet itself in a handler
+        os.write(
+            2, b"\nminimuse: finishing this step, and saving; once more stops at once\n"
+        )  # print could meet itself in a handler
+
     was = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in was.items():
-        signal.signal(number, handler if handler == signal.SIG_IGN else remember)  # ignored: a job in the background
+        signal.signal(
+            number, handler if handler == signal.SIG_IGN else remember
+        )  # ignored: a job in the background
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ Muse learns from (picture, caption) pairs and from nothing else, so one small cl
 Each source has its file in `data/`: `shapes.py`, `emoji_pack.py`, and `folder.py`. What is held out follows from names by a hash, not
 from a shuffle: nothing moves a picture into training. Left out: augmentation, and streaming (all pictures are in memory as uint8).
 """
+
 import hashlib
 import warnings
 from dataclasses import dataclass
@@ -21,7 +22,11 @@ from PIL import Image, ImageOps
 from minimuse import shapes
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-SPLITS = {"shapes": ("train", "validation", "heldout"), "emoji": ("train", "heldout", "heldout-concept"), "folder": ("train", "heldout")}
+SPLITS = {
+    "shapes": ("train", "validation", "heldout"),
+    "emoji": ("train", "heldout", "heldout-concept"),
+    "folder": ("train", "heldout"),
+}
 
 
 @dataclass(frozen=True, eq=False)  # eq: two tensors have no single truth value
@@ -46,19 +51,41 @@ def halve(images: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(images, 2)
 
 
-def load(source: str, split: str, side: int, count: int | None = None, seed: int = 0, data_dir: Path = DATA, smallest: int = 8, skip: bool = False) -> Pictures:
+def load(
+    source: str,
+    split: str,
+    side: int,
+    count: int | None = None,
+    seed: int = 0,
+    data_dir: Path = DATA,
+    smallest: int = 8,
+    skip: bool = False,
+) -> Pictures:
     """The pictures of one split, side x side: `count` shapes, or at most `count` of emoji or a folder, chosen by `seed`. In a folder,
     `smallest` is the least side (the tokenizer's factor f), and `skip` drops damaged ones."""
     if split not in (splits := SPLITS[kind := source if source in SPLITS else "folder"]):
         raise ValueError(f"split {split!r} of {source}; there is {', '.join(splits)}")
     if (count is None and kind == "shapes") or (count is not None and count < 1):
-        raise ValueError(f"count={count}; give 1 or more (shapes are endless, so they need a count)")
-    if kind == "shapes":  # training takes the even scene numbers and validation the odd ones, so no seeds can meet
+        raise ValueError(
+            f"count={count}; give 1 or more (shapes are endless, so they need a count)"
+        )
+    if (
+        kind == "shapes"
+    ):  # training takes the even scene numbers and validation the odd ones, so no seeds can meet
         numbers = [2 * (seed * 10**9 + i) + (split == "validation") for i in range(count)]
         scenes = [shapes.scene(n, "heldout" if split == "heldout" else "train") for n in numbers]
-        return Pictures(shapes.render(scenes, side), [(shapes.caption(s),) for s in scenes], [f"shapes/{split}/{n}" for n in numbers])
+        return Pictures(
+            shapes.render(scenes, side),
+            [(shapes.caption(s),) for s in scenes],
+            [f"shapes/{split}/{n}" for n in numbers],
+        )
     from minimuse import emoji_pack, folder  # here, for they need this file
-    found = emoji_pack.find(split, side, Path(data_dir)) if kind == "emoji" else folder.find(Path(source), split, side, smallest, skip)
+
+    found = (
+        emoji_pack.find(split, side, Path(data_dir))
+        if kind == "emoji"
+        else folder.find(Path(source), split, side, smallest, skip)
+    )
     if count is not None and count < len(found):
         chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:count]
         found = [found[i] for i in sorted(chosen.tolist())]
@@ -76,11 +103,17 @@ def stable_hash(text: str) -> int:
 def read_picture(path: Path) -> Image.Image:
     """A PNG, JPEG or WebP file as RGB, turned as it was taken."""
     try:
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):  # refuse, do not only warn
+        with warnings.catch_warnings(
+            action="error", category=Image.DecompressionBombWarning
+        ):  # refuse, do not only warn
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-                return on_white(ImageOps.exif_transpose(image))  # phones store the turn, not the turned pixels
+                return on_white(
+                    ImageOps.exif_transpose(image)
+                )  # phones store the turn, not the turned pixels
     except Exception as error:  # PIL's readers raise whatever a broken file makes them trip over
-        raise ValueError(f"{path} cannot be read ({error}); save it again as a smaller 8-bit PNG, or remove it") from None
+        raise ValueError(
+            f"{path} cannot be read ({error}); save it again as a smaller 8-bit PNG, or remove it"
+        ) from None
 
 
 def on_white(image: Image.Image) -> Image.Image:

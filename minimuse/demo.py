@@ -22,29 +22,54 @@ from minimuse.report import evaluate, in_short
 from minimuse.train import NEEDS, STAGES, pending, train_all
 
 
-def demo(out: Path, preset: str, seed: int, resume: bool, show: Callable[..., None], n: int = 256) -> dict:
+def demo(
+    out: Path, preset: str, seed: int, resume: bool, show: Callable[..., None], n: int = 256
+) -> dict:
     """Train, measure, draw; returns the report. `show(records, row)` consumes the records of stages that train in one process."""
     begun = time.monotonic()
-    seconds, stages = side_by_side(out, configs.PRESETS[preset], "shapes", "t5-toy", seed, resume, show)
+    seconds, stages = side_by_side(
+        out, configs.PRESETS[preset], "shapes", "t5-toy", seed, resume, show
+    )
     trained = time.monotonic()
-    found = {"seconds": seconds, "stages": stages} | evaluate(Muse.load(out), out, n, splits=("heldout",))
-    seconds |= {"report": round(time.monotonic() - trained, 1), "total": round(time.monotonic() - begun, 1)}  # of this call, if it resumed another
+    found = {"seconds": seconds, "stages": stages} | evaluate(
+        Muse.load(out), out, n, splits=("heldout",)
+    )
+    seconds |= {
+        "report": round(time.monotonic() - trained, 1),
+        "total": round(time.monotonic() - begun, 1),
+    }  # of this call, if it resumed another
     write_json(out / "report.json", found)
     print(f"{in_short(found)}\nwrote {out}/samples.png, {out}/decoding.gif and {out}/report.json")
     return found
 
 
-def side_by_side(out: Path, config: configs.Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]) -> tuple[dict, dict]:
+def side_by_side(
+    out: Path,
+    config: configs.Config,
+    data: str,
+    text: str,
+    seed: int,
+    resume: bool,
+    show: Callable[..., None],
+) -> tuple[dict, dict]:
     """Train all stages on a CPU; returns the seconds and the last metrics of each. A stage begins when what it needs is there, in a process
     with its share of the threads: of two cores one each, for which matrices are too small for two (base: 5.4 steps/s, with one 6.2)."""
     todo = pending(STAGES, out, resume)  # raises what there is to raise before anything is trained
-    job = partial(work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show)
-    waiting = dict(tokenizer=0, tokenizer_hi=1, superres=0, base=1, decoder=2)  # and the rows of their bars; what takes longest comes first
+    job = partial(
+        work, out=out, config=config, data=data, text=text, seed=seed, resume=resume, show=show
+    )
+    waiting = dict(
+        tokenizer=0, tokenizer_hi=1, superres=0, base=1, decoder=2
+    )  # and the rows of their bars; what takes longest comes first
     workers, running, done = min(3, torch.get_num_threads()), set(), []
-    with ProcessPoolExecutor(workers, get_context("spawn"), begin, (torch.get_num_threads() // workers,)) as pool:
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), begin, (torch.get_num_threads() // workers,)
+    ) as pool:
         try:
             while waiting or running:
-                ready = [stage for stage in waiting if {*NEEDS[stage]} <= {name for name, *_ in done}]
+                ready = [
+                    stage for stage in waiting if {*NEEDS[stage]} <= {name for name, *_ in done}
+                ]
                 running |= {pool.submit(job, stage, waiting.pop(stage)) for stage in ready}
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 done += [stage.result() for stage in ended]
@@ -52,9 +77,13 @@ def side_by_side(out: Path, config: configs.Config, data: str, text: str, seed: 
             for child in active_children():
                 child.terminate()  # by a signal: each finishes its step, and saves
             if isinstance(error, BrokenExecutor):
-                raise MemoryError("a stage was killed, perhaps for memory; train one at a time, with --resume") from error
+                raise MemoryError(
+                    "a stage was killed, perhaps for memory; train one at a time, with --resume"
+                ) from error
             raise
-    return {stage: seconds for stage, seconds, _ in done if stage in todo}, {stage: metrics for stage, _, metrics in done if stage in todo}
+    return {stage: seconds for stage, seconds, _ in done if stage in todo}, {
+        stage: metrics for stage, _, metrics in done if stage in todo
+    }
 
 
 def begin(threads: int) -> None:
@@ -65,7 +94,17 @@ def begin(threads: int) -> None:
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def work(stage: str, row: int, out: Path, config: configs.Config, data: str, text: str, seed: int, resume: bool, show: Callable[..., None]):
+def work(
+    stage: str,
+    row: int,
+    out: Path,
+    config: configs.Config,
+    data: str,
+    text: str,
+    seed: int,
+    resume: bool,
+    show: Callable[..., None],
+):
     """Train one stage in this process; returns its name, seconds and last metrics."""
     if asked:
         raise KeyboardInterrupt

@@ -33,7 +33,10 @@ class MaskGit(nn.Module):
     def __init__(self, config: BaseConfig, codes: int, grid: int, text_width: int):
         super().__init__()
         self.text = nn.Sequential(nn.Linear(text_width, config.width), norm(config.width))
-        self.decoder, self.mask_id = TokenDecoder(codes, grid, config.width, config.heads, config.layers), codes
+        self.decoder, self.mask_id = (
+            TokenDecoder(codes, grid, config.width, config.heads, config.layers),
+            codes,
+        )
         initialize_weights(self, config.layers)
 
     def start(self, text: torch.Tensor, codes: torch.Tensor) -> None:
@@ -45,7 +48,9 @@ class MaskGit(nn.Module):
         """Frozen text embeddings (B, T, E) and their mask (B, T) -> what `forward` looks at."""
         return self.decoder.keys_values(self.text(text), visible)
 
-    def forward(self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """ids (B, N), K = masked -> logits (B, N, K), or (M, K) for the M tokens `where` (B, N) is True."""
         return self.decoder(ids, context, where)
 
@@ -55,9 +60,13 @@ class Corrupted(NamedTuple):
     hidden: torch.Tensor  # (B, N) bool
 
 
-def hide(ids: torch.Tensor, mask_id: int, generator: torch.Generator, law: str = "cosine") -> Corrupted:
+def hide(
+    ids: torch.Tensor, mask_id: int, generator: torch.Generator, law: str = "cosine"
+) -> Corrupted:
     """Hide a random share of each row's tokens (B, N): its own ratio from `law`, an exact count, random places."""
-    counts = schedule.mask_counts(schedule.sample_ratios(len(ids), generator, law), ids.shape[1])  # B
+    counts = schedule.mask_counts(
+        schedule.sample_ratios(len(ids), generator, law), ids.shape[1]
+    )  # B
     hidden = schedule.random_masks(counts, ids.shape[1], generator).to(ids.device)  # B N
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 

@@ -28,7 +28,13 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for p in (group := self.param_groups[0])["params"]:
-            mean = self.state[p].setdefault("mean", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
+            mean = (
+                self.state[p]
+                .setdefault("mean", torch.zeros_like(p))
+                .lerp_(p.grad, 1 - group["momentum"])
+            )
             with autocast(p.device, worth=p.is_cuda or min(p.shape) >= 256):
-                update = orthogonalize(p.grad.lerp(mean, group["momentum"]))  # Nesterov: one step ahead
+                update = orthogonalize(
+                    p.grad.lerp(mean, group["momentum"])
+                )  # Nesterov: one step ahead
             p.add_(update, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)

@@ -26,7 +26,9 @@ def begin(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device {device!r} is not there ({str(error).splitlines()[0]}); say cpu, cuda or mps") from None
+        raise ValueError(
+            f"device {device!r} is not there ({str(error).splitlines()[0]}); say cpu, cuda or mps"
+        ) from None
     if several:
         torch.cuda.set_device(device) if "cuda" in device else None
         dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo")
@@ -49,7 +51,11 @@ def place() -> tuple[int, int]:
 def fit(model: nn.Module, compile: bool, recompute: bool, device: str) -> None:
     """Make a base or super-resolution model fit, block by block: compiled, recomputed in the backward pass, spread over the processes."""
     if mesh := place()[1] > 1:
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # here: it takes a second, and few need it
+        from torch.distributed.fsdp import (
+            fully_shard,
+            register_fsdp_forward_method,
+        )  # here: it takes a second, and few need it
+
         mesh = dist.init_device_mesh(torch.device(device).type, (place()[1],))
     for block in (module for module in model.modules() if isinstance(module, Block)):
         if compile:
@@ -58,12 +64,16 @@ def fit(model: nn.Module, compile: bool, recompute: bool, device: str) -> None:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if mesh:
             if block.cross:
-                fully_shard(block.cross_attention.kv, mesh=mesh)  # runs in `context`, outside of its block
+                fully_shard(
+                    block.cross_attention.kv, mesh=mesh
+                )  # runs in `context`, outside of its block
             fully_shard(block, mesh=mesh)
     if mesh:
         fully_shard(model, mesh=mesh)
         register_fsdp_forward_method(model, "context")
-        warnings.filterwarnings("ignore", ".*returned a view tensor")  # `context` does; nobody writes to it
+        warnings.filterwarnings(
+            "ignore", ".*returned a view tensor"
+        )  # `context` does; nobody writes to it
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -73,7 +83,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def put(target: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """Copy all of a tensor into one that may be spread."""
-    return target.copy_(dist.tensor.distribute_tensor(tensor, target.device_mesh, target.placements) if hasattr(target, "device_mesh") else tensor)
+    return target.copy_(
+        dist.tensor.distribute_tensor(tensor, target.device_mesh, target.placements)
+        if hasattr(target, "device_mesh")
+        else tensor
+    )
 
 
 def total(value: torch.Tensor) -> torch.Tensor:

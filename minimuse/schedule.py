@@ -28,7 +28,9 @@ def gamma(ratio: float | np.ndarray, law: str = "cosine") -> np.ndarray:
     """Share of tokens still masked when a share `ratio` in [0, 1] of the decoding is done (float64)."""
     if law not in LAWS:
         raise ValueError(f"unknown schedule {law!r}; choose one of {', '.join(LAWS)}")
-    return np.clip(LAWS[law](np.asarray(ratio, dtype=np.float64)), 0.0, 1.0)  # cos(pi/2) is 6e-17, not 0
+    return np.clip(
+        LAWS[law](np.asarray(ratio, dtype=np.float64)), 0.0, 1.0
+    )  # cos(pi/2) is 6e-17, not 0
 
 
 def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -> torch.Tensor:
@@ -61,12 +63,17 @@ def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
     left, unknown = [], masked
     for k in range(steps - 1):
         # (k + 1) / steps first: pi/2 * (s/S) and (pi/2 * s) / S differ in the last bit, which floor() sees.
-        unknown = min(unknown, max(1, min(unknown - 1, math.floor(masked * float(gamma((k + 1) / steps, law))))))
+        unknown = min(
+            unknown,
+            max(1, min(unknown - 1, math.floor(masked * float(gamma((k + 1) / steps, law))))),
+        )
         left.append(unknown)
     return left + [0]
 
 
-def guidance_at(k: int, steps: int, guidance: float, ramp: bool = True, guided: tuple[float, float] = (0.0, 1.0)) -> float:
+def guidance_at(
+    k: int, steps: int, guidance: float, ramp: bool = True, guided: tuple[float, float] = (0.0, 1.0)
+) -> float:
     """Guidance at step k: t (k+1)/S, so that early steps stay diverse (Muse, section 2.7), or t without `ramp`; outside of the interval
     `guided`, in shares of the steps, 0 (2503.07197: late steps need it most)."""
     if not guided[0] < (k + 1) / steps <= guided[1]:

@@ -8,6 +8,7 @@ XXL load without renaming a key; `data/t5-toy` is one of a few megabytes that `d
 Papers: T5 (1910.10683), section 2.1; the gated MLP of v1.1 is 2002.05202. Left out: the decoder, and dropout.
 Letters: B batch, T text tokens, S tokens attended to, E text width, H heads.
 """
+
 import hashlib
 import json
 import math
@@ -26,13 +27,17 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 PAD, EOS, UNK = 0, 1, 2
-DECODER = ("decoder.", "lm_head.")  # how the names of a checkpoint's other half begin: it is never read
+DECODER = (
+    "decoder.",
+    "lm_head.",
+)  # how the names of a checkpoint's other half begin: it is never read
 MAX_TOKENS = 77
 
 
 @dataclass(frozen=True)
 class T5Config:
     """The fields of a T5 checkpoint's `config.json` that its encoder depends on."""
+
     vocab_size: int
     d_model: int
     d_kv: int
@@ -46,7 +51,9 @@ class T5Config:
 
     def __post_init__(self):
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
-            raise ValueError(f"feed_forward_proj is {self.feed_forward_proj!r}; T5 has 'relu' (v1.0) or 'gated-gelu' (v1.1)")
+            raise ValueError(
+                f"feed_forward_proj is {self.feed_forward_proj!r}; T5 has 'relu' (v1.0) or 'gated-gelu' (v1.1)"
+            )
 
     @classmethod
     def from_json(cls, path):
@@ -54,9 +61,13 @@ class T5Config:
             values = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not JSON ({error}); download it again") from None
-        strange = lambda value, kind: type(value) is not kind or (kind is int and not 0 < value < 2**31)
+        strange = lambda value, kind: (
+            type(value) is not kind or (kind is int and not 0 < value < 2**31)
+        )
         if wrong := [f.name for f in fields(cls) if strange(values.get(f.name, f.default), f.type)]:
-            raise ValueError(f"{path} lacks {', '.join(wrong)}, or says something else there than a T5's config.json")
+            raise ValueError(
+                f"{path} lacks {', '.join(wrong)}, or says something else there than a T5's config.json"
+            )
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
@@ -69,7 +80,9 @@ def relative_position_bucket(distance, bidirectional, num_buckets, max_distance)
     else:
         first, distance = 0, (-distance).clamp(min=0)
     exact = num_buckets // 2
-    octaves = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)  # clamp: no log(0)
+    octaves = torch.log(distance.clamp(min=1).float() / exact) / math.log(
+        max_distance / exact
+    )  # clamp: no log(0)
     wide = exact + (octaves * (num_buckets - exact)).long()
     return first + torch.where(distance < exact, distance, wide.clamp(max=num_buckets - 1))
 
@@ -84,28 +97,39 @@ class Attention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(config.d_model, inner, bias=False) for _ in "qkv")
         self.o = nn.Linear(inner, config.d_model, bias=False)
         if owns_bias:
-            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+            self.relative_attention_bias = nn.Embedding(
+                config.relative_attention_num_buckets, config.num_heads
+            )
 
     def position_bias(self, length):
         """-> (1, H, T, T): what each head adds to its scores for each distance."""
         position = torch.arange(length, device=self.q.weight.device)
         distance = position[None, :] - position[:, None]  # key - query
-        ranges = self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
+        ranges = (
+            self.config.relative_attention_num_buckets,
+            self.config.relative_attention_max_distance,
+        )
         bucket = relative_position_bucket(distance, self.bidirectional, *ranges)
         return rearrange(self.relative_attention_bias(bucket), "T S H -> 1 H T S")
 
     def forward(self, x, source, bias):
         """x (B, T, E) looks at source (B, S, E), itself in self-attention; bias broadcasts to (B, H, T, S)."""
-        q, k, v = self.q(x), self.k(source), self.v(source)  # (B, T, inner), and twice (B, S, inner)
+        q, k, v = (
+            self.q(x),
+            self.k(source),
+            self.v(source),
+        )  # (B, T, inner), and twice (B, S, inner)
         q, k, v = (rearrange(y, "B T (H d) -> B H T d", H=self.config.num_heads) for y in (q, k, v))
-        scores = q @ k.transpose(-1, -2) + bias           # (B, H, T, S)
+        scores = q @ k.transpose(-1, -2) + bias  # (B, H, T, S)
         weights = scores.float().softmax(-1).to(v.dtype)  # (B, H, T, S)
         return self.o(rearrange(weights @ v, "B H T d -> B T (H d)"))
 
 
 def mask_bias(bias, mask):
     """Hide the keys where `mask`, which broadcasts to bias, is False."""
-    return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)  # not -inf: the null caption, with no key at all, would be NaN
+    return bias.masked_fill(
+        ~mask, torch.finfo(bias.dtype).min
+    )  # not -inf: the null caption, with no key at all, would be NaN
 
 
 class FeedForward(nn.Module):
@@ -117,7 +141,11 @@ class FeedForward(nn.Module):
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x):
-        return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x) if self.gated else F.relu(self.wi(x)))
+        return self.wo(
+            F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)
+            if self.gated
+            else F.relu(self.wi(x))
+        )
 
 
 def norm(config):
@@ -137,22 +165,30 @@ class T5Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        layer = lambda first: nn.ModuleList([
-            residual(config, SelfAttention=Attention(config, owns_bias=first, bidirectional=True)),
-            residual(config, DenseReluDense=FeedForward(config)),
-        ])
-        blocks = nn.ModuleList(nn.ModuleDict({"layer": layer(i == 0)}) for i in range(config.num_layers))
+        layer = lambda first: nn.ModuleList(
+            [
+                residual(
+                    config, SelfAttention=Attention(config, owns_bias=first, bidirectional=True)
+                ),
+                residual(config, DenseReluDense=FeedForward(config)),
+            ]
+        )
+        blocks = nn.ModuleList(
+            nn.ModuleDict({"layer": layer(i == 0)}) for i in range(config.num_layers)
+        )
         self.encoder = nn.ModuleDict({"block": blocks, "final_layer_norm": norm(config)})
 
     def forward(self, ids, mask):
         """ids (B, T) int64, mask (B, T) bool, True = real token -> (B, T, E), zero where padded."""
-        x = self.shared(ids)                            # (B, T, E), not scaled by sqrt(E)
-        owner = self.encoder.block[0].layer[0].SelfAttention  # of the only table of biases; every block adds it
-        bias = owner.position_bias(ids.shape[1])        # (1, H, T, T)
+        x = self.shared(ids)  # (B, T, E), not scaled by sqrt(E)
+        owner = (
+            self.encoder.block[0].layer[0].SelfAttention
+        )  # of the only table of biases; every block adds it
+        bias = owner.position_bias(ids.shape[1])  # (1, H, T, T)
         bias = mask_bias(bias, mask[:, None, None, :])  # (B, H, T, T)
         for block in self.encoder.block:
             attention, mlp = block.layer
-            h = attention.layer_norm(x)                 # (B, T, E)
+            h = attention.layer_norm(x)  # (B, T, E)
             x = x + attention.SelfAttention(h, h, bias)
             x = x + mlp.DenseReluDense(mlp.layer_norm(x))
         return self.encoder.final_layer_norm(x).masked_fill(~mask[:, :, None], 0.0)
@@ -166,7 +202,11 @@ class Tokenizer:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError):
             raise ValueError(f"{path} is not a SentencePiece model; download it again") from None
-        if (special := (self.pieces.pad_id(), self.pieces.eos_id(), self.pieces.unk_id())) != (PAD, EOS, UNK):
+        if (special := (self.pieces.pad_id(), self.pieces.eos_id(), self.pieces.unk_id())) != (
+            PAD,
+            EOS,
+            UNK,
+        ):
             raise ValueError(f"{path} has pad, eos, unk = {special}; T5's are {(PAD, EOS, UNK)}")
 
     def encode(self, texts, max_length=MAX_TOKENS):
@@ -179,7 +219,9 @@ class Tokenizer:
         # T5 closes every text with eos and was trained so; leaving it out moves all embeddings.
         rows = [row[: max_length - 1] + [EOS] if row else [] for row in rows]
         width = max([1, *map(len, rows)])
-        ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(-1, width)
+        ids = torch.tensor(
+            [row + [PAD] * (width - len(row)) for row in rows], dtype=torch.int64
+        ).reshape(-1, width)
         return ids, ids != PAD  # no text encodes to the pad
 
 
@@ -190,11 +232,19 @@ def weight_files(directory):
             return [directory / name]
         if (index := directory / f"{name}.index.json").is_file():
             try:
-                shards = {shard for tensor, shard in json.loads(index.read_text())["weight_map"].items() if not tensor.startswith(DECODER)}
-                return [directory / Path(shard).name for shard in sorted(shards)]  # its name alone: an index cannot lead out of here
+                shards = {
+                    shard
+                    for tensor, shard in json.loads(index.read_text())["weight_map"].items()
+                    if not tensor.startswith(DECODER)
+                }
+                return [
+                    directory / Path(shard).name for shard in sorted(shards)
+                ]  # its name alone: an index cannot lead out of here
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{index} is damaged ({error!r}); download it again") from None
-    raise FileNotFoundError(f"{directory} has no model.safetensors and no pytorch_model.bin, whole or in shards; give the directory that has them (--t5)")
+    raise FileNotFoundError(
+        f"{directory} has no model.safetensors and no pytorch_model.bin, whole or in shards; give the directory that has them (--t5)"
+    )
 
 
 def tensors(path):
@@ -202,30 +252,46 @@ def tensors(path):
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                yield from ((name, file.get_tensor(name)) for name in file.keys() if not name.startswith(DECODER))
-        elif zipfile.is_zipfile(path):  # mmap: read when it is looked at; weights_only: no code in it is run
+                yield from (
+                    (name, file.get_tensor(name))
+                    for name in file.keys()
+                    if not name.startswith(DECODER)
+                )
+        elif zipfile.is_zipfile(
+            path
+        ):  # mmap: read when it is looked at; weights_only: no code in it is run
             state = torch.load(path, "cpu", weights_only=True, mmap=True)
             yield from ((name, x) for name, x in state.items() if not name.startswith(DECODER))
         else:
-            raise OSError("no zip archive; if it is from before PyTorch 1.6, load and save it with a newer one")
+            raise OSError(
+                "no zip archive; if it is from before PyTorch 1.6, load and save it with a newer one"
+            )
     except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({' '.join(str(error).split())[:200]}); download it again") from None
+        raise ValueError(
+            f"{path} is damaged or cut short ({' '.join(str(error).split())[:200]}); download it again"
+        ) from None
 
 
 def read_weights(path, files, expected, dtype, device):
     """The tensors of an encoder whose state dict looks like `expected`, from files in the directory `path`, one after the other."""
     weights = {name: x.to(device, dtype) for file in files for name, x in tensors(file)}
-    if "encoder.embed_tokens.weight" in weights:  # the embedding's second name; some files have both
+    if (
+        "encoder.embed_tokens.weight" in weights
+    ):  # the embedding's second name; some files have both
         weights.setdefault("shared.weight", weights.pop("encoder.embed_tokens.weight"))
     for name in [*expected, *weights]:
         if name not in weights:
-            raise ValueError(f"{path} lacks {name}; {'is it a T5 of the size that config.json says?' if weights else 'it has a decoder alone'}")
+            raise ValueError(
+                f"{path} lacks {name}; {'is it a T5 of the size that config.json says?' if weights else 'it has a decoder alone'}"
+            )
         if name not in expected:
             raise ValueError(f"{path} has {name}, which no T5 encoder of config.json's size has")
         if (here := tuple(weights[name].shape)) != (asked := tuple(expected[name].shape)):
             raise ValueError(f"{path}: {name} is {here}, config.json asks for {asked}")
     if not weights["shared.weight"].any():
-        raise ValueError(f"{path}: shared.weight is all zero, a faulty conversion; take another copy")
+        raise ValueError(
+            f"{path}: shared.weight is all zero, a faulty conversion; take another copy"
+        )
     return weights
 
 
@@ -242,17 +308,31 @@ class FrozenT5:
         """A directory with config.json, spiece.model, and weights as model.safetensors or pytorch_model.bin, whole or in shards; by
         default in float32, or in bfloat16 from a billion parameters on: XXL then fits into 11 GB."""
         if dtype not in (None, torch.float32, torch.bfloat16):
-            raise ValueError(f"dtype is {dtype}, in which the inner values of T5's MLP overflow (float16 ends at 65504); take torch.bfloat16")
-        paths = [Path(directory) / name for name in ("config.json", "spiece.model")] + weight_files(Path(directory))
+            raise ValueError(
+                f"dtype is {dtype}, in which the inner values of T5's MLP overflow (float16 ends at 65504); take torch.bfloat16"
+            )
+        paths = [Path(directory) / name for name in ("config.json", "spiece.model")] + weight_files(
+            Path(directory)
+        )
         if missing := [path for path in paths if not path.is_file()]:
-            raise FileNotFoundError(f"{missing[0]} is missing; the directory of a T5 holds {', '.join(p.name for p in paths)}")
+            raise FileNotFoundError(
+                f"{missing[0]} is missing; the directory of a T5 holds {', '.join(p.name for p in paths)}"
+            )
         config, tokenizer = T5Config.from_json(paths[0]), Tokenizer(paths[1])
         if (pieces := tokenizer.pieces.get_piece_size()) > config.vocab_size:
-            raise ValueError(f"{directory}: {pieces} pieces in spiece.model, vocab_size {config.vocab_size} in config.json")
-        with torch.device("meta"):  # shapes without memory: the file's tensors are put in, not copied
+            raise ValueError(
+                f"{directory}: {pieces} pieces in spiece.model, vocab_size {config.vocab_size} in config.json"
+            )
+        with torch.device(
+            "meta"
+        ):  # shapes without memory: the file's tensors are put in, not copied
             encoder = T5Encoder(config)
-        dtype = dtype or (torch.bfloat16 if sum(p.numel() for p in encoder.parameters()) > 1e9 else torch.float32)
-        encoder.load_state_dict(read_weights(directory, paths[2:], encoder.state_dict(), dtype, device), assign=True)
+        dtype = dtype or (
+            torch.bfloat16 if sum(p.numel() for p in encoder.parameters()) > 1e9 else torch.float32
+        )
+        encoder.load_state_dict(
+            read_weights(directory, paths[2:], encoder.state_dict(), dtype, device), assign=True
+        )
         return cls(encoder, tokenizer, paths[2:])
 
     @cached_property
@@ -261,7 +341,9 @@ class FrozenT5:
         digest = hashlib.sha256()
         for path in self.weight_paths:
             with open(path, "rb") as file:
-                hashlib.file_digest(file, lambda: digest)  # piece by piece: XXL's files are larger than most memories
+                hashlib.file_digest(
+                    file, lambda: digest
+                )  # piece by piece: XXL's files are larger than most memories
         return digest.hexdigest()[:12]
 
     @torch.no_grad()

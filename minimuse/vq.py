@@ -27,7 +27,9 @@ class TokenizerConfig:
     channels: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4)  # channels per resolution; one halving between two
     blocks: tuple[int, ...] = (2, 2, 2)  # residual blocks per resolution
-    overlap: bool = True  # False: an encoder without residual blocks sees nothing but a token's own patch
+    overlap: bool = (
+        True  # False: an encoder without residual blocks sees nothing but a token's own patch
+    )
     quantizer: str = "ema"  # or "fsq"
     levels: tuple[int, ...] = ()  # FSQ: values per latent dimension
     decoder_channels: int = 0  # 0: as the encoder. Muse finetunes a decoder with twice the channels
@@ -35,11 +37,17 @@ class TokenizerConfig:
 
     def __post_init__(self):
         if not len(self.multipliers) == len(self.blocks) == len(self.decoder_blocks or self.blocks):
-            raise ValueError(f"multipliers {self.multipliers}, blocks {self.blocks} and decoder_blocks {self.decoder_blocks} must be of one length")
+            raise ValueError(
+                f"multipliers {self.multipliers}, blocks {self.blocks} and decoder_blocks {self.decoder_blocks} must be of one length"
+            )
         if self.quantizer not in ("ema", "fsq"):
             raise ValueError(f"unknown quantizer {self.quantizer!r}; choose ema or fsq")
-        if self.quantizer == "fsq" and (math.prod(self.levels) != self.codes or len(self.levels) != self.code_width):
-            raise ValueError(f"FSQ levels {self.levels} must multiply to codes={self.codes}, one per code_width={self.code_width}")
+        if self.quantizer == "fsq" and (
+            math.prod(self.levels) != self.codes or len(self.levels) != self.code_width
+        ):
+            raise ValueError(
+                f"FSQ levels {self.levels} must multiply to codes={self.codes}, one per code_width={self.code_width}"
+            )
         if self.side % self.factor:
             raise ValueError(f"side {self.side} is not a multiple of the factor {self.factor}")
 
@@ -69,7 +77,11 @@ class Encoder(nn.Sequential):
 
     def __init__(self, config: TokenizerConfig):
         widths = [config.channels * m for m in config.multipliers]
-        first, halve = (dict(kernel_size=3, padding=1),) * 2 if config.overlap else (dict(kernel_size=1), dict(kernel_size=2))
+        first, halve = (
+            (dict(kernel_size=3, padding=1),) * 2
+            if config.overlap
+            else (dict(kernel_size=1), dict(kernel_size=2))
+        )
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], **first)]
         for i, width in enumerate(widths):
             if i:
@@ -82,12 +94,18 @@ class Decoder(nn.Sequential):
     """Code vectors (B, D, h, w) -> image (B, 3, H, W)."""
 
     def __init__(self, config: TokenizerConfig):
-        channels, blocks = config.decoder_channels or config.channels, config.decoder_blocks or config.blocks
+        channels, blocks = (
+            config.decoder_channels or config.channels,
+            config.decoder_blocks or config.blocks,
+        )
         blocks, widths = blocks[::-1], [channels * m for m in config.multipliers[::-1]]
         layers: list[nn.Module] = [nn.Conv2d(config.code_width, widths[0], 3, padding=1)]
         for i, width in enumerate(widths):
             if i:
-                layers += [nn.Upsample(scale_factor=2), nn.Conv2d(widths[i - 1], width, 3, padding=1)]  # double
+                layers += [
+                    nn.Upsample(scale_factor=2),
+                    nn.Conv2d(widths[i - 1], width, 3, padding=1),
+                ]  # double
             layers += [ResidualBlock(width) for _ in range(blocks[i])]
         super().__init__(*layers, nn.SiLU(), nn.Conv2d(widths[-1], 3, 3, padding=1))
 
@@ -104,11 +122,17 @@ def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
         for target, old in zip(layer.parameters(), source.parameters()):
             copies = [new // was for new, was in zip(target.shape, old.shape)]
             if any(c * was != new for c, new, was in zip(copies, target.shape, old.shape)):
-                raise ValueError(f"cannot grow weights of {tuple(old.shape)} to {tuple(target.shape)}: decoder_channels must be a multiple of channels")
+                raise ValueError(
+                    f"cannot grow weights of {tuple(old.shape)} to {tuple(target.shape)}: decoder_channels must be a multiple of channels"
+                )
             wide = old.repeat(*copies)
             if old.dim() == 4 and copies[1] > 1:
-                noise = 0.5 * torch.rand(copies[1], *wide.shape[:1], *old.shape[1:], generator=generator)
-                wide = wide * rearrange(noise.softmax(dim=0), "r O I y x -> O (r I) y x").to(wide.device)  # shares that sum to 1
+                noise = 0.5 * torch.rand(
+                    copies[1], *wide.shape[:1], *old.shape[1:], generator=generator
+                )
+                wide = wide * rearrange(noise.softmax(dim=0), "r O I y x -> O (r I) y x").to(
+                    wide.device
+                )  # shares that sum to 1
             target.copy_(wide)
         source = next(sources, None)
     if source is not None:
@@ -122,7 +146,9 @@ class EMAQuantizer(nn.Module):
         super().__init__()
         self.decay, self.restart_below = decay, restart_below
         self.register_buffer("codebook", torch.randn(codes, width))
-        self.register_buffer("mass", torch.zeros(codes))  # moving average of the latents per code, per update
+        self.register_buffer(
+            "mass", torch.zeros(codes)
+        )  # moving average of the latents per code, per update
         self.register_buffer("total", torch.zeros(codes, width))  # moving average of their sum
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
@@ -148,7 +174,9 @@ class EMAQuantizer(nn.Module):
     def start(self, z: torch.Tensor, generator: torch.Generator, rounds: int = 12) -> None:
         """Put the codes where the latents z (..., D) are: k-means, from random latents, with restarts."""
         z = z.reshape(-1, z.shape[-1]).float()
-        self.codebook.copy_(z[torch.randint(len(z), (len(self.codebook),), generator=generator).to(z.device)])
+        self.codebook.copy_(
+            z[torch.randint(len(z), (len(self.codebook),), generator=generator).to(z.device)]
+        )
         for _ in range(rounds):
             self.mass.zero_()  # nothing to average with: codes go straight to the mean of their latents
             self.update(z, self.nearest(z), generator)
@@ -162,7 +190,9 @@ class EMAQuantizer(nn.Module):
         z, ids = z.detach().reshape(-1, z.shape[-1]).float(), ids.reshape(-1)
         if not z.isfinite().all():
             return 0  # a step that training will skip; codes would remember it
-        decay = self.decay if self.mass.any() else 0.0  # the first batch has nothing to average with
+        decay = (
+            self.decay if self.mass.any() else 0.0
+        )  # the first batch has nothing to average with
         self.mass.mul_(decay).add_(torch.bincount(ids, minlength=len(self.mass)), alpha=1 - decay)
         self.total.mul_(decay).index_add_(0, ids, z, alpha=1 - decay)
         alive = self.mass > 0
@@ -185,7 +215,11 @@ class FSQuantizer(nn.Module):
         super().__init__()
         self.levels = levels
         self.register_buffer("sizes", torch.tensor(levels), persistent=False)
-        self.register_buffer("radix", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False)
+        self.register_buffer(
+            "radix",
+            torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
+            persistent=False,
+        )
 
     def digits(self, z: torch.Tensor) -> torch.Tensor:
         """Latents (..., D) -> digits in 0 .. L-1 per dimension, rounded, still float and with gradient of the bound."""
@@ -193,7 +227,9 @@ class FSQuantizer(nn.Module):
         return bounded + (bounded.round() - bounded).detach()
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
-        return ids[..., None] // self.radix % self.sizes / (self.sizes - 1) * 2 - 1  # digits, in [-1, 1]
+        return (
+            ids[..., None] // self.radix % self.sizes / (self.sizes - 1) * 2 - 1
+        )  # digits, in [-1, 1]
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
         return (self.digits(z).round().long() * self.radix).sum(-1)
@@ -202,6 +238,7 @@ class FSQuantizer(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             return self.digits(z) / (self.sizes - 1) * 2 - 1, self.nearest(z), z.new_zeros(())
+
     start = update = lambda self, *arguments: 0  # no codebook: nothing to place, nothing to move
 
 
@@ -212,24 +249,36 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.quantizer = FSQuantizer(config.levels) if config.quantizer == "fsq" else EMAQuantizer(config.codes, config.code_width)
+        self.quantizer = (
+            FSQuantizer(config.levels)
+            if config.quantizer == "fsq"
+            else EMAQuantizer(config.codes, config.code_width)
+        )
         self.decoder = Decoder(config)
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) in [-1, 1] -> latents before quantization (B, h, w, D)."""
         H, W = images.shape[-2:]
         if H % self.config.factor or W % self.config.factor:
-            raise ValueError(f"image is {H}x{W}; the tokenizer needs multiples of {self.config.factor}")
-        images = images.contiguous(memory_format=torch.channels_last)  # 2-3x faster convolutions on CPU
+            raise ValueError(
+                f"image is {H}x{W}; the tokenizer needs multiples of {self.config.factor}"
+            )
+        images = images.contiguous(
+            memory_format=torch.channels_last
+        )  # 2-3x faster convolutions on CPU
         z = rearrange(self.encoder(images), "B D h w -> B h w D")
         # unit scale: codes neither collapse to 0 nor drift away; FSQ bounds them in the quantizer
-        return z.float() if self.config.quantizer == "fsq" else F.layer_norm(z.float(), z.shape[-1:])
+        return (
+            z.float() if self.config.quantizer == "fsq" else F.layer_norm(z.float(), z.shape[-1:])
+        )
 
     def autoencode(self, images: torch.Tensor) -> torch.Tensor:
         """images -> reconstruction (B, 3, H, W) from the latents as they are, past the quantizer: to start with."""
         return self.decoder(rearrange(self.latents(images), "B h w D -> B D h w"))
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """images -> (reconstruction (B, 3, H, W), latents (B, h, w, D), ids (B, h, w), commitment loss)."""
         z = self.latents(images)
         code, ids, commitment = self.quantizer(z)
@@ -238,15 +287,24 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) in [-1, 1] -> ids (B, h, w) int64 in 0..K-1, in float32: bf16 or TF32 would pick other codes among close ones."""
-        with torch.autocast(images.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with (
+            torch.autocast(images.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
             return self.quantizer.nearest(self.latents(images))
 
     @torch.no_grad()
     def decode(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (B, h, w) -> images (B, 3, H, W), clamped to [-1, 1]."""
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.codes:
-            raise ValueError(f"ids span {int(ids.min())}..{int(ids.max())}; the codebook has 0..{self.config.codes - 1}")
-        return self.decoder(rearrange(self.quantizer.lookup(ids), "B h w D -> B D h w")).float().clamp(-1, 1)
+            raise ValueError(
+                f"ids span {int(ids.min())}..{int(ids.max())}; the codebook has 0..{self.config.codes - 1}"
+            )
+        return (
+            self.decoder(rearrange(self.quantizer.lookup(ids), "B h w D -> B D h w"))
+            .float()
+            .clamp(-1, 1)
+        )
 
 
 def perplexity(ids: torch.Tensor, codes: int) -> tuple[float, int]:

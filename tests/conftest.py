@@ -10,17 +10,27 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None, report_multiple_bugs=False)
+settings.register_profile(
+    "quick", max_examples=25, derandomize=True, deadline=None, report_multiple_bugs=False
+)
 settings.register_profile("explore", max_examples=500, deadline=None, report_multiple_bugs=False)
 settings.register_profile(
-    "planted", max_examples=15, derandomize=True, deadline=None, database=None, report_multiple_bugs=False, phases=(Phase.explicit, Phase.generate)
+    "planted",
+    max_examples=15,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    report_multiple_bugs=False,
+    phases=(Phase.explicit, Phase.generate),
 )
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--lessons", action="store_true", help="run the code of the lessons instead of the tests")
+    parser.addoption(
+        "--lessons", action="store_true", help="run the code of the lessons instead of the tests"
+    )
 
 
 def pytest_configure(config):

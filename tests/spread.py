@@ -15,10 +15,16 @@ import torch
 from minimuse import checkpoint, muse, parallel, train
 from minimuse.config import from_json
 
-torch.backends.cpu.get_cpu_capability = lambda: "AVX2"  # fp32, not bf16: see `fp32` in test_parallel.py
+torch.backends.cpu.get_cpu_capability = lambda: (
+    "AVX2"
+)  # fp32, not bf16: see `fp32` in test_parallel.py
 stage, out, metrics, stop = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 device, about = parallel.begin("cpu"), muse.read_about(out)
-train.SAVE_EVERY, save_file, written = -1e9, checkpoint.save_file, []  # a checkpoint after each step
+train.SAVE_EVERY, save_file, written = (
+    -1e9,
+    checkpoint.save_file,
+    [],
+)  # a checkpoint after each step
 
 
 def dies(tensors, path, metadata):
@@ -34,7 +40,11 @@ if sys.argv[5:]:
     checkpoint.save_file = dies
 config, name = from_json(about["config"]), about["text"]["name"]
 text, found = muse.load_text(name), []
-for record in (records := train.train_all((stage,), out, config, about["data"], text, name, about["seed"], device, resume=True)):
+for record in (
+    records := train.train_all(
+        (stage,), out, config, about["data"], text, name, about["seed"], device, resume=True
+    )
+):
     found.append({k: float(v) for k, v in record.metrics.items()})
     if record.step == stop < record.steps:
         break

@@ -27,7 +27,9 @@ class Text:
         self.seen += texts
         T = max(map(len, texts))
         mask = torch.arange(T)[None] < torch.tensor([[len(t)] for t in texts])
-        return self.table[torch.tensor([[ord(c) % 128 for c in t.ljust(T)] for t in texts])] * mask[..., None], mask
+        return self.table[torch.tensor([[ord(c) % 128 for c in t.ljust(T)] for t in texts])] * mask[
+            ..., None
+        ], mask
 
 
 class Ids(torch.nn.Module):
@@ -41,8 +43,13 @@ PARTS = {"tokenizer": Ids(), "tokenizer_hi": Ids()}
 
 
 def pictures(count=23):
-    pixels = torch.randint(256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    captions = [tuple("abcdefgh"[: 1 + (i * k) % 7] + str(i % 5) for k in range(1, 2 + i % 3)) for i in range(count)]
+    pixels = torch.randint(
+        256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    captions = [
+        tuple("abcdefgh"[: 1 + (i * k) % 7] + str(i % 5) for k in range(1, 2 + i % 3))
+        for i in range(count)
+    ]
     return Pictures(pixels, captions, [str(i) for i in range(count)])
 
 
@@ -56,23 +63,36 @@ def test_reading_back_is_what_was_written(tmp_path, per_shard):
     some, tokens = pictures(), written(tmp_path, per_shard)
     memory = Tokens.of(PARTS, Text(), some)
     assert len(tokens) == len(memory) == 23 and len(tokens.shards) == -(-23 // per_shard)
-    for resolution, images in (("low", torch.nn.functional.avg_pool2d(some.batch(range(23)), 2)), ("high", some.batch(range(23)))):
+    for resolution, images in (
+        ("low", torch.nn.functional.avg_pool2d(some.batch(range(23)), 2)),
+        ("high", some.batch(range(23))),
+    ):
         assert torch.equal(tokens.ids(resolution), memory.ids(resolution))
         assert torch.equal(tokens.ids(resolution), Ids().encode(images).flatten(1))
-        assert torch.equal(tokens.ids(resolution, torch.tensor([22, 0, 7, 6, 7])), memory.ids(resolution)[[22, 0, 7, 6, 7]])
+        assert torch.equal(
+            tokens.ids(resolution, torch.tensor([22, 0, 7, 6, 7])),
+            memory.ids(resolution)[[22, 0, 7, 6, 7]],
+        )
     for step in range(5):
         indices = batch_at(0, "base", step, 9, 23)
-        for ours, wanted in zip(tokens.captions(indices, generator_at(step)), memory.captions(indices, generator_at(step))):
+        for ours, wanted in zip(
+            tokens.captions(indices, generator_at(step)),
+            memory.captions(indices, generator_at(step)),
+        ):
             assert torch.equal(ours, wanted)
     embeddings, visible = tokens.captions(torch.arange(23))
     for i, variants in enumerate(some.captions):
-        assert torch.equal(embeddings[i][visible[i]], Text()([variants[0]])[0][0].bfloat16().float())
+        assert torch.equal(
+            embeddings[i][visible[i]], Text()([variants[0]])[0][0].bfloat16().float()
+        )
 
 
 def test_a_shared_caption_is_embedded_once(tmp_path):
     text = Text()
     written(tmp_path, 100, text=text)
-    assert len(text.seen) == len(set(text.seen)) == len({c for cs in pictures().captions for c in cs})
+    assert (
+        len(text.seen) == len(set(text.seen)) == len({c for cs in pictures().captions for c in cs})
+    )
 
 
 def test_empty_captions(tmp_path):
@@ -88,12 +108,23 @@ def test_files_are_mapped(tmp_path):
     """A caption that is not looked at costs no memory: its embedding shares the file's."""
     tokens = written(tmp_path)
     chosen = tokens.choose(torch.arange(5))
-    assert all(any(x.untyped_storage().data_ptr() == shard["text"].untyped_storage().data_ptr() for shard in tokens.shards) for x in chosen)
+    assert all(
+        any(
+            x.untyped_storage().data_ptr() == shard["text"].untyped_storage().data_ptr()
+            for shard in tokens.shards
+        )
+        for x in chosen
+    )
 
 
 def test_processes_see_disjoint_samples_and_together_all():
     for processes in (1, 2, 4):
-        seen = [torch.cat([batch_at(3, "base", step, 8, 24).chunk(processes)[rank] for step in range(3)]) for rank in range(processes)]
+        seen = [
+            torch.cat(
+                [batch_at(3, "base", step, 8, 24).chunk(processes)[rank] for step in range(3)]
+            )
+            for rank in range(processes)
+        ]
         assert torch.cat(seen).sort().values.tolist() == list(range(24))
 
 
@@ -114,7 +145,9 @@ def test_damaged_shards_are_named(tmp_path, shard):
     data = path.read_bytes()
     for length in (0, 5, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .*run minimuse cache again"):
+        with pytest.raises(
+            ValueError, match=f"{path.name} is missing or damaged .*run minimuse cache again"
+        ):
             cache.read(tmp_path, KEY)
     path.unlink()
     with pytest.raises(ValueError, match=f"{path.name} is missing"):
@@ -128,7 +161,9 @@ def test_a_damaged_index(tmp_path):
     index = tmp_path / "cache" / "index.json"
     for text in ("", "[]", "{}", '{"shards": 3}', "\0"):
         index.write_text(text)
-        with pytest.raises(ValueError, match="(index.json|000000.safetensors) is missing or damaged"):
+        with pytest.raises(
+            ValueError, match="(index.json|000000.safetensors) is missing or damaged"
+        ):
             cache.read(tmp_path, KEY)
     index.write_text(json.dumps({"key": KEY, "shards": [8]}))
     with pytest.raises(ValueError, match="000000.safetensors .*7 pictures, not 8"):
@@ -144,8 +179,26 @@ def test_training_from_a_cache_is_training_from_memory(tmp_path, tiny_model, cap
     weights = []
     for cached in (False, True):
         out = tmp_path / f"cached-{cached}"
-        assert main(["train", "tokenizer", "--preset", "tiny", "--data", "shapes", "--out", str(out), *settings]) == 0
-        assert main(["cache", "--out", str(out)]) == 2 and "train tokenizer-hi" in capsys.readouterr().err
+        assert (
+            main(
+                [
+                    "train",
+                    "tokenizer",
+                    "--preset",
+                    "tiny",
+                    "--data",
+                    "shapes",
+                    "--out",
+                    str(out),
+                    *settings,
+                ]
+            )
+            == 0
+        )
+        assert (
+            main(["cache", "--out", str(out)]) == 2
+            and "train tokenizer-hi" in capsys.readouterr().err
+        )
         assert main(["train", "tokenizer-hi", "--out", str(out)]) == 0
         if cached:
             assert main(["cache", "--out", str(out)]) == 0
@@ -153,6 +206,8 @@ def test_training_from_a_cache_is_training_from_memory(tmp_path, tiny_model, cap
         assert main(["train", "base", "--out", str(out)]) == 0
         weights.append(load_file(out / "base.safetensors"))
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-    (out / "tokenizer.safetensors").write_bytes((tiny_model / "tokenizer_hi.safetensors").read_bytes())
+    (out / "tokenizer.safetensors").write_bytes(
+        (tiny_model / "tokenizer_hi.safetensors").read_bytes()
+    )
     assert main(["train", "superres", "--out", str(out)]) == 2
     assert "made from other data, tokenizers or text encoder" in capsys.readouterr().err

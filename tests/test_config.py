@@ -27,8 +27,13 @@ def leaves(node, path=""):
 def test_json_round_trip(name):
     settings = PRESETS[name]
     text = json.dumps(asdict(settings))
-    assert from_json(json.loads(text)) == settings and json.dumps(asdict(from_json(json.loads(text)))) == text
-    assert {type(v) for _, v in leaves(from_json(json.loads(text)))} == {type(v) for _, v in leaves(settings)}
+    assert (
+        from_json(json.loads(text)) == settings
+        and json.dumps(asdict(from_json(json.loads(text)))) == text
+    )
+    assert {type(v) for _, v in leaves(from_json(json.loads(text)))} == {
+        type(v) for _, v in leaves(settings)
+    }
 
 
 def test_what_is_left_out_has_its_default():
@@ -39,20 +44,57 @@ def test_what_is_left_out_has_its_default():
 
 def test_presets():
     for settings in PRESETS.values():
-        assert settings.tokenizer_hi.grid == 2 * settings.tokenizer.grid * settings.tokenizer.factor // settings.tokenizer_hi.factor
+        assert (
+            settings.tokenizer_hi.grid
+            == 2
+            * settings.tokenizer.grid
+            * settings.tokenizer.factor
+            // settings.tokenizer_hi.factor
+        )
         piece = settings.superres.piece or settings.tokenizer_hi.grid
-        assert settings.tokenizer_hi.grid % piece == 0 and piece % (settings.superres.window or piece) == 0
-        assert settings.decoder.channels == settings.tokenizer_hi.channels and settings.decoder.decoder_channels == settings.decoder_channels
+        assert (
+            settings.tokenizer_hi.grid % piece == 0
+            and piece % (settings.superres.window or piece) == 0
+        )
+        assert (
+            settings.decoder.channels == settings.tokenizer_hi.channels
+            and settings.decoder.decoder_channels == settings.decoder_channels
+        )
 
 
 def test_override():
-    given_ = ["base.width=64", "stages.base.lr=1", "sampling.ramp=False", "tokenizer.blocks=(2, 1, 1)", "sampling.law=linear", "scenes=5"]
+    given_ = [
+        "base.width=64",
+        "stages.base.lr=1",
+        "sampling.ramp=False",
+        "tokenizer.blocks=(2, 1, 1)",
+        "sampling.law=linear",
+        "scenes=5",
+    ]
     changed = override(TINY, given_)
-    assert changed.base.width == 64 and changed.stages.base.lr == 1.0 and isinstance(changed.stages.base.lr, float)
-    assert changed.sampling.ramp is False and changed.tokenizer.blocks == (2, 1, 1) and changed.sampling.law == "linear" and changed.scenes == 5
+    assert (
+        changed.base.width == 64
+        and changed.stages.base.lr == 1.0
+        and isinstance(changed.stages.base.lr, float)
+    )
+    assert (
+        changed.sampling.ramp is False
+        and changed.tokenizer.blocks == (2, 1, 1)
+        and changed.sampling.law == "linear"
+        and changed.scenes == 5
+    )
     changes = {k for (k, a), (_, b) in zip(leaves(TINY), leaves(changed)) if a != b}
-    assert changes == {"base.width", "stages.base.lr", "sampling.ramp", "tokenizer.blocks", "sampling.law", "scenes"}
-    assert override(TINY, []) == TINY and override(TINY, ["base.width=64", "base.width=32"]) == TINY, "the last one counts"
+    assert changes == {
+        "base.width",
+        "stages.base.lr",
+        "sampling.ramp",
+        "tokenizer.blocks",
+        "sampling.law",
+        "scenes",
+    }
+    assert (
+        override(TINY, []) == TINY and override(TINY, ["base.width=64", "base.width=32"]) == TINY
+    ), "the last one counts"
 
 
 @given(st.sampled_from(list(leaves(TINY))))
@@ -61,35 +103,38 @@ def test_every_value_can_be_overridden_with_itself(leaf):
     assert override(TINY, [f"{key}={value}"]) == TINY
 
 
-@pytest.mark.parametrize("assignment, message", [
-    ("base.width", "key=value"),
-    ("base.wdith=3", "'base.wdith'.*width, layers, heads"),
-    ("bse.width=3", "'bse'.*tokenizer"),
-    ("=3", "''"),
-    ("base=3", "group of settings"),
-    ("base.width.x=3", "base.width={'x': 3}: expected int"),
-    ("base.width=64.0", "base.width=64.0.*int"),
-    ("base.width=wide", "base.width=wide.*int"),
-    ("base.width=True", "base.width=True.*int"),
-    ("base.width=", "base.width=.*int"),
-    ("stages.base.lr=fast", "stages.base.lr=fast.*float"),
-    ("stages.base.lr=True", "float"),
-    ("sampling.ramp=1", "bool"),
-    ("tokenizer.blocks=2", "tuple"),
-    ("tokenizer.blocks=[1, 1.5, 1]", "tuple"),
-    ("base.width=33", "33.*2 heads"),
-    ("stages.base.steps=0", "steps 0"),
-    ("stages.base.averages=0", "averages 0"),
-    ("stages.base.optimizer=sgd", "'sgd'"),
-    ("scale.micro_batch=-1", "scale.micro_batch -1"),
-    ("base.heads=0", "0 heads"),
-    ("base={1: 2}", "base.1"),
-    ("sampling.law=circle", "'circle'"),
-    ("sampling.steps=0", "steps is 0"),
-    ("scenes=1", "scenes is 1"),
-    ("tokenizer.blocks=(1, 1)", "one length"),
-    ("base.width=__import__('os').getcwd()", "int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "assignment, message",
+    [
+        ("base.width", "key=value"),
+        ("base.wdith=3", "'base.wdith'.*width, layers, heads"),
+        ("bse.width=3", "'bse'.*tokenizer"),
+        ("=3", "''"),
+        ("base=3", "group of settings"),
+        ("base.width.x=3", "base.width={'x': 3}: expected int"),
+        ("base.width=64.0", "base.width=64.0.*int"),
+        ("base.width=wide", "base.width=wide.*int"),
+        ("base.width=True", "base.width=True.*int"),
+        ("base.width=", "base.width=.*int"),
+        ("stages.base.lr=fast", "stages.base.lr=fast.*float"),
+        ("stages.base.lr=True", "float"),
+        ("sampling.ramp=1", "bool"),
+        ("tokenizer.blocks=2", "tuple"),
+        ("tokenizer.blocks=[1, 1.5, 1]", "tuple"),
+        ("base.width=33", "33.*2 heads"),
+        ("stages.base.steps=0", "steps 0"),
+        ("stages.base.averages=0", "averages 0"),
+        ("stages.base.optimizer=sgd", "'sgd'"),
+        ("scale.micro_batch=-1", "scale.micro_batch -1"),
+        ("base.heads=0", "0 heads"),
+        ("base={1: 2}", "base.1"),
+        ("sampling.law=circle", "'circle'"),
+        ("sampling.steps=0", "steps is 0"),
+        ("scenes=1", "scenes is 1"),
+        ("tokenizer.blocks=(1, 1)", "one length"),
+        ("base.width=__import__('os').getcwd()", "int"),
+    ],
+)
 def test_wrong_overrides(assignment, message):
     with pytest.raises(ValueError, match=message):
         override(TINY, [assignment])
@@ -115,9 +160,15 @@ def test_settings_that_belong_together_can_be_changed_together():
     assert shallow.tokenizer.factor == 2
 
 
-@pytest.mark.parametrize("assignment", [
-    "tokenizer.blocks=('a', 'b', 'c')", "stages.base.betas=(0.9,)", "stages.base.betas=(0.9, 'x')", "decoder_blocks=(1.5, 2, 2)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "tokenizer.blocks=('a', 'b', 'c')",
+        "stages.base.betas=(0.9,)",
+        "stages.base.betas=(0.9, 'x')",
+        "decoder_blocks=(1.5, 2, 2)",
+    ],
+)
 def test_elements_of_tuples_are_checked_too(assignment):
     with pytest.raises(ValueError, match=assignment.split("=")[0]):
         override(TINY, [assignment])

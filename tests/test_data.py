@@ -1,4 +1,5 @@
 """Splits, packs, captions and folders: `pytest tests/test_data.py` (ten seconds of one core)."""
+
 import csv
 import hashlib
 import io
@@ -35,8 +36,13 @@ def index():
 
 # --- Pictures and halve ---
 
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 4), st.just(3), st.integers(1, 5), st.integers(1, 5))),
-       st.data())
+
+@given(
+    hnp.arrays(
+        np.uint8, st.tuples(st.integers(1, 4), st.just(3), st.integers(1, 5), st.integers(1, 5))
+    ),
+    st.data(),
+)
 def test_batch_maps_0_255_onto_minus_1_1(pixels, draw):
     M = len(pixels)
     pictures = Pictures(torch.from_numpy(pixels), [("x",)] * M, ["x"] * M)
@@ -48,15 +54,22 @@ def test_batch_maps_0_255_onto_minus_1_1(pixels, draw):
     assert len(pictures) == M and all(-1 <= v <= 1 for v in batch.flatten().tolist())
 
 
-@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.just(3), st.integers(1, 4), st.integers(1, 4)).map(
-    lambda s: (s[0], s[1], 2 * s[2], 2 * s[3])), elements=st.floats(-1, 1, width=32)))
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.just(3), st.integers(1, 4), st.integers(1, 4)).map(
+            lambda s: (s[0], s[1], 2 * s[2], 2 * s[3])
+        ),
+        elements=st.floats(-1, 1, width=32),
+    )
+)
 def test_halve_is_the_mean_of_each_2x2_block(images):
     halved = halve(torch.from_numpy(images)).numpy()
     B, C, H, W = images.shape
     assert halved.shape == (B, C, H // 2, W // 2)
     for i in range(H // 2):
         for j in range(W // 2):
-            block = images[:, :, 2 * i:2 * i + 2, 2 * j:2 * j + 2].astype(np.float64)
+            block = images[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].astype(np.float64)
             np.testing.assert_allclose(halved[:, :, i, j], block.mean((2, 3)), atol=1e-6)
 
 
@@ -67,16 +80,25 @@ def test_halve_refuses_an_odd_side():
 
 # --- shapes ---
 
+
 def test_shapes_are_a_function_of_the_seed_and_no_scene_is_in_two_splits():
-    parts = {(p, s): load("shapes", p, 32, count=6, seed=s)
-             for p in ("train", "validation", "heldout") for s in (0, 1)}
+    parts = {
+        (p, s): load("shapes", p, 32, count=6, seed=s)
+        for p in ("train", "validation", "heldout")
+        for s in (0, 1)
+    }
     names = [n for pictures in parts.values() for n in pictures.names]
     assert len(set(names)) == 6 * 6
-    numbers = {p: {int(n.rsplit("/", 1)[1]) for s in (0, 1) for n in parts[p, s].names}
-               for p in ("train", "validation")}
+    numbers = {
+        p: {int(n.rsplit("/", 1)[1]) for s in (0, 1) for n in parts[p, s].names}
+        for p in ("train", "validation")
+    }
     assert not numbers["train"] & numbers["validation"]
     again = load("shapes", "train", 32, count=6, seed=1)
-    assert torch.equal(again.pixels, parts["train", 1].pixels) and again.captions == parts["train", 1].captions
+    assert (
+        torch.equal(again.pixels, parts["train", 1].pixels)
+        and again.captions == parts["train", 1].captions
+    )
     assert not torch.equal(parts["train", 0].pixels, parts["train", 1].pixels)
     longer = load("shapes", "train", 32, count=8, seed=1)  # more scenes begin with the same ones
     assert torch.equal(longer.pixels[:6], again.pixels)
@@ -87,7 +109,9 @@ def test_heldout_shapes_show_what_training_does_not():
     for part in ("train", "validation", "heldout"):
         pictures = load("shapes", part, 32, count=40)
         for name, captions in zip(pictures.names, pictures.captions):
-            scene = shapes.scene(int(name.rsplit("/", 1)[1]), "heldout" if part == "heldout" else "train")
+            scene = shapes.scene(
+                int(name.rsplit("/", 1)[1]), "heldout" if part == "heldout" else "train"
+            )
             assert captions == (shapes.caption(scene),)
             unseen = {(t.shape, t.colour, t.size) for t in scene.things} & shapes.HELD_OUT
             assert bool(unseen) == (part == "heldout")
@@ -100,11 +124,15 @@ def test_shapes_need_a_count():
 
 # --- the emoji's splits ---
 
+
 def test_split_is_a_fixed_function_of_the_names():
     # Pinned: a changed hash would move pictures between training and test under trained weights.
     names = sorted({c for style in STYLES for c in index()[style]["blobs"]})
     table = "".join(f"{c} {s} {split(c, s)}\n" for c in names for s in STYLES)
-    assert hashlib.sha256(table.encode()).hexdigest() == "941f68a94618e2e2b9c3503f4e86581389068a4520f0f6817a4ad59377a3534d"
+    assert (
+        hashlib.sha256(table.encode()).hexdigest()
+        == "941f68a94618e2e2b9c3503f4e86581389068a4520f0f6817a4ad59377a3534d"
+    )
     with pytest.raises(ValueError, match="'emojione'"):
         split("red-apple", "emojione")
 
@@ -145,6 +173,7 @@ def test_shipped_splits():
 
 # --- the emoji's pictures and captions ---
 
+
 def test_packs_hold_what_the_index_says():
     captions = json.loads((DATA / "emoji" / "captions.json").read_text())
     assert len(captions) == 1653
@@ -152,7 +181,9 @@ def test_packs_hold_what_the_index_says():
         pack = (DATA / "emoji" / f"{style}.pack").read_bytes()
         end, blobs = 0, []
         for concept, (offset, length) in index()[style]["blobs"].items():
-            assert offset == end and concept in captions  # end to end: nothing between, nothing twice
+            assert (
+                offset == end and concept in captions
+            )  # end to end: nothing between, nothing twice
             end = offset + length
             blobs.append(pack[offset:end])
             assert blobs[-1][:4] == b"RIFF" and blobs[-1][8:12] == b"WEBP"
@@ -169,7 +200,10 @@ def test_every_picture_is_in_one_split_with_its_captions():
             style, concept = name.split("/")
             assert split(concept, style) == ("heldout-pair" if wanted == "heldout" else wanted)
             assert len(captions) == 8
-            assert all(c.endswith(f", {style.replace('-', ' ')} style") and c.isprintable() for c in captions)
+            assert all(
+                c.endswith(f", {style.replace('-', ' ')} style") and c.isprintable()
+                for c in captions
+            )
 
 
 @pytest.mark.parametrize("side", [16, 20, 128])
@@ -181,14 +215,19 @@ def test_emoji_pictures(side):
 
 
 def test_apple_is_red_in_every_style():
-    found = {name: (captions, read) for part in ("train", "heldout") for name, captions, read in
-             emoji_pack.find(part, 32, DATA)}
+    found = {
+        name: (captions, read)
+        for part in ("train", "heldout")
+        for name, captions, read in emoji_pack.find(part, 32, DATA)
+    }
     for style in STYLES:
         captions, read = found[f"{style}/red-apple"]
         red, green, blue = np.array(read())[12:26, 10:22].mean((0, 1))
         assert red > 2 * blue and red > 1.5 * green
-        assert captions[:2] == (f"red apple, {style.replace('-', ' ')} style",
-                                f"a red apple, {style.replace('-', ' ')} style")
+        assert captions[:2] == (
+            f"red apple, {style.replace('-', ' ')} style",
+            f"a red apple, {style.replace('-', ' ')} style",
+        )
 
 
 def test_smaller_emoji_are_halved_emoji():
@@ -212,23 +251,39 @@ def test_count_takes_a_fixed_choice():
 def test_caption_forms():
     tags = ["apple", "diet", "food", "fruit", "health", "red", "ripe"]
     for style in STYLES:
-        plain, article, one, two, framed, part, tagged, tag = emoji_captions("red apple", tags, style)
+        plain, article, one, two, framed, part, tagged, tag = emoji_captions(
+            "red apple", tags, style
+        )
         tail = f", {style.replace('-', ' ')} style"
         assert (plain, article) == (f"red apple{tail}", f"a red apple{tail}")
         first = one.removeprefix("red apple, ").removesuffix(tail)
         second, third = two.removeprefix("a red apple, ").removesuffix(tail).split(", ")
         assert len({first, second, third}) == 3  # and "apple" and "red" say nothing new
         assert {first, second, third} <= {"diet", "food", "fruit", "health", "ripe"}
-        assert framed.removesuffix(f" red apple{tail}") in BEFORE and re.sub(f"( a)? red apple{tail}$", "", part).removesuffix(" of") in OF
-        assert {tag, tagged.replace(" red apple", "")} <= {f"{new}{tail}" for new in ("diet", "food", "fruit", "health", "ripe")}
+        assert (
+            framed.removesuffix(f" red apple{tail}") in BEFORE
+            and re.sub(f"( a)? red apple{tail}$", "", part).removesuffix(" of") in OF
+        )
+        assert {tag, tagged.replace(" red apple", "")} <= {
+            f"{new}{tail}" for new in ("diet", "food", "fruit", "health", "ripe")
+        }
     assert len({emoji_captions("red apple", tags, s)[2].split(", ")[1] for s in STYLES}) > 1
 
 
-@pytest.mark.parametrize("label, phrase", [
-    ("orange square", "an orange square"), ("one-piece swimsuit", "a one-piece swimsuit"),
-    ("unicorn", "a unicorn"), ("umbrella", "an umbrella"), ("hourglass done", "an hourglass done"),
-    ("crossed swords", "crossed swords"), ("compass", "a compass"), ("cactus", "a cactus"),
-    ("A button (blood type)", "an a button (blood type)")])
+@pytest.mark.parametrize(
+    "label, phrase",
+    [
+        ("orange square", "an orange square"),
+        ("one-piece swimsuit", "a one-piece swimsuit"),
+        ("unicorn", "a unicorn"),
+        ("umbrella", "an umbrella"),
+        ("hourglass done", "an hourglass done"),
+        ("crossed swords", "crossed swords"),
+        ("compass", "a compass"),
+        ("cactus", "a cactus"),
+        ("A button (blood type)", "an a button (blood type)"),
+    ],
+)
 def test_articles(label, phrase):
     assert emoji_captions(label, [], "noto")[1] == f"{phrase}, noto style"
 
@@ -236,11 +291,14 @@ def test_articles(label, phrase):
 @given(words, st.lists(words, max_size=6), st.sampled_from(STYLES))
 def test_captions_without_tags_are_still_eight(label, tags, style):
     captions = emoji_captions(label, tags, style)
-    assert captions == emoji_captions(label, tags[::-1], style)  # the order of the file plays no part
+    assert captions == emoji_captions(
+        label, tags[::-1], style
+    )  # the order of the file plays no part
     assert len(captions) == 8 and captions[0] == f"{label.lower()}, {style.replace('-', ' ')} style"
 
 
 # --- damage ---
+
 
 @pytest.fixture
 def copy(tmp_path):
@@ -284,7 +342,15 @@ def test_a_missing_file_is_named(copy, name):
 
 def test_a_missing_style_is_named(copy):
     path = copy / "emoji" / "index.json"
-    path.write_text(json.dumps({style: entry for style, entry in json.loads(path.read_text()).items() if style != "noto"}))
+    path.write_text(
+        json.dumps(
+            {
+                style: entry
+                for style, entry in json.loads(path.read_text()).items()
+                if style != "noto"
+            }
+        )
+    )
     with pytest.raises(ValueError) as error:
         load("emoji", "heldout", 16, data_dir=copy)
     one_line(error, str(path), "noto", "git checkout data/emoji")
@@ -304,9 +370,15 @@ def test_no_data_folder(tmp_path):
     one_line(error, str(tmp_path / "data"), "pip install -e .")
 
 
-@pytest.mark.parametrize("source, part, side, said", [
-    ("emoji", "test", 32, "heldout-concept"), ("shapes", "test", 32, "validation"),
-    ("emoji", "train", 256, "side=256"), ("emoij", "train", 32, "'emoij'")])
+@pytest.mark.parametrize(
+    "source, part, side, said",
+    [
+        ("emoji", "test", 32, "heldout-concept"),
+        ("shapes", "test", 32, "validation"),
+        ("emoji", "train", 256, "side=256"),
+        ("emoij", "train", 32, "'emoij'"),
+    ],
+)
 def test_what_does_not_exist_is_named(source, part, side, said):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         load(source, part, side)
@@ -314,6 +386,7 @@ def test_what_does_not_exist_is_named(source, part, side, said):
 
 
 # --- a folder of one's own ---
+
 
 def picture(path, size=(20, 16), colour=(200, 30, 30)):
     path.parent.mkdir(exist_ok=True)
@@ -323,7 +396,7 @@ def picture(path, size=(20, 16), colour=(200, 30, 30)):
 FORMS = ("txt", "csv")
 
 
-def folder(root, form, names=("a.png", "b.jpg", "c.webp"), caption="a {} thing, \"so\" to say"):
+def folder(root, form, names=("a.png", "b.jpg", "c.webp"), caption='a {} thing, "so" to say'):
     """A sound folder in one of the two forms."""
     rows = [(name, caption.format(Path(name).stem)) for name in names]
     for name, text in rows:
@@ -338,13 +411,17 @@ def folder(root, form, names=("a.png", "b.jpg", "c.webp"), caption="a {} thing, 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_both_forms_say_the_same(tmp_path, form):
-    names = [f"{i:02}.{suffix}" for i, suffix in enumerate(["png", "jpg", "webp", "JPEG"] * 6)] + ["sub/x.png"]
+    names = [f"{i:02}.{suffix}" for i, suffix in enumerate(["png", "jpg", "webp", "JPEG"] * 6)] + [
+        "sub/x.png"
+    ]
     folder(tmp_path, form, names)
     (tmp_path / "._00.png").write_bytes(b"what a system hides")
     train, heldout = (load(str(tmp_path), part, 8) for part in ("train", "heldout"))
     assert sorted(train.names + heldout.names) == sorted(names) and len(heldout) >= 1
     for pictures in (train, heldout):
-        assert pictures.captions == [(f"a {Path(n).stem} thing, \"so\" to say",) for n in pictures.names]
+        assert pictures.captions == [
+            (f'a {Path(n).stem} thing, "so" to say',) for n in pictures.names
+        ]
         red = pictures.pixels.float() - torch.tensor([200.0, 30, 30])[:, None, None]
         assert red.abs().max() < 8  # JPEG and WebP are lossy
     assert set(load(str(tmp_path), "train", 8, count=5).names) < set(train.names)
@@ -356,7 +433,9 @@ def test_folder_split(names):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folders, "captions_of", lambda root: {n: (n,) for n in names})
         patch.setattr(folders, "read_square", lambda path, side, smallest: None)
-        train, heldout = ({n for n, _, _ in folders.find(Path("."), part, 8, 8)} for part in ("train", "heldout"))
+        train, heldout = (
+            {n for n, _, _ in folders.find(Path("."), part, 8, 8)} for part in ("train", "heldout")
+        )
         assert train and heldout and train | heldout == names and not train & heldout
         names = names | {"one more"}  # moves no held-out picture into training, once there are two
         later = {n for n, _, _ in folders.find(Path("."), "heldout", 8, 8)}
@@ -410,21 +489,29 @@ def chunk(kind, body):
 
 def bomb(path):
     """A PNG of 70 bytes that says it is 60,000 pixels square."""
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
-                     + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def smaller_bomb(path):  # between PIL's warning and its error
     side = int((1.5 * Image.MAX_IMAGE_PIXELS) ** 0.5)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-                     + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def cut(path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     whole = io.BytesIO()
     Image.fromarray(noise).save(whole, path.suffix[1:].replace("jpg", "jpeg"))
-    path.write_bytes(whole.getvalue()[:len(whole.getvalue()) // 2])
+    path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
 
 
 def deep(path):
@@ -432,13 +519,21 @@ def deep(path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name, spoil, said", [
-    ("a.png", bomb, "pixels"), ("a.png", smaller_bomb, "pixels"), ("a.png", cut, "cannot be read"),
-    ("b.jpg", cut, "cannot be read"), ("c.webp", cut, "cannot be read"), ("a.png", deep, "8 bits"),
-    ("b.jpg", lambda p: p.write_bytes(b""), "cannot be read"),
-    ("c.webp", lambda p: p.write_text("no picture"), "cannot be read"),
-    ("a.png", lambda p: Image.new("RGB", (9, 9)).save(p, "GIF"), "cannot be read"),
-    ("a.png", lambda p: picture(p, (40, 7)), "40x7")])
+@pytest.mark.parametrize(
+    "name, spoil, said",
+    [
+        ("a.png", bomb, "pixels"),
+        ("a.png", smaller_bomb, "pixels"),
+        ("a.png", cut, "cannot be read"),
+        ("b.jpg", cut, "cannot be read"),
+        ("c.webp", cut, "cannot be read"),
+        ("a.png", deep, "8 bits"),
+        ("b.jpg", lambda p: p.write_bytes(b""), "cannot be read"),
+        ("c.webp", lambda p: p.write_text("no picture"), "cannot be read"),
+        ("a.png", lambda p: Image.new("RGB", (9, 9)).save(p, "GIF"), "cannot be read"),
+        ("a.png", lambda p: picture(p, (40, 7)), "40x7"),
+    ],
+)
 def test_a_bad_picture_is_named(tmp_path, form, name, spoil, said):
     folder(tmp_path, form)
     spoil(tmp_path / name)
@@ -447,7 +542,10 @@ def test_a_bad_picture_is_named(tmp_path, form, name, spoil, said):
             load(str(tmp_path), part, 8, smallest=8)
     one_line(error, str(tmp_path / name), said, "remove it", "skip_unreadable=True")
     with pytest.warns(UserWarning, match=f"left out: .*{name}.*{said}"):
-        kept = [load(str(tmp_path), part, 8, smallest=8, skip=True).names for part in ("train", "heldout")]
+        kept = [
+            load(str(tmp_path), part, 8, smallest=8, skip=True).names
+            for part in ("train", "heldout")
+        ]
     assert sorted(sum(kept, [])) == sorted({"a.png", "b.jpg", "c.webp"} - {name})
 
 
@@ -456,7 +554,9 @@ def test_a_picture_without_caption_is_named(tmp_path, form):
     picture(folder(tmp_path, form) / "extra.png")
     with pytest.raises(ValueError) as error:
         load(str(tmp_path), "train", 8)
-    one_line(error, "extra.png has no caption", "extra.txt" if form == "txt" else f"captions.{form}")
+    one_line(
+        error, "extra.png has no caption", "extra.txt" if form == "txt" else f"captions.{form}"
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -499,9 +599,17 @@ def test_empty_folder(tmp_path, form):
     one_line(error, str(tmp_path), "0 pictures" if form == "txt" else "empty")
 
 
-@pytest.mark.parametrize("file, said", [
-    ("../x.png", "leads out"), ("/etc/x.png", "leads out"), ("a/../../x.png", "leads out"),
-    ("./a.png", "has a row already"), ("a.gif", "no PNG, JPEG or WebP 'a.gif'"), ("", "no PNG")])
+@pytest.mark.parametrize(
+    "file, said",
+    [
+        ("../x.png", "leads out"),
+        ("/etc/x.png", "leads out"),
+        ("a/../../x.png", "leads out"),
+        ("./a.png", "has a row already"),
+        ("a.gif", "no PNG, JPEG or WebP 'a.gif'"),
+        ("", "no PNG"),
+    ],
+)
 def test_a_bad_row_is_named(tmp_path, file, said):
     folder(tmp_path, "csv")
     picture(tmp_path.parent / "x.png")
@@ -512,11 +620,17 @@ def test_a_bad_row_is_named(tmp_path, file, said):
     one_line(error, "captions.csv line 5", said)
 
 
-@pytest.mark.parametrize("name, text, said", [
-    ("captions.csv", "", "file,caption"), ("captions.csv", "file;caption\na.png;x\n", "file,caption"),
-    ("captions.csv", "file,caption\n", "is empty"), ("captions.csv", "file,caption\na.png\n", "line 2"),
-    ("captions.csv", "file,caption\na.png,red, round\n", "quotes"),
-    ("captions.csv", 'file,caption\na.png,"red\n', "quotes")])
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("captions.csv", "", "file,caption"),
+        ("captions.csv", "file;caption\na.png;x\n", "file,caption"),
+        ("captions.csv", "file,caption\n", "is empty"),
+        ("captions.csv", "file,caption\na.png\n", "line 2"),
+        ("captions.csv", "file,caption\na.png,red, round\n", "quotes"),
+        ("captions.csv", 'file,caption\na.png,"red\n', "quotes"),
+    ],
+)
 def test_a_bad_table_is_named(tmp_path, name, text, said):
     for file in ("a.png", "b.png"):
         picture(tmp_path / file)

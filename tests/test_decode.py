@@ -14,12 +14,20 @@ from properties import decoding, guidance
 from exercises.lesson06 import package_step
 
 STEP_PROPERTIES = (
-    decoding.hides_the_count_again, decoding.keeps_what_is_known, decoding.draws_from_the_tempered_softmax, decoding.keeps_the_most_confident,
-)  # fmt: skip
+    decoding.hides_the_count_again,
+    decoding.keeps_what_is_known,
+    decoding.draws_from_the_tempered_softmax,
+    decoding.keeps_the_most_confident,
+)
 LOOP_PROPERTIES = (
-    decoding.follows_the_reference, decoding.never_shows_the_mask, decoding.revealed_tokens_stay, decoding.same_generator_same_output,
-    decoding.makes_no_idle_pass, decoding.model_sees_masks_only, decoding.takes_half_precision,
-)  # fmt: skip
+    decoding.follows_the_reference,
+    decoding.never_shows_the_mask,
+    decoding.revealed_tokens_stay,
+    decoding.same_generator_same_output,
+    decoding.makes_no_idle_pass,
+    decoding.model_sees_masks_only,
+    decoding.takes_half_precision,
+)
 
 
 # One step
@@ -33,10 +41,16 @@ def test_step(prop):
 def step(logits, ids, hidden, left, token_noise, choice_noise, temperature, bug=None):
     """decode.step once more, with one bug at a time."""
     tempered = logits / temperature if temperature else logits
-    guess = (logits + (token_noise if bug == "no temperature" else temperature * token_noise)).argmax(-1)
+    guess = (
+        logits + (token_noise if bug == "no temperature" else temperature * token_noise)
+    ).argmax(-1)
     if bug != "known tokens drawn again":
         guess = torch.where(hidden, guess, ids)
-    log_p = (tempered if bug == "tempered confidence" else logits).log_softmax(-1).gather(-1, guess[..., None])[..., 0]
+    log_p = (
+        (tempered if bug == "tempered confidence" else logits)
+        .log_softmax(-1)
+        .gather(-1, guess[..., None])[..., 0]
+    )
     if bug != "known tokens compete":
         log_p = log_p.masked_fill(~hidden, float("inf"))
     noisy = log_p + choice_noise
@@ -60,18 +74,21 @@ def test_step_without_a_bug():
         prop(step)
 
 
-@pytest.mark.parametrize("prop, bug", [
-    (decoding.hides_the_count_again, "cutoff"),
-    (decoding.hides_the_count_again, "cutoff or equal"),
-    (decoding.hides_the_count_again, "known tokens compete"),
-    (decoding.hides_the_count_again, "least confident kept"),  # hides what is known and surest
-    (decoding.keeps_what_is_known, "known tokens drawn again"),
-    (decoding.keeps_what_is_known, "known tokens compete"),
-    (decoding.draws_from_the_tempered_softmax, "no temperature"),
-    (decoding.draws_from_the_tempered_softmax, "tempered confidence"),
-    (decoding.keeps_the_most_confident, "least confident kept"),
-    (decoding.keeps_the_most_confident, "last of equals"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prop, bug",
+    [
+        (decoding.hides_the_count_again, "cutoff"),
+        (decoding.hides_the_count_again, "cutoff or equal"),
+        (decoding.hides_the_count_again, "known tokens compete"),
+        (decoding.hides_the_count_again, "least confident kept"),  # hides what is known and surest
+        (decoding.keeps_what_is_known, "known tokens drawn again"),
+        (decoding.keeps_what_is_known, "known tokens compete"),
+        (decoding.draws_from_the_tempered_softmax, "no temperature"),
+        (decoding.draws_from_the_tempered_softmax, "tempered confidence"),
+        (decoding.keeps_the_most_confident, "least confident kept"),
+        (decoding.keeps_the_most_confident, "last of equals"),
+    ],
+)
 def test_broken_step(prop, bug, refuses):
     refuses(prop, partial(step, bug=bug))
 
@@ -107,15 +124,35 @@ def decode(model, ids, mask_id, context, uncond, sampling, generator, bug=None):
         logits = model(inputs, context)
         if uncond is not None and (t or bug == "two passes"):
             other = model(inputs, uncond)
-            logits = (other + t * (logits - other)) if bug == "the other scale" else (1 + t) * logits - t * other
-        tau = tau * (1 - (k + 1) / S) if bug == "annealed twice" else sampling.choice_temperature * (1 - (k + 1) / S)
+            logits = (
+                (other + t * (logits - other))
+                if bug == "the other scale"
+                else (1 + t) * logits - t * other
+            )
+        tau = (
+            tau * (1 - (k + 1) / S)
+            if bug == "annealed twice"
+            else sampling.choice_temperature * (1 - (k + 1) / S)
+        )
         draw = None if bug == "global noise" else generator
         precision = logits.dtype if bug == "half noise" else torch.float32
-        gumbel = lambda *shape: -torch.log(-torch.log(torch.rand(shape, generator=draw).to(precision).clamp(1e-20, 1 - 1e-7)))
-        now = (step if bug == "half confidence" else package_step)(
-            logits, ids, hidden, left, gumbel(*logits.shape), tau * gumbel(*ids.shape), sampling.temperature
+        gumbel = lambda *shape: (
+            -torch.log(
+                -torch.log(torch.rand(shape, generator=draw).to(precision).clamp(1e-20, 1 - 1e-7))
+            )
         )
-        ids = now.ids.masked_fill(now.hidden, mask_id) if bug == "the state is returned" else now.ids
+        now = (step if bug == "half confidence" else package_step)(
+            logits,
+            ids,
+            hidden,
+            left,
+            gumbel(*logits.shape),
+            tau * gumbel(*ids.shape),
+            sampling.temperature,
+        )
+        ids = (
+            now.ids.masked_fill(now.hidden, mask_id) if bug == "the state is returned" else now.ids
+        )
         hidden = now.hidden
         yield Step(ids, now.confidence, hidden)
 
@@ -129,7 +166,9 @@ def one_batch(decoder):
                 if uncond is None or sampling.guidance == 0:
                     return model(inputs, rows)
                 if rows is context:
-                    self.cond, self.uncond = model(torch.cat([inputs, inputs]), context.join(uncond)).chunk(2)
+                    self.cond, self.uncond = model(
+                        torch.cat([inputs, inputs]), context.join(uncond)
+                    ).chunk(2)
                     return self.cond
                 return self.uncond
 
@@ -143,23 +182,26 @@ def test_decode_without_a_bug():
         prop(one_batch(decode))
 
 
-@pytest.mark.parametrize("prop, bug", [
-    (decoding.follows_the_reference, "annealed twice"),
-    (decoding.follows_the_reference, "counts from N"),
-    (decoding.follows_the_reference, "late ramp"),
-    (decoding.follows_the_reference, "the other scale"),
-    (decoding.follows_the_reference, "guesses shown"),
-    (decoding.never_shows_the_mask, "the state is returned"),
-    (decoding.never_shows_the_mask, "given tokens hidden"),
-    (decoding.never_shows_the_mask, "one token stays"),
-    (decoding.revealed_tokens_stay, "given tokens hidden"),
-    (decoding.same_generator_same_output, "global noise"),
-    (decoding.same_generator_same_output, "in place"),
-    (decoding.makes_no_idle_pass, "idle passes"),
-    (decoding.model_sees_masks_only, "guesses shown"),
-    (decoding.takes_half_precision, "half confidence"),
-    (decoding.takes_half_precision, "half noise"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prop, bug",
+    [
+        (decoding.follows_the_reference, "annealed twice"),
+        (decoding.follows_the_reference, "counts from N"),
+        (decoding.follows_the_reference, "late ramp"),
+        (decoding.follows_the_reference, "the other scale"),
+        (decoding.follows_the_reference, "guesses shown"),
+        (decoding.never_shows_the_mask, "the state is returned"),
+        (decoding.never_shows_the_mask, "given tokens hidden"),
+        (decoding.never_shows_the_mask, "one token stays"),
+        (decoding.revealed_tokens_stay, "given tokens hidden"),
+        (decoding.same_generator_same_output, "global noise"),
+        (decoding.same_generator_same_output, "in place"),
+        (decoding.makes_no_idle_pass, "idle passes"),
+        (decoding.model_sees_masks_only, "guesses shown"),
+        (decoding.takes_half_precision, "half confidence"),
+        (decoding.takes_half_precision, "half noise"),
+    ],
+)
 def test_broken_decode(prop, bug, refuses):
     refuses(prop, one_batch(partial(decode, bug=bug)))
 
@@ -171,9 +213,13 @@ def test_unconditional_rows_that_nobody_uses(refuses):
 def test_every_hole_is_filled_in_all_steps():
     """The reveal counts of one decode, of three holes: none, one token, eight."""
     ids = decoding.UNEVEN.ids
-    hidden = [torch.from_numpy(ids == 4).sum(-1).tolist()] + [s.hidden.sum(-1).tolist() for s in decoding.UNEVEN.run(ours.decode)]
+    hidden = [torch.from_numpy(ids == 4).sum(-1).tolist()] + [
+        s.hidden.sum(-1).tolist() for s in decoding.UNEVEN.run(ours.decode)
+    ]
     assert [row[0] for row in hidden] == [9, *schedule.masked_after(9, 5)]
-    assert [row[1] for row in hidden] == [1, 1, 1, 1, 1, 0] and [row[2] for row in hidden] == [0] * 6
+    assert [row[1] for row in hidden] == [1, 1, 1, 1, 1, 0] and [row[2] for row in hidden] == [
+        0
+    ] * 6
 
 
 @pytest.mark.parametrize("law", schedule.LAWS)
@@ -183,7 +229,9 @@ def test_all_equal_confidences(law):
     ids = torch.full((3, 25), 7)
     ids[1, :20], ids[2, 3] = 2, 5
     sampling = Sampling(steps=6, law=law, temperature=0.0, choice_temperature=0.0)
-    taken = list(ours.decode(constant, ids, 7, decoding.rows(0, 3, 7), None, sampling, decoding.generator()))
+    taken = list(
+        ours.decode(constant, ids, 7, decoding.rows(0, 3, 7), None, sampling, decoding.generator())
+    )
     wanted = [schedule.masked_after(n, 6, law) for n in (25, 5, 24)]
     seen = [[int(s.hidden[b].sum()) for s in taken] for b in range(3)]
     steps = [k for k in range(6) if k == 0 or any(row[k] != row[k - 1] for row in wanted)]
@@ -195,7 +243,9 @@ def test_guidance_at_zero_is_no_guidance():
     for seed in range(5):
         ids = torch.full((2, 9), 5)
         model, cond, draw = decoding.Table(seed, 5), decoding.rows(1, 2, 5), decoding.generator
-        run = lambda uncond, t: list(ours.decode(model, ids, 5, cond, uncond, Sampling(steps=4, guidance=t), draw(seed)))
+        run = lambda uncond, t: list(
+            ours.decode(model, ids, 5, cond, uncond, Sampling(steps=4, guidance=t), draw(seed))
+        )
         pairs = zip(run(None, 3.0), run(decoding.rows(9, 2, 5), 0.0))
         assert all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two))
 
@@ -205,14 +255,20 @@ def test_guidance():
     guidance.extrapolates_by_t(ours.guide)
 
 
-@pytest.mark.parametrize("prop, planted", [
-    (guidance.neutral_at_zero, lambda c, u, t: u + (1 + t) * (c - u)),  # neutral but for the last bits
-    (guidance.neutral_at_zero, lambda c, u, t: u + t * (c - u)),
-    (guidance.extrapolates_by_t, lambda c, u, t: u + t * (c - u)),
-    (guidance.extrapolates_by_t, lambda c, u, t: (1 + t) * u - t * c),
-    (guidance.extrapolates_by_t, lambda c, u, t: (1 + t) * c + t * u),
-    (guidance.extrapolates_by_t, lambda c, u, t: (1 + t * t) * c - t * t * u),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prop, planted",
+    [
+        (
+            guidance.neutral_at_zero,
+            lambda c, u, t: u + (1 + t) * (c - u),
+        ),  # neutral but for the last bits
+        (guidance.neutral_at_zero, lambda c, u, t: u + t * (c - u)),
+        (guidance.extrapolates_by_t, lambda c, u, t: u + t * (c - u)),
+        (guidance.extrapolates_by_t, lambda c, u, t: (1 + t) * u - t * c),
+        (guidance.extrapolates_by_t, lambda c, u, t: (1 + t) * c + t * u),
+        (guidance.extrapolates_by_t, lambda c, u, t: (1 + t * t) * c - t * t * u),
+    ],
+)
 def test_broken_guidance(prop, planted, refuses):
     refuses(prop, planted)
 
@@ -224,10 +280,15 @@ def test_noise():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_noise(dtype, refuses):
     def gumbel(shape, generator):
-        return -torch.log(-torch.log(torch.rand(shape, generator=generator, dtype=dtype).clamp(1e-20)))
+        return -torch.log(
+            -torch.log(torch.rand(shape, generator=generator, dtype=dtype).clamp(1e-20))
+        )
 
     refuses(decoding.noise_is_standard_gumbel, gumbel)
-    refuses(decoding.noise_is_standard_gumbel, lambda shape, generator: torch.randn(shape, generator=generator))
+    refuses(
+        decoding.noise_is_standard_gumbel,
+        lambda shape, generator: torch.randn(shape, generator=generator),
+    )
 
 
 # Samplers, prompts, and intervals of guidance
@@ -260,43 +321,64 @@ def greedy_entropy(logits, log_p, hidden, left, noise, sampling, bug):
     sums = rising.cumsum(-1) - (0 if bug == "the largest counts" else rising)
     safe = (sums <= sampling.entropy_bound).logical_and(rising.isfinite()).sum(-1)
     later = hidden.sum(-1) - safe
-    return (spread if bug == "least certain first" else -spread), later if bug == "slower than the schedule" else torch.minimum(left, later)
+    return (
+        spread if bug == "least certain first" else -spread
+    ), later if bug == "slower than the schedule" else torch.minimum(left, later)
 
 
-@pytest.mark.parametrize("planted", [
-    swapped(lambda logits, log_p, hidden, left, noise, sampling: (log_p, (left - 1).clamp(min=0))),
-    swapped(lambda logits, log_p, hidden, left, noise, sampling: (log_p, left.clamp(min=1))),
-    swapped(lambda logits, log_p, hidden, left, noise, sampling: (log_p + torch.rand(log_p.shape), left)),
-    swapped(partial(greedy_entropy, bug="slower than the schedule"), "entropy"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "planted",
+    [
+        swapped(
+            lambda logits, log_p, hidden, left, noise, sampling: (log_p, (left - 1).clamp(min=0))
+        ),
+        swapped(lambda logits, log_p, hidden, left, noise, sampling: (log_p, left.clamp(min=1))),
+        swapped(
+            lambda logits, log_p, hidden, left, noise, sampling: (
+                log_p + torch.rand(log_p.shape),
+                left,
+            )
+        ),
+        swapped(partial(greedy_entropy, bug="slower than the schedule"), "entropy"),
+    ],
+)
 def test_broken_samplers(planted, refuses):
     with torch.random.fork_rng():
         refuses(decoding.every_sampler_keeps_its_promises, planted)
 
 
-@pytest.mark.parametrize("bug", ["known compete", "the largest counts", "least certain first", "slower than the schedule"])
+@pytest.mark.parametrize(
+    "bug",
+    ["known compete", "the largest counts", "least certain first", "slower than the schedule"],
+)
 def test_broken_entropy(bug, refuses):
     decoding.reveals_as_many_as_are_safe(partial(greedy_entropy, bug=None))
     refuses(decoding.reveals_as_many_as_are_safe, partial(greedy_entropy, bug=bug))
 
 
-@pytest.mark.parametrize("planted", [
-    torch.arange,  # row by row
-    lambda n: ours.halton_order(n).reshape(round(n**0.5), -1).T.flatten(),
-    lambda n: ours.halton_order(n).clamp(max=n - 2),
-    lambda n: n - 1 - ours.halton_order(n),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "planted",
+    [
+        torch.arange,  # row by row
+        lambda n: ours.halton_order(n).reshape(round(n**0.5), -1).T.flatten(),
+        lambda n: ours.halton_order(n).clamp(max=n - 2),
+        lambda n: n - 1 - ours.halton_order(n),
+    ],
+)
 def test_other_orders(planted, refuses):
     refuses(decoding.visits_every_place_evenly, planted)
 
 
-@pytest.mark.parametrize("planted", [
-    lambda x, g, T, k: ours.draw(x, g, T, 0),
-    lambda x, g, T, k: ours.draw(x, g, T, k + 1),
-    lambda x, g, T, k: ours.draw(x, g, T, max(1, k)),
-    lambda x, g, T, k: ours.draw(x, g, T, max(0, k - 1)),
-    lambda x, g, T, k: ours.draw(-x, g, T, k),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda x, g, T, k: ours.draw(x, g, T, 0),
+        lambda x, g, T, k: ours.draw(x, g, T, k + 1),
+        lambda x, g, T, k: ours.draw(x, g, T, max(1, k)),
+        lambda x, g, T, k: ours.draw(x, g, T, max(0, k - 1)),
+        lambda x, g, T, k: ours.draw(-x, g, T, k),
+    ],
+)
 def test_broken_draws(planted, refuses):
     refuses(decoding.draws_from_the_k_likeliest, planted)
 
@@ -304,8 +386,20 @@ def test_broken_draws(planted, refuses):
 def test_settings_reach_the_step():
     """Halton's order is the order of revealing; top_k 1 is temperature 0, and no limit is none."""
     model = decoding.Table(1, 5)
-    model.own = model.own + 1e-3 * torch.randn(6, 5, generator=decoding.generator()).numpy()  # no ties
-    run = lambda **how: list(ours.decode(model, torch.full((2, 16), 5), 5, decoding.rows(1, 2, 5), None, Sampling(**how), decoding.generator()))
+    model.own = (
+        model.own + 1e-3 * torch.randn(6, 5, generator=decoding.generator()).numpy()
+    )  # no ties
+    run = lambda **how: list(
+        ours.decode(
+            model,
+            torch.full((2, 16), 5),
+            5,
+            decoding.rows(1, 2, 5),
+            None,
+            Sampling(**how),
+            decoding.generator(),
+        )
+    )
     ranks = ours.halton_order(16)
     for k, step in enumerate(run(steps=16, law="linear", sampler="halton")):
         assert torch.equal(step.hidden, (ranks > k).expand(2, -1))
@@ -336,16 +430,41 @@ def test_composed_prompts(ramp):
 
 
 def test_one_prompt_of_weight_one_is_plain_guidance():
-    ids, draw, model, one, null = torch.full((2, 9), 5), decoding.generator, decoding.Table(1, 5), decoding.rows(1, 2, 5), decoding.rows(2, 2, 5)
-    run = lambda **how: [*ours.decode(model, ids, 5, one, null, Sampling(steps=4, guidance=2.0), draw(0), **how)][-1].ids
+    ids, draw, model, one, null = (
+        torch.full((2, 9), 5),
+        decoding.generator,
+        decoding.Table(1, 5),
+        decoding.rows(1, 2, 5),
+        decoding.rows(2, 2, 5),
+    )
+    run = lambda **how: (
+        [*ours.decode(model, ids, 5, one, null, Sampling(steps=4, guidance=2.0), draw(0), **how)][
+            -1
+        ].ids
+    )
     assert torch.equal(run(), run(weights=(1.0,))) and not torch.equal(run(), run(weights=(0.2,)))
 
 
 def test_no_unconditional_pass_outside_of_the_interval():
-    for guided, batches in (((0.5, 1.0), [2, 2, 4, 4]), ((0.0, 0.25), [4, 2, 2, 2]), ((0.0, 1.0), [4] * 4), ((0.0, 0.0), [2] * 4)):
+    for guided, batches in (
+        ((0.5, 1.0), [2, 2, 4, 4]),
+        ((0.0, 0.25), [4, 2, 2, 2]),
+        ((0.0, 1.0), [4] * 4),
+        ((0.0, 0.0), [2] * 4),
+    ):
         model = decoding.Table(1, 5)
         sampling = Sampling(steps=4, guidance=2.0, ramp=False, guided=guided)
-        list(ours.decode(model, torch.full((2, 9), 5), 5, decoding.rows(1, 2, 5), decoding.rows(2, 2, 5), sampling, decoding.generator()))
+        list(
+            ours.decode(
+                model,
+                torch.full((2, 9), 5),
+                5,
+                decoding.rows(1, 2, 5),
+                decoding.rows(2, 2, 5),
+                sampling,
+                decoding.generator(),
+            )
+        )
         assert [len(seen) for seen in model.passes] == batches, guided
 
 
@@ -355,8 +474,25 @@ def test_many_rows_take_their_guidance_one_after_the_other(monkeypatch):
         (P, B), found = (len(weights), 2), []
         for most, sizes in ((18, [(P + 1) * B] * 4), (17, [P * B, B] * 4)):
             monkeypatch.setattr(ours, "FEW", most)
-            model, one, null = decoding.Table(1, 5), decoding.rows(1, P * B, 5), decoding.rows(2, B, 5)
-            found.append(list(ours.decode(model, torch.full((B, 9), 5), 5, one, null, Sampling(steps=4), decoding.generator(), weights)))
+            model, one, null = (
+                decoding.Table(1, 5),
+                decoding.rows(1, P * B, 5),
+                decoding.rows(2, B, 5),
+            )
+            found.append(
+                list(
+                    ours.decode(
+                        model,
+                        torch.full((B, 9), 5),
+                        5,
+                        one,
+                        null,
+                        Sampling(steps=4),
+                        decoding.generator(),
+                        weights,
+                    )
+                )
+            )
             assert [len(seen) for seen in model.passes] == sizes
         for together, apart in zip(*found, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(together, apart))
@@ -364,10 +500,27 @@ def test_many_rows_take_their_guidance_one_after_the_other(monkeypatch):
 
 def test_certain_tokens_come_at_once():
     """A model that is sure of everything needs one step by entropy, and S by confidence."""
-    sure = lambda ids, context, where: 50.0 * torch.eye(16)[torch.arange(16)].expand(len(ids), 16, 16)[where]
+    sure = lambda ids, context, where: (
+        50.0 * torch.eye(16)[torch.arange(16)].expand(len(ids), 16, 16)[where]
+    )
     for sampler, steps in (("entropy", 1), ("confidence", 8)):
         sampling = Sampling(steps=8, sampler=sampler)
-        assert len(list(ours.decode(sure, torch.full((2, 16), 16), 16, None, None, sampling, decoding.generator()))) == steps
+        assert (
+            len(
+                list(
+                    ours.decode(
+                        sure,
+                        torch.full((2, 16), 16),
+                        16,
+                        None,
+                        None,
+                        sampling,
+                        decoding.generator(),
+                    )
+                )
+            )
+            == steps
+        )
 
 
 def test_impossible_sampling():

@@ -25,26 +25,43 @@ LARGE = {name: describe(name) for name in ("muse-3b", "muse-632m")}
 def test_the_papers_sizes():
     found = LARGE["muse-3b"]
     assert found["parameters"]["text"] == pytest.approx(4762.3e6, rel=1e-4)
-    assert 3.2e9 < found["parameters"]["base"] < 3.3e9 and found["parameters"]["superres"] == pytest.approx(0.77e9, rel=0.03)
+    assert 3.2e9 < found["parameters"]["base"] < 3.3e9 and found["parameters"][
+        "superres"
+    ] == pytest.approx(0.77e9, rel=0.03)
     assert found["flops"]["base_image_uncached"] == pytest.approx(74.3e12, rel=0.03)
     assert found["flops"]["base_image"] == pytest.approx(71.3e12, rel=0.03)
     assert found["flops"]["superres_image_uncached"] == pytest.approx(68.5e12, rel=0.03)
     assert found["flops"]["superres_image"] == pytest.approx(67e12, rel=0.03)
     small = LARGE["muse-632m"]["parameters"]
-    assert small["base"] == pytest.approx(632e6, rel=0.02) and small["superres"] == pytest.approx(268e6, rel=0.02)
+    assert small["base"] == pytest.approx(632e6, rel=0.02) and small["superres"] == pytest.approx(
+        268e6, rel=0.02
+    )
 
 
 def t5_by_hand(c):
     inner, mlps = c.num_heads * c.d_kv, 3 if c.feed_forward_proj == "gated-gelu" else 2
     layer = 4 * c.d_model * inner + mlps * c.d_model * c.d_ff + 2 * c.d_model
-    return c.vocab_size * c.d_model + c.num_layers * layer + c.relative_attention_num_buckets * c.num_heads + c.d_model
+    return (
+        c.vocab_size * c.d_model
+        + c.num_layers * layer
+        + c.relative_attention_num_buckets * c.num_heads
+        + c.d_model
+    )
 
 
 def base_by_hand(config, E):
     """Parameters, and multiply-adds of a pass and of what is computed once per caption, from the letters."""
-    D, L, H, K, N = config.base.width, config.base.layers, config.base.heads, config.tokenizer.codes, config.tokenizer.grid**2
+    D, L, H, K, N = (
+        config.base.width,
+        config.base.layers,
+        config.base.heads,
+        config.tokenizer.codes,
+        config.tokenizer.grid**2,
+    )
     side = config.tokenizer.grid
-    block = 4 * D * D + 4 * D * D + 8 * D * D + 3 * D + H * (2 * side - 1) ** 2  # self, cross, MLP, norms, offsets
+    block = (
+        4 * D * D + 4 * D * D + 8 * D * D + 3 * D + H * (2 * side - 1) ** 2
+    )  # self, cross, MLP, norms, offsets
     head = D * D + D + D * K + K
     parameters = E * D + D + D + (K + 1) * D + 2 * side * D + L * block + D + head
     attention = 2 * N * N * D + 2 * N * T * D  # scores and mixture, of all heads together
@@ -61,7 +78,9 @@ def test_the_base_model_by_hand(name):
     S = config.sampling.steps
     assert found["parameters"]["base"] == parameters
     assert found["flops"]["base_pass"] == 2 * (again + once)
-    assert found["flops"]["base_image"] == 2 * 2 * (S * again + once) and found["flops"]["base_image_uncached"] == 2 * 2 * S * (again + once)
+    assert found["flops"]["base_image"] == 2 * 2 * (S * again + once) and found["flops"][
+        "base_image_uncached"
+    ] == 2 * 2 * S * (again + once)
     assert found["flops"]["base_train_step"] == 6 * config.stages.base.batch * (again + once)
 
 
@@ -73,7 +92,9 @@ def test_super_resolution_by_hand(name):
     K, w = config.tokenizer_hi.codes, c.window
     encoder = c.encoder_layers * (n * 12 * D * D + 2 * n * n * D)
     once = T * E * D + encoder + n * D * (N // n) * D + c.layers * (n + T) * 2 * D * D
-    multi_axis = N * (w * w + (config.tokenizer_hi.grid // w) ** 2) * D  # half of the width each, twice: scores and mixture
+    multi_axis = (
+        N * (w * w + (config.tokenizer_hi.grid // w) ** 2) * D
+    )  # half of the width each, twice: scores and mixture
     again = c.layers * (N * 14 * D * D + multi_axis + 2 * N * (n + T) * D) + N * (D * D + D * K)
     assert found["flops"]["superres_pass"] == 2 * (again + once)
 
@@ -95,15 +116,28 @@ def test_what_training_holds():
     from minimuse.train import make_optimizers
 
     for kind, each in (("adamw", 20), ("adafactor", 12)):
-        config = override(PRESETS["tiny"], ["base.width=128", "stages.base.muon_lr=0", f"stages.base.optimizer={kind}"])
+        config = override(
+            PRESETS["tiny"],
+            ["base.width=128", "stages.base.muon_lr=0", f"stages.base.optimizer={kind}"],
+        )
         model = build("base", config, 16)
         (optimizer,) = make_optimizers(model, config.stages.base)
         ids, hidden = torch.zeros(2, 16, dtype=torch.long), torch.ones(2, 16, dtype=torch.bool)
-        masked_token_loss(model(ids, model.context(torch.zeros(2, 3, 16), torch.ones(2, 3, dtype=torch.bool)), hidden), ids, hidden).loss.backward()
+        masked_token_loss(
+            model(
+                ids,
+                model.context(torch.zeros(2, 3, 16), torch.ones(2, 3, dtype=torch.bool)),
+                hidden,
+            ),
+            ids,
+            hidden,
+        ).loss.backward()
         optimizer.step()
         state = sum(x.numel() for values in optimizer.state.values() for x in values.values())
         size = sum(p.numel() for p in model.parameters())
-        assert each * size <= 4 * (3 * size + state) < 1.02 * each * size, "weight, gradient, average, and the optimizer's"
+        assert each * size <= 4 * (3 * size + state) < 1.02 * each * size, (
+            "weight, gradient, average, and the optimizer's"
+        )
 
 
 def test_the_command(capsys, tmp_path):
@@ -113,9 +147,15 @@ def test_the_command(capsys, tmp_path):
     assert all(isinstance(value, int) for row in found.values() for value in row.values())
     assert main(["describe", "muse-3b"]) == 0
     text = capsys.readouterr().out
-    assert "3,268.480 M" in text and "71.520 TFLOP" in text and len(text.splitlines()) == sum(map(len, LARGE["muse-3b"].values()))
+    assert (
+        "3,268.480 M" in text
+        and "71.520 TFLOP" in text
+        and len(text.splitlines()) == sum(map(len, LARGE["muse-3b"].values()))
+    )
     other = tmp_path / "config.json"
-    other.write_text(json.dumps(dict(vocab_size=100, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)))
+    other.write_text(
+        json.dumps(dict(vocab_size=100, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
+    )
     assert main(["describe", "toy", "--t5", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"]["text"] < 1e5
     assert main(["describe", "toy", "--t5", str(tmp_path / "none")]) == 2
@@ -132,7 +172,9 @@ def test_three_billion_parameters_run_and_learn():
     try:
         with torch.no_grad():
             model = build("base", config, 4096)
-            logits = model(ids.masked_fill(hidden, 8192), model.context(text.bfloat16(), visible), hidden)
+            logits = model(
+                ids.masked_fill(hidden, 8192), model.context(text.bfloat16(), visible), hidden
+            )
     finally:
         torch.set_default_dtype(torch.float32)
     assert logits.shape == (int(hidden.sum()), 8192) and logits.isfinite().all()
@@ -143,7 +185,11 @@ def test_three_billion_parameters_run_and_learn():
     (optimizer,) = make_optimizers(shallow, config.stages.base)
     losses = []
     for _ in range(2):
-        loss = masked_token_loss(shallow(ids.masked_fill(hidden, 8192), shallow.context(text, visible), hidden), ids, hidden).loss
+        loss = masked_token_loss(
+            shallow(ids.masked_fill(hidden, 8192), shallow.context(text, visible), hidden),
+            ids,
+            hidden,
+        ).loss
         losses.append(float(loss.detach()))
         loss.backward()
         optimizer.step()

@@ -41,7 +41,9 @@ def muse(tiny_model):
 
 
 def picture(width=32, height=32, seed=0):
-    noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    noise = np.random.default_rng(seed).integers(
+        0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8
+    )
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -75,14 +77,21 @@ def test_tokens_outside_of_the_mask_stay(muse, drawn_ids, box):
 def test_kept_pixels_are_the_pictures_own(muse):
     outside = ~edit.hole_of(mask(), 32, 32).numpy()
     before = np.array(picture())
-    kept, tokens = (np.array(edit.inpaint(muse, picture(), mask(), CAPTION, keep_pixels=k)[0]) for k in (True, False))
-    assert (kept[outside] == before[outside]).all() and not (tokens[outside] == before[outside]).all()
+    kept, tokens = (
+        np.array(edit.inpaint(muse, picture(), mask(), CAPTION, keep_pixels=k)[0])
+        for k in (True, False)
+    )
+    assert (kept[outside] == before[outside]).all() and not (
+        tokens[outside] == before[outside]
+    ).all()
     assert not (kept[~outside] == before[~outside]).all()
 
 
 def test_an_empty_mask_draws_nothing_and_says_so(muse):
     with pytest.warns(UserWarning, match="empty"):
-        (after,) = edit.inpaint(muse, picture(), Image.new("L", (32, 32)), CAPTION, keep_pixels=True)
+        (after,) = edit.inpaint(
+            muse, picture(), Image.new("L", (32, 32)), CAPTION, keep_pixels=True
+        )
     assert after.tobytes() == picture().tobytes()
 
 
@@ -131,13 +140,17 @@ def test_very_large_pictures_are_asked_about(muse):
     assert edit.inpaint(muse, large, mask(140, 33), CAPTION, tile=True)[0].size == (140, 33)
 
 
-@pytest.mark.parametrize("pad", [(0, 0, 32, 0), (1, 0, 0, 0), (3, 9, 5, 17), (8, 8, 8, 8), (0, 40, 0, 0)])
+@pytest.mark.parametrize(
+    "pad", [(0, 0, 32, 0), (1, 0, 0, 0), (3, 9, 5, 17), (8, 8, 8, 8), (0, 40, 0, 0)]
+)
 @pytest.mark.parametrize("size", [(32, 32), (27, 21)])
 def test_outpainting_puts_the_picture_where_it_belongs(muse, pad, size):
     (after,) = edit.outpaint(muse, picture(*size), CAPTION, pad, keep_pixels=True)
     left, top, right, bottom = pad
     assert after.size == (left + size[0] + right, top + size[1] + bottom)
-    assert after.crop((left, top, left + size[0], top + size[1])).tobytes() == picture(*size).tobytes()
+    assert (
+        after.crop((left, top, left + size[0], top + size[1])).tobytes() == picture(*size).tobytes()
+    )
 
 
 def test_outpainting_needs_something_to_do(muse):
@@ -156,7 +169,19 @@ def test_an_iteration_redraws_its_share_and_no_more(muse):
     assert not torch.equal(states[-1], states[0]) and not torch.equal(states[-1][0], states[-1][1])
     again = list(edit.edits(muse, picture(), CAPTION, iterations=6, share=0.2, n=3))
     assert all(torch.equal(a, b) for a, b in zip(states, again))
-    other = list(edit.edits(muse, picture(), CAPTION, iterations=6, share=0.2, n=3, guidance=0.0, top_k=1, temperature=0.0))
+    other = list(
+        edit.edits(
+            muse,
+            picture(),
+            CAPTION,
+            iterations=6,
+            share=0.2,
+            n=3,
+            guidance=0.0,
+            top_k=1,
+            temperature=0.0,
+        )
+    )
     assert not torch.equal(states[-1], other[-1])
 
 
@@ -173,7 +198,13 @@ def test_editing_leaves_high_res_tokens_under_unchanged_ones(muse, drawn_ids):
 
 def test_mask_free_editing_draws_as_asked_at_both_resolutions(muse, monkeypatch):
     asked, steps = [], muse.steps
-    monkeypatch.setattr(muse, "steps", lambda *a, sampling_hi, **k: asked.append(sampling_hi) or steps(*a, sampling_hi=sampling_hi, **k))
+    monkeypatch.setattr(
+        muse,
+        "steps",
+        lambda *a, sampling_hi, **k: (
+            asked.append(sampling_hi) or steps(*a, sampling_hi=sampling_hi, **k)
+        ),
+    )
     edit.edit(muse, picture(), CAPTION, 1, guidance=7.0, steps=2)
     edit.edit(muse, picture(), CAPTION, 1)
     own = muse.config.sampling_hi
@@ -199,23 +230,31 @@ def test_windows_end_and_see_as_much_as_they_can():
         taken.append((y.start, x.start))
         assert (low[:, y, x] == 7).any() or (high[:, y2, x2] == 5).any()
         low[:, y, x], high[:, y2, x2] = 0, 0
-    assert taken[0] == (0, 0) and len(taken) == len(set(taken)) and not (low == 7).any() and not (high == 5).any()
+    assert (
+        taken[0] == (0, 0)
+        and len(taken) == len(set(taken))
+        and not (low == 7).any()
+        and not (high == 5).any()
+    )
 
 
-@pytest.mark.parametrize("argv, names", [
-    (["inpaint", "p.png", "nope.png", "a"], "nope.png"),
-    (["inpaint", "nope.png", "m.png", "a"], "nope.png"),
-    (["inpaint", "p.png", "m.txt", "a"], "m.txt"),
-    (["inpaint", "p.png", "m.png", "a", "--n", "0"], "--n is 0"),
-    (["outpaint", "p.png", "a"], "--pad"),
-    (["outpaint", "p.png", "a", "--pad", "x"], "--pad"),
-    (["outpaint", "p.png", "a", "--pad", "1,2"], "left,top,right,bottom"),
-    (["outpaint", "p.png", "a", "--pad", "0"], "pad is 0,0,0,0"),
-    (["outpaint", "p.png", "a", "--pad", "300"], "--tile"),
-    (["edit", "p.png", "a", "--iterations", "-1"], "iterations -1"),
-    (["edit", "p.png", "a", "--share", "2"], "share 2"),
-    (["edit", "p.png", "a", "-o", "nowhere/x.png"], "nowhere"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, names",
+    [
+        (["inpaint", "p.png", "nope.png", "a"], "nope.png"),
+        (["inpaint", "nope.png", "m.png", "a"], "nope.png"),
+        (["inpaint", "p.png", "m.txt", "a"], "m.txt"),
+        (["inpaint", "p.png", "m.png", "a", "--n", "0"], "--n is 0"),
+        (["outpaint", "p.png", "a"], "--pad"),
+        (["outpaint", "p.png", "a", "--pad", "x"], "--pad"),
+        (["outpaint", "p.png", "a", "--pad", "1,2"], "left,top,right,bottom"),
+        (["outpaint", "p.png", "a", "--pad", "0"], "pad is 0,0,0,0"),
+        (["outpaint", "p.png", "a", "--pad", "300"], "--tile"),
+        (["edit", "p.png", "a", "--iterations", "-1"], "iterations -1"),
+        (["edit", "p.png", "a", "--share", "2"], "share 2"),
+        (["edit", "p.png", "a", "-o", "nowhere/x.png"], "nowhere"),
+    ],
+)
 def test_the_command_line_refuses(tiny_model, tmp_path, monkeypatch, capsys, argv, names):
     monkeypatch.chdir(tmp_path)
     picture().save("p.png")
@@ -228,7 +267,11 @@ def test_the_command_line_refuses(tiny_model, tmp_path, monkeypatch, capsys, arg
         code = stop.code
     lines = capsys.readouterr().err.splitlines()
     assert code == 2 and len(lines) == 1 and names in lines[0], (code, lines)
-    assert {p.name for p in tmp_path.iterdir()} == {"p.png", "m.png", "m.txt"}  # nothing half-written
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "p.png",
+        "m.png",
+        "m.txt",
+    }  # nothing half-written
 
 
 def test_the_command_line_edits(tiny_model, tmp_path, monkeypatch):
@@ -236,9 +279,63 @@ def test_the_command_line_edits(tiny_model, tmp_path, monkeypatch):
     picture().save("p.png")
     mask().save("m.png")
     how = ["--model", str(tiny_model), "--sampler", "halton"]
-    assert main(["inpaint", "p.png", "m.png", CAPTION, "-o", "i.png", "--n", "2", "--keep-pixels", "--sheet", "is.png", *how]) == 0
-    assert main(["outpaint", "p.png", CAPTION, "--pad", "4,0,8,0", "-o", "o.png", "--sheet", "os.png", *how]) == 0
-    assert main(["edit", "p.png", CAPTION, "--iterations", "2", "-o", "e.png", "--sheet", "es.png", *how]) == 0
+    assert (
+        main(
+            [
+                "inpaint",
+                "p.png",
+                "m.png",
+                CAPTION,
+                "-o",
+                "i.png",
+                "--n",
+                "2",
+                "--keep-pixels",
+                "--sheet",
+                "is.png",
+                *how,
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "outpaint",
+                "p.png",
+                CAPTION,
+                "--pad",
+                "4,0,8,0",
+                "-o",
+                "o.png",
+                "--sheet",
+                "os.png",
+                *how,
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "edit",
+                "p.png",
+                CAPTION,
+                "--iterations",
+                "2",
+                "-o",
+                "e.png",
+                "--sheet",
+                "es.png",
+                *how,
+            ]
+        )
+        == 0
+    )
     sizes = {name: Image.open(name).size for name in ("i-0.png", "i-1.png", "o.png", "e.png")}
     assert sizes == {"i-0.png": (32, 32), "i-1.png": (32, 32), "o.png": (44, 32), "e.png": (32, 32)}
-    assert Image.open("is.png").width > 4 * 64 and Image.open("es.png").width > 2 * 64 and Image.open("os.png").width > 3 * 44
+    assert (
+        Image.open("is.png").width > 4 * 64
+        and Image.open("es.png").width > 2 * 64
+        and Image.open("os.png").width > 3 * 44
+    )

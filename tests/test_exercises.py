@@ -10,7 +10,12 @@ from exercises.check import PRINTED, check
 
 ALL = [(number, exercise) for number in LESSONS for exercise in lesson(number).EXERCISES]
 names = lambda case: f"{case[0]}-{case[1].name}"
-CHANGED = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", FOLDER], cwd=FOLDER, capture_output=True).returncode == 1
+CHANGED = (
+    subprocess.run(
+        ["git", "diff", "--quiet", "HEAD", "--", FOLDER], cwd=FOLDER, capture_output=True
+    ).returncode
+    == 1
+)
 stubs = pytest.mark.skipif(CHANGED, reason="lessons/exercises has been worked on")
 
 
@@ -46,18 +51,29 @@ def refused_by(exercise, planted) -> list[str]:
 def test_planted_bugs_are_refused(case, planted_profile, record_property):
     _, exercise = case
     assert len(exercise.wrong) >= 4, f"{exercise.name} has {len(exercise.wrong)} planted bugs"
-    table = {planted.__name__ + str(i): refused_by(exercise, planted) for i, planted in enumerate(exercise.wrong)}
+    table = {
+        planted.__name__ + str(i): refused_by(exercise, planted)
+        for i, planted in enumerate(exercise.wrong)
+    }
     record_property("refused by", table)  # in the report of --junitxml: bugs against properties
-    assert all(table.values()), f"{exercise.name}: passes {[name for name, by in table.items() if not by]}"
+    assert all(table.values()), (
+        f"{exercise.name}: passes {[name for name, by in table.items() if not by]}"
+    )
 
 
 @stubs
 def test_every_function_of_a_stub_file_is_checked_or_open():
     for number in LESSONS:
         module = student(number)
-        written = {n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__}
+        written = {
+            n
+            for n, f in vars(module).items()
+            if inspect.isfunction(f) and f.__module__ == module.__name__
+        }
         checked = {e.name for e in lesson(number).EXERCISES}
-        assert written - checked <= {n for n in written if "Open-ended" in vars(module)[n].__doc__}, f"lesson {number}"
+        assert written - checked <= {
+            n for n in written if "Open-ended" in vars(module)[n].__doc__
+        }, f"lesson {number}"
         assert checked <= written
 
 

@@ -28,7 +28,10 @@ from minimuse.train import NEEDS, STAGES, optimize, train_all
 from safetensors.torch import load_file
 
 STEPS = 6
-SETTINGS = [f"stages.{s}.{x}" for s in STAGES for x in (f"steps={STEPS}", "batch=4")] + ["scenes=12", "loss.adversarial_from=0.4"]
+SETTINGS = [f"stages.{s}.{x}" for s in STAGES for x in (f"steps={STEPS}", "batch=4")] + [
+    "scenes=12",
+    "loss.adversarial_from=0.4",
+]
 CONFIG = configs.override(configs.PRESETS["tiny"], SETTINGS)
 SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["minimuse.train", "test_faults"])
@@ -38,7 +41,9 @@ def run(stage, out, config=CONFIG, under_way=None):
     """Train a stage in this process, with a checkpoint after each step; `under_way` is set after the first."""
     ours.SAVE_EVERY, found = -1e9, []
     torch.set_num_threads(1)
-    for record in train_all((stage,), out, config, "shapes", load_text("t5-toy"), "t5-toy", resume=True):
+    for record in train_all(
+        (stage,), out, config, "shapes", load_text("t5-toy"), "t5-toy", resume=True
+    ):
         found.append(record.metrics)
         if under_way is not None:
             under_way.set()
@@ -82,6 +87,7 @@ def begun(whole, tmp_path):
         for name in ("config.json", *(f"{part}.safetensors" for part in NEEDS[stage])):
             shutil.copy(whole[0] / name, out)
         return out
+
     return make
 
 
@@ -90,7 +96,10 @@ def readable(out, stage):
     json.loads((out / "config.json").read_text())
     for path in out.glob("*.safetensors"):
         load_file(path)
-    return [int(checkpoint.read(path)[0]["step"]) for path in checkpoint.kept(out / f"{stage}.checkpoint.safetensors")]
+    return [
+        int(checkpoint.read(path)[0]["step"])
+        for path in checkpoint.kept(out / f"{stage}.checkpoint.safetensors")
+    ]
 
 
 def goes_on(out, stage, whole):
@@ -98,8 +107,13 @@ def goes_on(out, stage, whole):
     (process := elsewhere(run, stage, out)).join()
     assert process.exitcode == 0
     ours_, theirs = (load_file(folder / f"{stage}.safetensors") for folder in (out, whole[0]))
-    assert ours_.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours_.items())
-    assert {p.name for p in out.iterdir()} == {"config.json", *(f"{part}.safetensors" for part in (stage, *NEEDS[stage]))}
+    assert ours_.keys() == theirs.keys() and all(
+        torch.equal(tensor, theirs[name]) for name, tensor in ours_.items()
+    )
+    assert {p.name for p in out.iterdir()} == {
+        "config.json",
+        *(f"{part}.safetensors" for part in (stage, *NEEDS[stage])),
+    }
 
 
 def killed(stage, whole, begun, chance):
@@ -126,7 +140,10 @@ def test_killed(stage, whole, begun):
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_twenty_moments(stage, whole, begun):
     found = [killed(stage, whole, begun, chance) for chance in map(random.Random, range(20))]
-    inside, killed_after = sum(any(name.endswith(".tmp") for name in left) for _, left in found), sorted(max(steps, default=0) for steps, _ in found)
+    inside, killed_after = (
+        sum(any(name.endswith(".tmp") for name in left) for _, left in found),
+        sorted(max(steps, default=0) for steps, _ in found),
+    )
     print(f"{stage}: killed after {killed_after} steps, {inside} of them inside a save")
 
 
@@ -139,13 +156,22 @@ def dies(stage, out, name, times):
             if next(left, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments, **more)
+
     setattr(checkpoint.os, name, deadly)
     run(stage, out)
 
 
 # The first file on the disk is config.json; from the second checkpoint on, two files change their names; at the end, both are removed
-@pytest.mark.parametrize("name, times, steps", [
-    ("fsync", 1, []), ("fsync", 3, [2, 1]), ("replace", 3, [2, 1]), ("replace", 4, [2]), ("unlink", 0, [5, 4])])
+@pytest.mark.parametrize(
+    "name, times, steps",
+    [
+        ("fsync", 1, []),
+        ("fsync", 3, [2, 1]),
+        ("replace", 3, [2, 1]),
+        ("replace", 4, [2]),
+        ("unlink", 0, [5, 4]),
+    ],
+)
 def test_killed_inside_a_save(name, times, steps, whole, begun):
     out = begun("base")
     (process := elsewhere(dies, "base", out, name, times)).join()
@@ -172,8 +198,14 @@ def test_any_byte_counts(two):
     data, chance = path.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(data[:8], "little")
     at = data.index(b'"step":"3"') + 8
-    for place in [at, *(chance.randrange(8, header) for _ in range(100)), *(chance.randrange(header, len(data)) for _ in range(100))]:
-        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :])
+    for place in [
+        at,
+        *(chance.randrange(8, header) for _ in range(100)),
+        *(chance.randrange(header, len(data)) for _ in range(100)),
+    ]:
+        path.write_bytes(
+            data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :]
+        )
         try:
             found = checkpoint.read(path)
         except ValueError as error:
@@ -181,7 +213,11 @@ def test_any_byte_counts(two):
         else:  # JSON has bits that say nothing: a space may be a tab
             path.write_bytes(data)
             wanted = checkpoint.read(path)
-            assert found[0] == wanted[0] and all(torch.equal(x, wanted[1][k]) for k, x in found[1].items()) and place < header
+            assert (
+                found[0] == wanted[0]
+                and all(torch.equal(x, wanted[1][k]) for k, x in found[1].items())
+                and place < header
+            )
 
 
 def test_the_one_before_is_taken(two, whole):
@@ -190,8 +226,15 @@ def test_the_one_before_is_taken(two, whole):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         records = run("base", out)
-    assert "damaged" in str(said[0].message) and "one before" in str(said[0].message) and len(records) == STEPS - 2
-    assert all(torch.equal(x, load_file(whole[0] / "base.safetensors")[k]) for k, x in load_file(out / "base.safetensors").items())
+    assert (
+        "damaged" in str(said[0].message)
+        and "one before" in str(said[0].message)
+        and len(records) == STEPS - 2
+    )
+    assert all(
+        torch.equal(x, load_file(whole[0] / "base.safetensors")[k])
+        for k, x in load_file(out / "base.safetensors").items()
+    )
 
 
 def test_the_good_one_is_not_given_for_the_damaged(two, whole):
@@ -207,7 +250,10 @@ def test_both_are_damaged(two):
     out, path = two
     for p in checkpoint.kept(path):
         p.write_bytes(p.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="base.checkpoint.before is damaged"), warnings.catch_warnings(action="ignore"):
+    with (
+        pytest.raises(ValueError, match="base.checkpoint.before is damaged"),
+        warnings.catch_warnings(action="ignore"),
+    ):
         run("base", out)
 
 
@@ -242,19 +288,46 @@ def small(folder, bad=(), steps=30, broken=lambda model: None):
 
     def parts_of(indices, generator, step):
         broken(model)
-        yield (model(torch.randn(4, 3, generator=generator)).square().mean() * (float("nan") if step in bad else 1.0)), {}
-    run = optimize("small", model, parts_of, configs.Stage(steps, 4, 0.1), 10, 0, folder / "small.checkpoint.safetensors", {})
+        yield (
+            (
+                model(torch.randn(4, 3, generator=generator)).square().mean()
+                * (float("nan") if step in bad else 1.0)
+            ),
+            {},
+        )
+
+    run = optimize(
+        "small",
+        model,
+        parts_of,
+        configs.Stage(steps, 4, 0.1),
+        10,
+        0,
+        folder / "small.checkpoint.safetensors",
+        {},
+    )
     return [(model.weight.detach().clone(), record.metrics) for record in run]
 
 
 def test_steps_that_are_skipped(tmp_path):
     found = small(tmp_path, bad := {3, 4, 10})
     for step in bad:
-        assert torch.equal(found[step][0], found[step - 1][0]), "a step without finite gradients moves nothing"
+        assert torch.equal(found[step][0], found[step - 1][0]), (
+            "a step without finite gradients moves nothing"
+        )
     moved = [not torch.equal(now[0], then[0]) for then, now in zip(found, found[1:])]
     assert [i + 1 for i, moves in enumerate(moved) if not moves] == sorted(bad)
-    assert [int(metrics.get("skipped", 0)) for _, metrics in found] == [0, 0, 0, 1, *[2] * 6, *[3] * 20]
-    assert all(torch.isfinite(torch.as_tensor(v)) for _, metrics in found for v in metrics.values()), "a NaN would stay in a smoothed display"
+    assert [int(metrics.get("skipped", 0)) for _, metrics in found] == [
+        0,
+        0,
+        0,
+        1,
+        *[2] * 6,
+        *[3] * 20,
+    ]
+    assert all(
+        torch.isfinite(torch.as_tensor(v)) for _, metrics in found for v in metrics.values()
+    ), "a NaN would stay in a smoothed display"
 
 
 def test_too_many(tmp_path):
@@ -278,7 +351,9 @@ def test_a_rate_that_is_too_high(begun):
     """The real thing: whatever such a training does, what it writes is finite, or it ends in a sentence."""
     for stage in ("tokenizer", "base"):
         out = begun(stage)
-        config = configs.override(CONFIG, [f"stages.{stage}.lr=1e30", f"stages.{stage}.steps=40", "stages.base.muon_lr=0"])
+        config = configs.override(
+            CONFIG, [f"stages.{stage}.lr=1e30", f"stages.{stage}.steps=40", "stages.base.muon_lr=0"]
+        )
         (out / "config.json").unlink()
         with pytest.raises(ValueError, match="finite.*[lL]ower"):
             run(stage, out, config)
@@ -323,7 +398,13 @@ def starved(stage, out, more, config):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("stage, remedies", [("base", ("stages.base.batch=", "scale.micro_batch=25000")), ("tokenizer", ("stages.tokenizer.batch=",))])
+@pytest.mark.parametrize(
+    "stage, remedies",
+    [
+        ("base", ("stages.base.batch=", "scale.micro_batch=25000")),
+        ("tokenizer", ("stages.tokenizer.batch=",)),
+    ],
+)
 def test_too_little_memory(stage, remedies, begun):
     out = begun(stage)
     (out / "config.json").unlink()
@@ -338,10 +419,29 @@ def test_too_little_memory(stage, remedies, begun):
 
 
 def command(stage, out, *more, by=()):
-    arguments = ["train", stage, "--preset", "tiny", "--data", "shapes", "--out", str(out), *SETTINGS, *more]
+    arguments = [
+        "train",
+        stage,
+        "--preset",
+        "tiny",
+        "--data",
+        "shapes",
+        "--out",
+        str(out),
+        *SETTINGS,
+        *more,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background would not hear it
-    return subprocess.Popen([sys.executable, *by, "-m", "minimuse", *arguments], stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard)
+    heard = lambda: signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # what a shell starts in the background would not hear it
+    return subprocess.Popen(
+        [sys.executable, *by, "-m", "minimuse", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=heard,
+    )
 
 
 def wait_for(what, seconds=120):
@@ -360,20 +460,42 @@ def test_interrupted(number, begun):
     time.sleep(1)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 130 and "finishing this step" in said and said.endswith("with --resume goes on\n") and "Traceback" not in said
-    assert len(readable(out, "base")) == 1 and not list(out.glob("*.lock")) and not list(out.glob("*.tmp"))
+    assert (
+        process.returncode == 130
+        and "finishing this step" in said
+        and said.endswith("with --resume goes on\n")
+        and "Traceback" not in said
+    )
+    assert (
+        len(readable(out, "base")) == 1
+        and not list(out.glob("*.lock"))
+        and not list(out.glob("*.tmp"))
+    )
 
 
 def test_interrupted_all(tmp_path):
     """Of stages that train side by side each finishes its step, and saves."""
-    process = command("all", out := tmp_path / "model", "stages.tokenizer.steps=100000", "stages.tokenizer_hi.steps=100000")
+    process = command(
+        "all",
+        out := tmp_path / "model",
+        "stages.tokenizer.steps=100000",
+        "stages.tokenizer_hi.steps=100000",
+    )
     wait_for(lambda: all((out / f"{stage}.lock").exists() for stage in STAGES[:2]))
     time.sleep(1)
     process.terminate()
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in said and said.endswith("with --resume goes on\n")
+    assert (
+        process.returncode == 130
+        and "Traceback" not in said
+        and said.endswith("with --resume goes on\n")
+    )
     assert all(len(readable(out, stage)) == 1 for stage in STAGES[:2])
-    assert not list(out.glob("*.lock")) and not list(out.glob("*.tmp")) and not (out / "base.lock").exists()
+    assert (
+        not list(out.glob("*.lock"))
+        and not list(out.glob("*.tmp"))
+        and not (out / "base.lock").exists()
+    )
 
 
 def test_interrupted_processes(begun):

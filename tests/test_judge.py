@@ -24,14 +24,19 @@ def judge():
 def asked(n, seed=1):
     """Features (n, 6) and names of pictures that were to show something."""
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.normal(size=(n, 6))).float(), [f"{rng.choice(STYLES)}/{rng.choice(CONCEPTS)}" for _ in range(n)]
+    return torch.from_numpy(rng.normal(size=(n, 6))).float(), [
+        f"{rng.choice(STYLES)}/{rng.choice(CONCEPTS)}" for _ in range(n)
+    ]
 
 
 def slowly(judge, x, name):
     """One picture's verdict in float64, one concept at a time."""
     style, concept = name.split("/")
     number = lambda tensor: tensor.numpy().astype(np.float64)
-    logit = {s: number(judge.style_weight)[i] @ number(x) + number(judge.style_bias)[i] for i, s in enumerate(judge.styles)}
+    logit = {
+        s: number(judge.style_weight)[i] @ number(x) + number(judge.style_bias)[i]
+        for i, s in enumerate(judge.styles)
+    }
     meaning = number(judge.words_weight) @ number(x) + number(judge.words_bias)
     cosine = lambda a: a @ meaning / np.linalg.norm(a) / np.linalg.norm(meaning)
     like = {c: cosine(number(judge.words)[i]) for i, c in enumerate(judge.concepts)}
@@ -44,7 +49,9 @@ def test_verdicts_are_those_of_a_slow_loop(judge):
     got = judge(x, names)
     found = list(zip(got.style.tolist(), got.first.tolist(), got.ten.tolist()))
     assert found == [slowly(judge, row, name) for row, name in zip(x, names)]
-    assert {True, False} == set(got.style.tolist()) == set(got.first.tolist()) == set(got.ten.tolist())  # or the loop proves little
+    assert (
+        {True, False} == set(got.style.tolist()) == set(got.first.tolist()) == set(got.ten.tolist())
+    )  # or the loop proves little
 
 
 def test_nobody_to_judge(judge):
@@ -67,7 +74,10 @@ def test_a_wrong_style_and_a_wrong_concept_are_noticed(judge):
     """The same pictures under other names: the style's answer changes with the style alone, the concept's with the concept alone."""
     x, _ = asked(50, seed=2)
     logits, likeness = judge.places(x)
-    style, concept = ([names[i] for i in scores.argmax(dim=1)] for names, scores in ((STYLES, logits), (CONCEPTS, likeness)))
+    style, concept = (
+        [names[i] for i in scores.argmax(dim=1)]
+        for names, scores in ((STYLES, logits), (CONCEPTS, likeness))
+    )
     other = lambda names, own: [names[names.index(o) - 1] for o in own]
     tell = lambda styles, concepts: judge(x, [f"{s}/{c}" for s, c in zip(styles, concepts)])
     right = tell(style, concept)
@@ -84,7 +94,12 @@ def test_chance_is_what_guesses_score(judge):
     right = {"style": 0, "first": 0, "ten": 0}
     for i in range(900):
         words = judge.words[torch.randperm(30, generator=g)]
-        guess = replace(judge, style_bias=torch.randn(3, generator=g), words_bias=torch.randn(4, generator=g), words=words)
+        guess = replace(
+            judge,
+            style_bias=torch.randn(3, generator=g),
+            words_bias=torch.randn(4, generator=g),
+            words=words,
+        )
         for key, value in vars(guess(torch.zeros(1, 6), [names[i % 90]])).items():
             right[key] += int(value)
     for key, chance in judge.chance.items():
@@ -93,9 +108,20 @@ def test_chance_is_what_guesses_score(judge):
 
 
 def test_shares(judge):
-    shares = judge.shares(Verdicts(torch.tensor([True, True, False, False]), torch.zeros(4, dtype=bool), torch.ones(4, dtype=bool)))
+    shares = judge.shares(
+        Verdicts(
+            torch.tensor([True, True, False, False]),
+            torch.zeros(4, dtype=bool),
+            torch.ones(4, dtype=bool),
+        )
+    )
     assert [shares[key]["value"] for key in ("style", "first", "ten")] == [0.5, 0, 1]
-    assert all(s["n"] == 4 and s["low"] - 1e-9 < s["value"] < s["high"] + 1e-9 and s["chance"] == judge.chance[key] for key, s in shares.items())
+    assert all(
+        s["n"] == 4
+        and s["low"] - 1e-9 < s["value"] < s["high"] + 1e-9
+        and s["chance"] == judge.chance[key]
+        for key, s in shares.items()
+    )
 
 
 def test_what_it_cannot_judge(judge):
@@ -109,9 +135,15 @@ def test_what_it_cannot_judge(judge):
         replace(judge, words_bias=torch.zeros(5))
 
 
-@pytest.mark.parametrize("shape, dtype", [
-    ((2, 3, 31, 64), torch.float), ((3, 64, 64), torch.float), ((2, 1, 64, 64), torch.float), ((2, 3, 64, 64), torch.uint8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((2, 3, 31, 64), torch.float),
+        ((3, 64, 64), torch.float),
+        ((2, 1, 64, 64), torch.float),
+        ((2, 3, 64, 64), torch.uint8),
+    ],
+)
 def test_what_has_no_features(shape, dtype):
     with pytest.raises(ValueError, match="the judge needs floats"):
         features(None, torch.zeros(shape, dtype=dtype))
@@ -132,9 +164,14 @@ def test_save_and_load(judge, tmp_path):
 def test_a_damaged_file_is_named(judge, tmp_path):
     judge.save(path := tmp_path / "heads.safetensors")
     whole, wrong = path.read_bytes(), tmp_path / "wrong.safetensors"
-    (without := json.loads(whole[8 : (end := 8 + int.from_bytes(whole[:8], "little"))]))["__metadata__"].pop("styles")
+    (without := json.loads(whole[8 : (end := 8 + int.from_bytes(whole[:8], "little"))]))[
+        "__metadata__"
+    ].pop("styles")
     header = json.dumps(without).encode()
-    nameless, misspelt = len(header).to_bytes(8, "little") + header + whole[end:], whole.replace(b"concept-0", b'concept"0')
+    nameless, misspelt = (
+        len(header).to_bytes(8, "little") + header + whole[end:],
+        whole.replace(b"concept-0", b'concept"0'),
+    )
     for damaged in (whole[:-9], b"", b"no tensors", nameless, misspelt):
         wrong.write_bytes(damaged)
         with pytest.raises(ValueError, match="wrong.safetensors is damaged"):
@@ -145,29 +182,52 @@ def test_a_damaged_file_is_named(judge, tmp_path):
 
 def test_the_shipped_file_knows_every_emoji():
     judge, index = Judge.load(), json.loads((DATA / "emoji" / "index.json").read_text())
-    assert judge.styles == tuple(index) and set(judge.concepts) == {concept for entry in index.values() for concept in entry["blobs"]}
-    torch.testing.assert_close(judge.words.norm(dim=1), torch.ones(len(judge.concepts)), atol=1e-3, rtol=0)
+    assert judge.styles == tuple(index) and set(judge.concepts) == {
+        concept for entry in index.values() for concept in entry["blobs"]
+    }
+    torch.testing.assert_close(
+        judge.words.norm(dim=1), torch.ones(len(judge.concepts)), atol=1e-3, rtol=0
+    )
     assert PATH.stat().st_size < 3e6
 
 
 def test_the_figures_beside_it_beat_chance():
     figures = json.loads(PATH.with_name("figures.json").read_text())
-    assert {(split, how): scores["style"]["n"] for split, parts in figures.items() for how, scores in parts.items()} == {
-        ("heldout", "real"): 402, ("heldout", "through the tokenizer"): 402,
-        ("heldout-concept", "real"): 439, ("heldout-concept", "through the tokenizer"): 439,
-    }  # fmt: skip
-    assert all(score["low"] > 2 * score["chance"] for parts in figures.values() for scores in parts.values() for score in scores.values())
+    assert {
+        (split, how): scores["style"]["n"]
+        for split, parts in figures.items()
+        for how, scores in parts.items()
+    } == {
+        ("heldout", "real"): 402,
+        ("heldout", "through the tokenizer"): 402,
+        ("heldout-concept", "real"): 439,
+        ("heldout-concept", "through the tokenizer"): 439,
+    }
+    assert all(
+        score["low"] > 2 * score["chance"]
+        for parts in figures.values()
+        for scores in parts.values()
+        for score in scores.values()
+    )
 
 
 def test_real_pictures_that_were_held_out():
-    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install 'minimuse[eval]' brings it")
+    pytest.importorskip(
+        "efficientnet_lite_pytorch", reason="pip install 'minimuse[eval]' brings it"
+    )
     from minimuse.lite0 import Lite0
 
     judge, pictures = Judge.load(), load("emoji", "heldout", 64, 64)
     x = features(Lite0(), pictures.batch(range(64)))
     score = {key: s["value"] for key, s in judge.shares(judge(x, pictures.names)).items()}
-    assert score["style"] > 3 * judge.chance["style"] and score["first"] > 100 * judge.chance["first"] and score["ten"] > 50 * judge.chance["ten"]
+    assert (
+        score["style"] > 3 * judge.chance["style"]
+        and score["first"] > 100 * judge.chance["first"]
+        and score["ten"] > 50 * judge.chance["ten"]
+    )
     names = [pictures.names[i - 1] for i in range(64)]  # what the pictures do not show
     shuffled = {key: s["value"] for key, s in judge.shares(judge(x, names)).items()}
     assert shuffled["first"] < score["first"] / 4 and shuffled["ten"] < score["ten"] / 4
-    torch.testing.assert_close(features(Lite0(), pictures.batch([5])), x[5:6], atol=1e-4, rtol=1e-4)  # batches do not mix pictures
+    torch.testing.assert_close(
+        features(Lite0(), pictures.batch([5])), x[5:6], atol=1e-4, rtol=1e-4
+    )  # batches do not mix pictures

@@ -24,10 +24,21 @@ def test_links_lead_somewhere_and_figures_say_what_they_show(page):
 @pytest.mark.parametrize("lesson", LESSONS, ids=name)
 def test_lessons_have_one_form(lesson):
     text, number = lesson.read_text(), lesson.name[:2]
-    for part in ("*Time:", "**What you will do.**", "**What you will learn.**", "## Exercises", "*Warm-up.*", "*Open-ended.*", "## To read next", f"minimuse check {number}"):
+    for part in (
+        "*Time:",
+        "**What you will do.**",
+        "**What you will learn.**",
+        "## Exercises",
+        "*Warm-up.*",
+        "*Open-ended.*",
+        "## To read next",
+        f"minimuse check {number}",
+    ):
         assert part in text, f"no {part}"
     figures = re.findall(r"!\[[^\]]+\]\(figures/([^)]+)\)", text)
-    assert 2 <= len(figures) <= 5 and all(f'FIGURES / "{figure}"' in text for figure in figures), "each figure is drawn by a fence"
+    assert 2 <= len(figures) <= 5 and all(f'FIGURES / "{figure}"' in text for figure in figures), (
+        "each figure is drawn by a fence"
+    )
     assert "<details" not in text and "```bash" not in text and not text.startswith("---")
     assert 1500 <= len(text.split()) <= 3100, f"{len(text.split())} words"
 

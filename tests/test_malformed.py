@@ -59,7 +59,9 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
         elif fault in (1, 2) and data:
             spoilt = bytearray(data)
             for _ in range(rng.choice((1, 1, 8, 64))):
-                spoilt[min(rng.randrange(len(data)), rng.choice((16, 200, 10**9)) % len(data))] ^= 1 << rng.randrange(8)
+                spoilt[min(rng.randrange(len(data)), rng.choice((16, 200, 10**9)) % len(data))] ^= (
+                    1 << rng.randrange(8)
+                )
             data = bytes(spoilt)
         elif fault == 3:
             data = data[:at] + noise + data[at + span :]
@@ -75,7 +77,24 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
             digits = [i for i, byte in enumerate(data[:20_000]) if 48 <= byte < 58]
             if digits:
                 at = rng.choice(digits)
-                data = data[:at] + rng.choice((b"-1", b"0", b"9" * 30, b"NaN", b"1e999", b"null", b"[]", b'"x"', b"1.5", b"{}")) + data[at + 1 :]
+                data = (
+                    data[:at]
+                    + rng.choice(
+                        (
+                            b"-1",
+                            b"0",
+                            b"9" * 30,
+                            b"NaN",
+                            b"1e999",
+                            b"null",
+                            b"[]",
+                            b'"x"',
+                            b"1.5",
+                            b"{}",
+                        )
+                    )
+                    + data[at + 1 :]
+                )
         else:
             data = rng.randbytes(rng.choice((0, 1, 7, 100, 5000)))
     return data
@@ -83,7 +102,9 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 def picture(format: str) -> bytes:
     file = io.BytesIO()
-    pixels = torch.randint(256, (24, 20, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(
+        256, (24, 20, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     Image.fromarray(pixels.numpy()).save(file, format)
     return file.getvalue()
 
@@ -94,7 +115,9 @@ def try_all(path, whole: bytes, read, count: int) -> None:
     warnings.simplefilter("ignore")
     for i in range(round(TIMES * count)):
         path.write_bytes(data := damaged(whole, random.Random(f"{path.name} {i}")))
-        folder_before = folder_before or sorted(p.relative_to(path.parent) for p in path.parent.rglob("*"))
+        folder_before = folder_before or sorted(
+            p.relative_to(path.parent) for p in path.parent.rglob("*")
+        )
         try:
             with in_time():
                 read()
@@ -102,9 +125,13 @@ def try_all(path, whole: bytes, read, count: int) -> None:
             refused += 1
             assert str(error).strip(), f"case {i}, {data[:60]!r}...: refused without a word"
         except BaseException as error:
-            pytest.fail(f"case {i} of {path.name}, {len(data)} bytes, {data[:60]!r}...: {type(error).__name__}: {error}")
+            pytest.fail(
+                f"case {i} of {path.name}, {len(data)} bytes, {data[:60]!r}...: {type(error).__name__}: {error}"
+            )
     assert refused > 0.2 * TIMES * count, f"only {refused} of {count} were refused"
-    assert sorted(p.relative_to(path.parent) for p in path.parent.rglob("*")) == folder_before, "something was written"
+    assert sorted(p.relative_to(path.parent) for p in path.parent.rglob("*")) == folder_before, (
+        "something was written"
+    )
     path.write_bytes(whole)
 
 
@@ -114,7 +141,13 @@ def test_pictures(tmp_path, format):
     try_all(path, picture(format), lambda: read_picture(path), 1000)
 
 
-@pytest.mark.parametrize("name, text", [("captions.csv", "file,caption\na.png,\"a cat, sitting\"\nb.png,a dog\n"), ("a.txt", "a cat\nit sits\n")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("captions.csv", 'file,caption\na.png,"a cat, sitting"\nb.png,a dog\n'),
+        ("a.txt", "a cat\nit sits\n"),
+    ],
+)
 def test_captions(tmp_path, name, text):
     for picture_name in ("a.png", "b.png"):
         (tmp_path / picture_name).write_bytes(picture("PNG"))
@@ -124,6 +157,7 @@ def test_captions(tmp_path, name, text):
     def read():
         captions = folder.captions_of(tmp_path)
         assert captions.keys() == {"a.png", "b.png"} and all(captions.values())
+
     whole = text.encode()
     if name == "a.txt":  # nearly any text is a caption
         whole += "é".encode() * 200
@@ -137,7 +171,9 @@ def model(tiny_model, tmp_path_factory):
 
 
 def test_configurations(model):
-    try_all(model / "config.json", (model / "config.json").read_bytes(), lambda: read_about(model), 1200)
+    try_all(
+        model / "config.json", (model / "config.json").read_bytes(), lambda: read_about(model), 1200
+    )
 
 
 @pytest.mark.parametrize("part", ("tokenizer", "base"))
@@ -147,11 +183,22 @@ def test_weights(model, part):
 
 
 def test_checkpoints(tmp_path):
-    net, path, key = torch.nn.Linear(3, 2), tmp_path / "base.checkpoint.safetensors", {"of": "a test"}
+    net, path, key = (
+        torch.nn.Linear(3, 2),
+        tmp_path / "base.checkpoint.safetensors",
+        {"of": "a test"},
+    )
     optimizers = make_optimizers(net, PRESETS["tiny"].stages.base)
     net(torch.ones(1, 3)).sum().backward()
     optimizers[0].step()
-    save(path, 3, net, average := {k: v.clone() for k, v in net.state_dict().items()}, optimizers, key)
+    save(
+        path,
+        3,
+        net,
+        average := {k: v.clone() for k, v in net.state_dict().items()},
+        optimizers,
+        key,
+    )
     try_all(path, path.read_bytes(), lambda: restore(path, net, average, optimizers, key), 1000)
 
 
@@ -160,9 +207,14 @@ def t5(tmp_path_factory):
     """A T5 so small that its files load in a millisecond; the tokenizer is the shipped one."""
     where = tmp_path_factory.mktemp("t5")
     shutil.copy(DATA / "t5-toy" / "spiece.model", where)
-    config = json.loads((DATA / "t5-toy" / "config.json").read_text()) | dict(d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=2)
+    config = json.loads((DATA / "t5-toy" / "config.json").read_text()) | dict(
+        d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=2
+    )
     (where / "config.json").write_text(json.dumps(config))
-    save_tensors(where / "model.safetensors", T5Encoder(T5Config.from_json(where / "config.json")).state_dict())
+    save_tensors(
+        where / "model.safetensors",
+        T5Encoder(T5Config.from_json(where / "config.json")).state_dict(),
+    )
     return where
 
 
@@ -179,7 +231,12 @@ def test_pickled_text_encoders(t5, tmp_path):
     (where / "model.safetensors").unlink()
     torch.save(state, where / "pytorch_model.bin")
     FrozenT5.load(where)
-    try_all(where / "pytorch_model.bin", (where / "pytorch_model.bin").read_bytes(), lambda: FrozenT5.load(where), 300)
+    try_all(
+        where / "pytorch_model.bin",
+        (where / "pytorch_model.bin").read_bytes(),
+        lambda: FrozenT5.load(where),
+        300,
+    )
 
 
 def test_shards_of_text_encoders(t5, tmp_path):
@@ -198,17 +255,26 @@ def test_sentencepiece_models(t5, tmp_path):
 
     def read():
         Tokenizer(path).encode(["a red apple"])
+
     try_all(path, whole, read, 500)
 
 
 def test_packs(tmp_path, monkeypatch):
     """The emoji's index, their words, and a pack, of three concepts."""
-    index, words = (json.loads((DATA / "emoji" / name).read_text()) for name in ("index.json", "captions.json"))
+    index, words = (
+        json.loads((DATA / "emoji" / name).read_text()) for name in ("index.json", "captions.json")
+    )
     (here := tmp_path / "emoji").mkdir()
     for style in emoji_pack.STYLES:
         few = dict([*index[style]["blobs"].items()][:3])
-        data = (DATA / "emoji" / f"{style}.pack").read_bytes()[: max(sum(place) for place in few.values())]
-        index[style] |= {"blobs": few, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        data = (DATA / "emoji" / f"{style}.pack").read_bytes()[
+            : max(sum(place) for place in few.values())
+        ]
+        index[style] |= {
+            "blobs": few,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
         (here / f"{style}.pack").write_bytes(data)
     known = {concept for style in emoji_pack.STYLES for concept in index[style]["blobs"]}
     (here / "index.json").write_text(json.dumps(index))
@@ -218,6 +284,7 @@ def test_packs(tmp_path, monkeypatch):
         for wanted in ("train", "heldout", "heldout-concept"):
             for _, captions, picture in emoji_pack.find(wanted, 32, tmp_path):
                 assert captions and picture().size == (32, 32)
+
     read()
     for name, count in (("index.json", 500), ("captions.json", 500), ("noto.pack", 300)):
         try_all(here / name, (here / name).read_bytes(), read, count)
@@ -227,15 +294,20 @@ def test_caches(tmp_path):
     """A cache of two pictures: its index and its shard."""
     (folder := tmp_path / "cache").mkdir()
     shard = {
-        "low": torch.zeros(2, 4, dtype=torch.int32), "high": torch.zeros(2, 16, dtype=torch.int32), "text": torch.zeros(5, 8, dtype=torch.bfloat16),
-        "starts": torch.tensor([0, 2, 5]), "variants": torch.tensor([0, 1]), "owns": torch.tensor([0, 1, 2]),
-    }  # fmt: skip
+        "low": torch.zeros(2, 4, dtype=torch.int32),
+        "high": torch.zeros(2, 16, dtype=torch.int32),
+        "text": torch.zeros(5, 8, dtype=torch.bfloat16),
+        "starts": torch.tensor([0, 2, 5]),
+        "variants": torch.tensor([0, 1]),
+        "owns": torch.tensor([0, 1, 2]),
+    }
     save_tensors(folder / "000000.safetensors", shard)
     write_json(folder / "index.json", {"key": {"of": "a test"}, "shards": [2]})
 
     def read():
         tokens = cache.read(tmp_path, {"of": "a test"})
         tokens.ids("low"), tokens.ids("high")
+
     read()
     try_all(folder / "index.json", (folder / "index.json").read_bytes(), read, 500)
     try_all(folder / "000000.safetensors", (folder / "000000.safetensors").read_bytes(), read, 500)
@@ -243,11 +315,46 @@ def test_caches(tmp_path):
 
 def test_settings():
     """key=value, as they are typed; and whole configurations with something else in their place."""
-    keys = ["base.width", "stages.base.steps", "tokenizer.multipliers", "loss.perceptual", "sampling.sampler", "stages.base.betas", "base", "nothing.here"]
+    keys = [
+        "base.width",
+        "stages.base.steps",
+        "tokenizer.multipliers",
+        "loss.perceptual",
+        "sampling.sampler",
+        "stages.base.betas",
+        "base",
+        "nothing.here",
+    ]
     rng, refused = random.Random(0), 0
-    odd = ["", "x", "-1", "0", "1e400", "nan", "[]", "()", "(1,)", "{}", "None", "True", "9" * 4000, "(" * 500, "'", "\0", "1,2", "[[[1]]]", "inf", "0.5"]
+    odd = [
+        "",
+        "x",
+        "-1",
+        "0",
+        "1e400",
+        "nan",
+        "[]",
+        "()",
+        "(1,)",
+        "{}",
+        "None",
+        "True",
+        "9" * 4000,
+        "(" * 500,
+        "'",
+        "\0",
+        "1,2",
+        "[[[1]]]",
+        "inf",
+        "0.5",
+    ]
     for i in range(round(800 * TIMES)):
-        text = rng.choice([f"{rng.choice(keys)}={rng.choice(odd)}", damaged(f"{rng.choice(keys)}=12".encode(), rng).decode("latin-1")])
+        text = rng.choice(
+            [
+                f"{rng.choice(keys)}={rng.choice(odd)}",
+                damaged(f"{rng.choice(keys)}=12".encode(), rng).decode("latin-1"),
+            ]
+        )
         try:
             with in_time():
                 override(PRESETS["tiny"], [text])

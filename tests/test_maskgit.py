@@ -6,14 +6,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 from minimuse import schedule
-from minimuse.maskgit import BaseConfig, Corrupted, MaskGit, TokenLoss, drop_captions, hide, masked_token_loss
+from minimuse.maskgit import (
+    BaseConfig,
+    Corrupted,
+    MaskGit,
+    TokenLoss,
+    drop_captions,
+    hide,
+    masked_token_loss,
+)
 from properties import losses, masks, models
 
 CODES, GRID, TEXT = 7, 3, 12
 PROPERTIES = (
-    models.is_pure, models.where_selects, models.mask_is_no_code, models.text_matters,
-    models.rows_do_not_mix, models.padding_does_not_matter, models.no_caption_is_no_text,
-)  # fmt: skip
+    models.is_pure,
+    models.where_selects,
+    models.mask_is_no_code,
+    models.text_matters,
+    models.rows_do_not_mix,
+    models.padding_does_not_matter,
+    models.no_caption_is_no_text,
+)
 
 
 def model(seed=0):
@@ -28,7 +41,15 @@ def model(seed=0):
 
 
 def case(net, context=None, logits=None, mask_id=None):
-    return models.Case(context or net.context, logits or net, net.mask_id if mask_id is None else mask_id, CODES, GRID * GRID, TEXT, net.train)
+    return models.Case(
+        context or net.context,
+        logits or net,
+        net.mask_id if mask_id is None else mask_id,
+        CODES,
+        GRID * GRID,
+        TEXT,
+        net.train,
+    )
 
 
 @pytest.mark.parametrize("prop", PROPERTIES)
@@ -40,7 +61,10 @@ def test_broken_models(refuses):
     net = model()
 
     def masking_inside(ids, context, where):
-        logits = net(hide(ids, net.mask_id, torch.Generator().manual_seed(int(torch.randint(99, ())))).ids, context)
+        logits = net(
+            hide(ids, net.mask_id, torch.Generator().manual_seed(int(torch.randint(99, ())))).ids,
+            context,
+        )
         return logits if where is None else logits[where]
 
     def dropout_inside(ids, context, where):
@@ -53,7 +77,9 @@ def test_broken_models(refuses):
         return net.context(text, torch.ones_like(visible))
 
     def biased(text, visible):  # an empty caption sees its first token
-        return net.context(text, visible | (~visible.any(-1, keepdim=True) & (torch.arange(text.shape[1]) == 0)))
+        return net.context(
+            text, visible | (~visible.any(-1, keepdim=True) & (torch.arange(text.shape[1]) == 0))
+        )
 
     def mean_over_tokens(text, visible):
         return net.context(text - text.mean(dim=1, keepdim=True), visible)
@@ -91,7 +117,9 @@ def test_an_empty_caption_takes_cross_attention_away():
         torch.nn.init.zeros_(block.cross_attention.out.weight)
     ids, text, visible = models.inputs(case(net))
     nothing = torch.zeros_like(visible)
-    assert torch.equal(net(ids, net.context(text, nothing)), without(ids, without.context(text, visible)))
+    assert torch.equal(
+        net(ids, net.context(text, nothing)), without(ids, without.context(text, visible))
+    )
 
 
 def test_heads_divide_the_width():
@@ -122,24 +150,33 @@ def keeps_the_ids(ids, mask_id, generator):
 
 
 def hides_by_coin(ids, mask_id, generator):
-    hidden = torch.rand(ids.shape, generator=generator) < schedule.sample_ratios(len(ids), generator)[:, None]
+    hidden = (
+        torch.rand(ids.shape, generator=generator)
+        < schedule.sample_ratios(len(ids), generator)[:, None]
+    )
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 
 
 def one_count_for_the_batch(ids, mask_id, generator):
-    counts = schedule.mask_counts(schedule.sample_ratios(1, generator), ids.shape[1]).expand(len(ids))
+    counts = schedule.mask_counts(schedule.sample_ratios(1, generator), ids.shape[1]).expand(
+        len(ids)
+    )
     hidden = schedule.random_masks(counts, ids.shape[1], generator)
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 
 
 def half_of_each(ids, mask_id, generator):
-    hidden = schedule.random_masks(torch.full((len(ids),), -(-ids.shape[1] // 2)), ids.shape[1], generator)
+    hidden = schedule.random_masks(
+        torch.full((len(ids),), -(-ids.shape[1] // 2)), ids.shape[1], generator
+    )
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 
 
 def random_ids_for_masks(ids, mask_id, generator):
     hidden = hide(ids, mask_id, generator).hidden
-    return Corrupted(torch.where(hidden, torch.randint(mask_id, ids.shape, generator=generator), ids), hidden)
+    return Corrupted(
+        torch.where(hidden, torch.randint(mask_id, ids.shape, generator=generator), ids), hidden
+    )
 
 
 def test_broken_hiding(refuses):
@@ -169,7 +206,9 @@ def test_drop_captions():
         dropped = ~kept.any(dim=-1)
         if dropped.any() and not dropped.all():
             break
-    other = torch.where(dropped[:, None, None], -3 * text + 1, text)  # perturb the text of dropped rows
+    other = torch.where(
+        dropped[:, None, None], -3 * text + 1, text
+    )  # perturb the text of dropped rows
     assert torch.equal(net(ids, net.context(other, kept)), net(ids, net.context(text, kept)))
     moved = net(ids, net.context(-3 * text + 1, kept)) - net(ids, net.context(text, kept))
     assert (moved.abs().amax(dim=(1, 2)) > 1e-3).tolist() == (~dropped).tolist()
@@ -189,7 +228,12 @@ def all_or_none(visible, share, generator):
 
 
 def an_exact_count(visible, share, generator):
-    return visible & (torch.randperm(len(visible), generator=generator) >= round(share * len(visible)))[:, None]
+    return (
+        visible
+        & (torch.randperm(len(visible), generator=generator) >= round(share * len(visible)))[
+            :, None
+        ]
+    )
 
 
 def test_broken_caption_dropout(refuses):
@@ -206,7 +250,9 @@ def test_loss():
 
 
 def mean_of_rows(logits, ids, hidden):
-    cost = torch.zeros(hidden.shape).masked_scatter(hidden, F.cross_entropy(logits, ids[hidden], reduction="none"))
+    cost = torch.zeros(hidden.shape).masked_scatter(
+        hidden, F.cross_entropy(logits, ids[hidden], reduction="none")
+    )
     rows = hidden.any(dim=-1)
     right = masked_token_loss(logits, ids, hidden).correct
     return TokenLoss((cost.sum(-1)[rows] / hidden.sum(-1)[rows]).mean(), right)
@@ -237,9 +283,15 @@ def test_a_few_pictures_can_be_learnt_by_heart():
         net = MaskGit(BaseConfig(width=32, layers=2, heads=2), 16, 3, 8)
     draw = torch.Generator().manual_seed(0)
     ids, text = torch.randint(16, (4, 9), generator=draw), torch.randn(4, 2, 8, generator=draw)
-    visible, everything, blank = torch.ones(4, 2, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids, net.mask_id)
+    visible, everything, blank = (
+        torch.ones(4, 2, dtype=torch.bool),
+        torch.ones_like(ids, dtype=torch.bool),
+        torch.full_like(ids, net.mask_id),
+    )
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-    loss_of = lambda text: masked_token_loss(net(blank, net.context(text, visible), everything), ids, everything)
+    loss_of = lambda text: masked_token_loss(
+        net(blank, net.context(text, visible), everything), ids, everything
+    )
     before = loss_of(text).loss.item()
     for _ in range(80):
         optimizer.zero_grad()

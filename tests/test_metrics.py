@@ -6,21 +6,49 @@ import math
 import pytest
 import torch
 from minimuse import metrics, schedule
-from minimuse.metrics import bits_per_token, frechet, hidden_nll, interval, kid, mean_of, precision, ssim
+from minimuse.metrics import (
+    bits_per_token,
+    frechet,
+    hidden_nll,
+    interval,
+    kid,
+    mean_of,
+    precision,
+    ssim,
+)
 from properties import measures
 
 PROPERTIES = {
-    "frechet": (frechet, measures.frechet_is_its_formula, measures.nothing_lies_between_a_set_and_itself, measures.grows_with_the_noise),
+    "frechet": (
+        frechet,
+        measures.frechet_is_its_formula,
+        measures.nothing_lies_between_a_set_and_itself,
+        measures.grows_with_the_noise,
+    ),
     "kid": (kid, measures.kid_is_its_sums, measures.is_zero_on_average_for_halves),
-    "precision": (precision, measures.precision_counts_what_lies_inside, measures.tells_dull_from_strange),
-    "bits": (bits_per_token, measures.bits_are_those_of_an_exact_model, measures.a_guess_costs_log2_of_k, measures.counts_are_spread_evenly),
+    "precision": (
+        precision,
+        measures.precision_counts_what_lies_inside,
+        measures.tells_dull_from_strange,
+    ),
+    "bits": (
+        bits_per_token,
+        measures.bits_are_those_of_an_exact_model,
+        measures.a_guess_costs_log2_of_k,
+        measures.counts_are_spread_evenly,
+    ),
     "ssim": (ssim, measures.ssim_is_its_windows, measures.falls_with_the_noise),
     "mean_of": (lambda x: mean_of(x[:, 0]), measures.holds_the_truth_19_times_in_20),
-    "interval": (lambda x: interval(lambda half: float(half.mean()), x), measures.holds_the_truth_19_times_in_20),
+    "interval": (
+        lambda x: interval(lambda half: float(half.mean()), x),
+        measures.holds_the_truth_19_times_in_20,
+    ),
 }
 
 
-@pytest.mark.parametrize("name, prop", [(name, prop) for name, (_, *props) in PROPERTIES.items() for prop in props])
+@pytest.mark.parametrize(
+    "name, prop", [(name, prop) for name, (_, *props) in PROPERTIES.items() for prop in props]
+)
 def test_measure(name, prop):
     prop(PROPERTIES[name][0])
 
@@ -46,18 +74,33 @@ BROKEN = [
     ("kid", kid, "(len(x) - 1)", "len(x)"),
     ("precision", precision, "k + 1", "k"),
     ("precision", precision, ".any(dim=1)", ".all(dim=1)"),
-    ("precision", precision, "torch.cdist(drawn.double(), real.double()) <= reach", "torch.cdist(real.double(), drawn.double()) <= reach[:, None]"),
+    (
+        "precision",
+        precision,
+        "torch.cdist(drawn.double(), real.double()) <= reach",
+        "torch.cdist(real.double(), drawn.double()) <= reach[:, None]",
+    ),
     ("bits", bits_per_token, "math.log(2)", "1"),
     ("bits", bits_per_token, "* N // M", "* N // M // 2 * 2"),
-    ("bits", bits_per_token, "counts = 1 + torch.randperm(M, generator=generator) * N // M", "counts = schedule.mask_counts(schedule.sample_ratios(M, generator), N)"),
+    (
+        "bits",
+        bits_per_token,
+        "counts = 1 + torch.randperm(M, generator=generator) * N // M",
+        "counts = schedule.mask_counts(schedule.sample_ratios(M, generator), N)",
+    ),
     ("ssim", ssim, "0.03 * 2", "0.03"),
     ("ssim", ssim, "1.5**2", "1.5"),
     ("ssim", ssim, "blur(a * b) - mean_a * mean_b", "blur(a * b)"),
     ("mean_of", mean_of, "** 0.5", ""),
     ("mean_of", mean_of, "1.96", "1"),
     ("interval", interval, "len(x) // 2", "len(x) // 4"),
-    ("interval", interval, "torch.randperm(len(x), generator=generator_at(\"halves\", i, j))[: len(x) // 2]", "torch.arange(len(x) // 2)"),
-]  # fmt: skip
+    (
+        "interval",
+        interval,
+        'torch.randperm(len(x), generator=generator_at("halves", i, j))[: len(x) // 2]',
+        "torch.arange(len(x) // 2)",
+    ),
+]
 
 
 @pytest.mark.parametrize("name, function, old, new", BROKEN)
@@ -92,6 +135,8 @@ def test_hidden_nll_is_a_mean_for_each_picture():
 
 def test_intervals_grow_where_sets_shrink():
     g = torch.Generator().manual_seed(0)
-    wide = lambda n: (lambda x: x["high"] - x["low"])(interval(frechet, *torch.randn(2, n, 4, generator=g)))
+    wide = lambda n: (lambda x: x["high"] - x["low"])(
+        interval(frechet, *torch.randn(2, n, 4, generator=g))
+    )
     assert wide(60) > 1.5 * wide(600)
     assert math.isnan(mean_of(torch.ones(1))["low"])  # one picture has no interval

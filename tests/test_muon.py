@@ -1,6 +1,6 @@
 """Muon: what it does to singular vectors and values, and that it is the published optimizer.
 
-    python -m pytest -q tests/test_muon.py
+python -m pytest -q tests/test_muon.py
 """
 
 import pytest
@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from minimuse.muon import Muon, orthogonalize
 
 
-def matrix(m: int, n: int, values: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def matrix(
+    m: int, n: int, values: torch.Tensor, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A random matrix (m, n) with these singular values, and its singular vectors."""
     generator = torch.Generator().manual_seed(seed)
     k = len(values)
@@ -20,7 +22,12 @@ def matrix(m: int, n: int, values: torch.Tensor, seed: int) -> tuple[torch.Tenso
     return (u * values) @ v.T, u, v
 
 
-@given(m=st.integers(1, 40), n=st.integers(1, 40), seed=st.integers(0, 2**31), scale=st.sampled_from([1e-4, 1.0, 1e4]))
+@given(
+    m=st.integers(1, 40),
+    n=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+    scale=st.sampled_from([1e-4, 1.0, 1e4]),
+)
 def test_singular_values_go_to_one_and_vectors_stay(m, n, seed, scale):
     values = torch.logspace(0, -1, min(m, n), dtype=torch.float64)
     x, u, v = matrix(m, n, values * scale, seed)
@@ -58,13 +65,19 @@ def test_all_updates_are_equally_long_whatever_the_gradient():
     assert torch.allclose(p, q, rtol=0.01, atol=1e-4) and p.norm() > 0.1
 
 
-@pytest.mark.parametrize("shape, wide", [((128, 512), False), ((255, 1024), False), ((256, 256), True), ((1024, 256), True)])
+@pytest.mark.parametrize(
+    "shape, wide",
+    [((128, 512), False), ((255, 1024), False), ((256, 256), True), ((1024, 256), True)],
+)
 def test_on_a_cpu_with_bf16_only_large_matrices_are_in_it(shape, wide, monkeypatch):
     """Measured on a core with AMX: 128 x 128 takes .95 ms in fp32 and 1.27 in bf16, 256 x 256 takes 5.3 and 3.5."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     seen = []
-    monkeypatch.setattr("minimuse.muon.orthogonalize", lambda x: (seen.append(torch.is_autocast_enabled("cpu")), x)[1])
+    monkeypatch.setattr(
+        "minimuse.muon.orthogonalize",
+        lambda x: (seen.append(torch.is_autocast_enabled("cpu")), x)[1],
+    )
     p = torch.nn.Parameter(torch.zeros(shape))
     p.grad = torch.ones(shape)
     Muon([p], lr=0.1).step()

@@ -34,7 +34,9 @@ def test_steps_end_in_full_grids_of_codes(muse):
     for resolution, step in steps:
         tokenizer = muse.tokenizer if resolution == "low" else muse.tokenizer_hi
         assert step.ids.shape == (2, tokenizer.config.grid**2)
-        assert 0 <= int(step.ids.min()) and int(step.ids.max()) < tokenizer.config.codes  # no mask id, in no step
+        assert (
+            0 <= int(step.ids.min()) and int(step.ids.max()) < tokenizer.config.codes
+        )  # no mask id, in no step
     assert not any(step.hidden.any() for step in (steps[3][1], steps[-1][1]))
     images = muse.pixels(steps[-1][1].ids, "high")
     assert images.shape == (2, 3, 32, 32) and float(images.abs().max()) <= 1
@@ -42,14 +44,20 @@ def test_steps_end_in_full_grids_of_codes(muse):
 
 def test_between_two_steps_all_is_as_before(muse, monkeypatch):
     """The context of quick arithmetic ends with each pass: it is not the caller's, nor another drawing's."""
-    monkeypatch.setattr("minimuse.muse.autocast", lambda device, worth=True: torch.autocast("cpu", torch.bfloat16))  # as on a CPU that has it
+    monkeypatch.setattr(
+        "minimuse.muse.autocast", lambda device, worth=True: torch.autocast("cpu", torch.bfloat16)
+    )  # as on a CPU that has it
     both = [[step.ids for _, step in muse.steps([prompt], seed=1)] for prompt in (RED, TWO)]
     drawn = []
     for (_, a), (_, b) in zip(muse.steps([RED], seed=1), muse.steps([TWO], seed=1)):
         assert not torch.is_autocast_enabled("cpu")
         drawn.append((a.ids, b.ids))
     assert not torch.is_autocast_enabled("cpu")
-    assert all(torch.equal(x, y) for pair, ids in zip(zip(*drawn), both) for x, y in zip(pair, ids, strict=True))
+    assert all(
+        torch.equal(x, y)
+        for pair, ids in zip(zip(*drawn), both)
+        for x, y in zip(pair, ids, strict=True)
+    )
 
 
 def test_weights_are_read_where_prompts_are_composed_and_nowhere_else(muse):
@@ -74,7 +82,12 @@ def test_save_and_load_round_trip(muse, tmp_path):
     half = Muse.load(tmp_path / "half")
     for name, part in half.parts.items():
         for k, v in part.state_dict().items():
-            torch.testing.assert_close(v, muse.parts[name].state_dict()[k].bfloat16().float() if v.is_floating_point() else v, rtol=0, atol=0)
+            torch.testing.assert_close(
+                v,
+                muse.parts[name].state_dict()[k].bfloat16().float() if v.is_floating_point() else v,
+                rtol=0,
+                atol=0,
+            )
 
 
 def test_whole_numbers_are_within_half_a_127th_of_their_row(muse, tmp_path):
@@ -89,19 +102,34 @@ def test_whole_numbers_are_within_half_a_127th_of_their_row(muse, tmp_path):
                 assert torch.equal(v, half.parts[name].state_dict()[k])
             else:
                 step = exact.flatten(1).abs().amax(dim=1) / 127
-                assert ((v - exact).flatten(1).abs() <= 0.5001 * step[:, None] + 1e-9).all(), (name, k)
-                assert v.flatten(1).div(step[:, None].clamp(min=1e-9)).round().unique().numel() <= 255
+                assert ((v - exact).flatten(1).abs() <= 0.5001 * step[:, None] + 1e-9).all(), (
+                    name,
+                    k,
+                )
+                assert (
+                    v.flatten(1).div(step[:, None].clamp(min=1e-9)).round().unique().numel() <= 255
+                )
     size = lambda d: (tmp_path / d / "base.safetensors").stat().st_size
     assert size("small") < 0.62 * size("half")
 
 
 def test_processes_may_write_one_file_at_once(tmp_path):
     """As the stages that train side by side do with config.json: one waits for the other, or would take its half-written file away."""
-    loop = "for n in range(500):\n with alone(path.parent, 'config', -1): write_json(path, {'n': n})"
+    loop = (
+        "for n in range(500):\n with alone(path.parent, 'config', -1): write_json(path, {'n': n})"
+    )
     code = f"import sys\nfrom pathlib import Path\nfrom minimuse.checkpoint import alone, write_json\npath = Path(sys.argv[1])\n{loop}"
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.json")], stderr=subprocess.PIPE) for _ in range(2)]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "config.json")], stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
     assert [writer.communicate()[1][-300:] for writer in writers] == [b"", b""]
-    assert json.loads((tmp_path / "config.json").read_text()) == {"n": 499} and len(list(tmp_path.iterdir())) == 1
+    assert (
+        json.loads((tmp_path / "config.json").read_text()) == {"n": 499}
+        and len(list(tmp_path.iterdir())) == 1
+    )
 
 
 def test_text_and_its_keys_are_computed_once_per_picture(muse, monkeypatch):
@@ -120,13 +148,21 @@ def test_text_and_its_keys_are_computed_once_per_picture(muse, monkeypatch):
         monkeypatch.setattr(model, "context", counted(name, model.context))
     last(muse, [RED], sampling=replace(muse.config.sampling, steps=9))
     assert calls == {"text": 1, "base": 2, "superres": 2}  # with the caption, and without it
-    last(muse, [RED], sampling=replace(muse.config.sampling, guidance=0.0), sampling_hi=replace(muse.config.sampling_hi, guidance=0.0))
+    last(
+        muse,
+        [RED],
+        sampling=replace(muse.config.sampling, guidance=0.0),
+        sampling_hi=replace(muse.config.sampling_hi, guidance=0.0),
+    )
     assert calls == {"text": 2, "base": 3, "superres": 3}  # no guidance: only with it
 
 
 def test_a_negative_prompt_changes_guided_pictures_only(muse):
     def ids(negative, guidance):
-        kind = dict(sampling=replace(muse.config.sampling, guidance=guidance), sampling_hi=replace(muse.config.sampling_hi, guidance=guidance))
+        kind = dict(
+            sampling=replace(muse.config.sampling, guidance=guidance),
+            sampling_hi=replace(muse.config.sampling_hi, guidance=guidance),
+        )
         return last(muse, [RED, TWO], negative=negative, **kind)["high"].ids
 
     assert not torch.equal(ids("a blue ring", 8.0), ids("", 8.0))
@@ -138,7 +174,9 @@ def test_padding_beside_a_longer_prompt_changes_nothing(muse):
     alone, _ = muse.text([short])
     beside, visible = muse.text([short, TWO])
     with torch.no_grad():
-        ids = torch.randint(0, 64, (1, muse.config.tokenizer.grid**2), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(
+            0, 64, (1, muse.config.tokenizer.grid**2), generator=torch.Generator().manual_seed(0)
+        )
         a = muse.base(ids, muse.base.context(alone, torch.ones(alone.shape[:2], dtype=torch.bool)))
         b = muse.base(ids, muse.base.context(beside[:1], visible[:1]))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -156,8 +194,12 @@ def test_masked_nll_against_a_slow_loop(muse, tiny_model):
         for i in range(6):
             blank = torch.full((1, tokens.ids("low").shape[1]), base.mask_id)
             p = base(blank, context(slice(i, i + 1))).log_softmax(-1)[0]
-            total -= float(sum(p[n, tokens.ids("low")[i, n]] for n in range(tokens.ids("low").shape[1])))
-    assert everything == pytest.approx(total / tokens.ids("low").numel(), rel=2e-2)  # one of the two runs in bf16 where that is fast
+            total -= float(
+                sum(p[n, tokens.ids("low")[i, n]] for n in range(tokens.ids("low").shape[1]))
+            )
+    assert everything == pytest.approx(
+        total / tokens.ids("low").numel(), rel=2e-2
+    )  # one of the two runs in bf16 where that is fast
     tables = token_report(muse, tokens)["nll"]
     assert tables["base"].keys() == {"caption", "no caption", "other caption"}
     assert tables["superres"].keys() == {"low-res and caption", "no caption", "other low-res"}
@@ -169,9 +211,14 @@ CPUINFO = Path("/proc/cpuinfo")
 @pytest.mark.skipif(not CPUINFO.is_file(), reason="asks Linux what the CPU can do")
 def test_bf16_only_where_the_cpu_has_instructions_for_it(monkeypatch):
     """Emulated on AVX512, it made a tokenizer's step three times slower."""
-    flags, wide = set(CPUINFO.read_text().split()), "AVX512" in torch.backends.cpu.get_cpu_capability()
+    flags, wide = (
+        set(CPUINFO.read_text().split()),
+        "AVX512" in torch.backends.cpu.get_cpu_capability(),
+    )
     with autocast("cpu"):
-        assert torch.is_autocast_enabled("cpu") == bool(wide and flags & {"amx_bf16", "avx512_bf16"})
+        assert torch.is_autocast_enabled("cpu") == bool(
+            wide and flags & {"amx_bf16", "avx512_bf16"}
+        )
     for capability, on in (("AVX2", False), ("AVX512", True)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
@@ -182,7 +229,9 @@ def test_bf16_only_where_the_cpu_has_instructions_for_it(monkeypatch):
 def test_psnr_by_hand():
     a = torch.zeros(2, 3, 4, 4)
     b = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 0.02)])
-    assert psnr(a, b) == pytest.approx((20 + 40) / 2, abs=1e-4)  # the mean of the pictures' figures, peak to peak 2
+    assert psnr(a, b) == pytest.approx(
+        (20 + 40) / 2, abs=1e-4
+    )  # the mean of the pictures' figures, peak to peak 2
 
 
 def test_the_shipped_model_draws_what_it_is_told():
@@ -196,11 +245,25 @@ def test_the_shipped_model_draws_what_it_is_told():
 def test_the_shipped_emoji_model_listens():
     """On held-out pairs of concept and style: its caption helps, another's is worse than none."""
     muse = Muse.load("toy")
-    tables = token_report(muse, Tokens.of(muse.parts, muse.text, load("emoji", "heldout", 64, 32), "cpu"))["nll"]
-    told, none, other = (tables["base"][case]["1.0"] for case in ("caption", "no caption", "other caption"))
+    tables = token_report(
+        muse, Tokens.of(muse.parts, muse.text, load("emoji", "heldout", 64, 32), "cpu")
+    )["nll"]
+    told, none, other = (
+        tables["base"][case]["1.0"] for case in ("caption", "no caption", "other caption")
+    )
     assert told < none - 0.5 and other > none
-    assert tables["superres"]["low-res and caption"]["1.0"] < tables["superres"]["other low-res"]["1.0"] - 1
+    assert (
+        tables["superres"]["low-res and caption"]["1.0"]
+        < tables["superres"]["other low-res"]["1.0"] - 1
+    )
 
 
 def test_shipped_models_fit_into_25_mb():
-    assert sum(path.stat().st_size for name in ("toy", "toy-shapes") for path in (DATA / name).glob("*.safetensors")) < 25e6
+    assert (
+        sum(
+            path.stat().st_size
+            for name in ("toy", "toy-shapes")
+            for path in (DATA / name).glob("*.safetensors")
+        )
+        < 25e6
+    )

@@ -23,15 +23,30 @@ from safetensors.torch import load_file
 
 STEPS, WORKER = 6, Path(__file__).with_name("spread.py")
 TOKEN_STAGES = ("base", "superres")
-SETTINGS = [f"stages.{s}.{x}" for s in TOKEN_STAGES for x in ("muon_lr=0", "batch=8", f"steps={STEPS}")] + ["scenes=24", "caption_dropout=0.3"]
+SETTINGS = [
+    f"stages.{s}.{x}" for s in TOKEN_STAGES for x in ("muon_lr=0", "batch=8", f"steps={STEPS}")
+] + ["scenes=24", "caption_dropout=0.3"]
 
 
 def run(processes, stage, out, stop=STEPS, *more, check=True):
     """The metrics of every step, from a process of its own, or from several, up to a step."""
     metrics = out / "metrics.json"
     metrics.unlink(missing_ok=True)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *torchrun, str(WORKER), stage, str(out), str(metrics), str(stop), *more]
+    torchrun = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        if processes > 1
+        else []
+    )
+    command = [
+        sys.executable,
+        *torchrun,
+        str(WORKER),
+        stage,
+        str(out),
+        str(metrics),
+        str(stop),
+        *more,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if not check:
@@ -44,7 +59,9 @@ def run(processes, stage, out, stop=STEPS, *more, check=True):
 def fp32():
     """In bf16, where a CPU has it, equal sums in another order differ by some 1e-4: too much to tell them from other sums."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")  # as in the other processes
+        patch.setattr(
+            torch.backends.cpu, "get_cpu_capability", lambda: "AVX2"
+        )  # as in the other processes
         yield
 
 
@@ -66,7 +83,9 @@ def copy(tokenized, tmp_path):
         out = shutil.copytree(tokenized, tmp_path / f"copy{next(numbers)}")
         for path in out.glob("config.json"):
             about = json.loads(path.read_text())
-            about["config"] = configs.dataclasses.asdict(override(configs.from_json(about["config"]), list(settings)))
+            about["config"] = configs.dataclasses.asdict(
+                override(configs.from_json(about["config"]), list(settings))
+            )
             path.write_text(json.dumps(about))
         return out
 
@@ -91,16 +110,24 @@ def trained(stage, out):
 
 def here(stage, out, stop=None):
     """Their metrics, up to a step. Without one the records are read to their end, at which the weights are saved."""
-    return [{k: float(v) for k, v in record.metrics.items()} for record in islice(trained(stage, out), stop)]
+    return [
+        {k: float(v) for k, v in record.metrics.items()}
+        for record in islice(trained(stage, out), stop)
+    ]
 
 
 def same(metrics, weights, wanted, first=0):
     assert len(metrics) == STEPS - first
     for now, then in zip(metrics, wanted[0][first:]):
-        assert now["loss"] == pytest.approx(then["loss"], rel=1e-5) and now["accuracy"] == pytest.approx(then["accuracy"], abs=1e-5)
+        assert now["loss"] == pytest.approx(then["loss"], rel=1e-5) and now[
+            "accuracy"
+        ] == pytest.approx(then["accuracy"], abs=1e-5)
         assert now["chance"] == pytest.approx(then["chance"], rel=1e-6)
     assert weights.keys() == wanted[1].keys()
-    for name, tensor in weights.items():  # AdamW's first steps divide by a gradient's size: where that is about 0, its last bits decide
+    for (
+        name,
+        tensor,
+    ) in weights.items():  # AdamW's first steps divide by a gradient's size: where that is about 0, its last bits decide
         assert torch.allclose(tensor, wanted[1][name], atol=2e-3), name
         assert (tensor - wanted[1][name]).abs().mean() < 1e-5, name
 
@@ -109,7 +136,9 @@ def same(metrics, weights, wanted, first=0):
 def test_two_processes_are_one(stage, copy, alone):
     out = copy("scale.micro_batch=2", "scale.recompute=True")  # in two passes each
     metrics = run(2, stage, out)
-    print(f"largest relative difference of a loss: {max(abs(a['loss'] / b['loss'] - 1) for a, b in zip(metrics, alone[stage][0])):.1e}")
+    print(
+        f"largest relative difference of a loss: {max(abs(a['loss'] / b['loss'] - 1) for a, b in zip(metrics, alone[stage][0])):.1e}"
+    )
     same(metrics, load_file(out / f"{stage}.safetensors"), alone[stage])
     assert not list(out.glob("*checkpoint*")) and not list(out.glob("*.tmp"))
 
@@ -117,8 +146,16 @@ def test_two_processes_are_one(stage, copy, alone):
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
 def test_a_checkpoint_of_some_resumes_on_others(before, after, copy, alone):
     out = copy()
-    train = lambda processes, stop=STEPS: run(processes, "base", out, stop) if processes > 1 else here("base", out, stop if stop < STEPS else None)
-    assert len(train(before, 3)) == 3 and (out / "base.checkpoint.safetensors").is_file() and not (out / "base.safetensors").exists()
+    train = lambda processes, stop=STEPS: (
+        run(processes, "base", out, stop)
+        if processes > 1
+        else here("base", out, stop if stop < STEPS else None)
+    )
+    assert (
+        len(train(before, 3)) == 3
+        and (out / "base.checkpoint.safetensors").is_file()
+        and not (out / "base.safetensors").exists()
+    )
     metrics = train(after)
     first = STEPS - len(metrics)
     assert first in (2, 3), "one process saves when it is stopped, two when it is time"
@@ -135,10 +172,16 @@ def test_killed_while_writing(processes, copy, alone):
     same(here("base", out), load_file(out / "base.safetensors"), alone["base"], first=3)
 
 
-@pytest.mark.parametrize("settings", [
-    ["scale.micro_batch=3"], ["scale.recompute=True"], ["scale.micro_batch=4", "scale.recompute=True"],
-    pytest.param(["scale.compile=True"], marks=pytest.mark.slow), pytest.param(["scale.compile=True", "scale.recompute=True"], marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["scale.micro_batch=3"],
+        ["scale.recompute=True"],
+        ["scale.micro_batch=4", "scale.recompute=True"],
+        pytest.param(["scale.compile=True"], marks=pytest.mark.slow),
+        pytest.param(["scale.compile=True", "scale.recompute=True"], marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("stage", TOKEN_STAGES)
 def test_scaling_changes_nothing(stage, settings, copy, alone):
     out = copy(*settings)
@@ -155,9 +198,24 @@ def test_how_it_fits_may_change_on_the_way(copy, alone):
     about = json.loads((out / "config.json").read_text())
     config = configs.from_json(about["config"])
     with pytest.raises(ValueError, match="other settings"):
-        next(train_all(("base",), out, override(config, ["caption_dropout=0.2"]), "shapes", load_text("t5-toy"), "t5-toy", resume=True))
+        next(
+            train_all(
+                ("base",),
+                out,
+                override(config, ["caption_dropout=0.2"]),
+                "shapes",
+                load_text("t5-toy"),
+                "t5-toy",
+                resume=True,
+            )
+        )
     smaller = override(config, ["scale.micro_batch=2"])
-    metrics = [{k: float(v) for k, v in r.metrics.items()} for r in train_all(("base",), out, smaller, "shapes", load_text("t5-toy"), "t5-toy", resume=True)]
+    metrics = [
+        {k: float(v) for k, v in r.metrics.items()}
+        for r in train_all(
+            ("base",), out, smaller, "shapes", load_text("t5-toy"), "t5-toy", resume=True
+        )
+    ]
     same(metrics, load_file(out / "base.safetensors"), alone["base"], first=3)
 
 
@@ -165,7 +223,9 @@ def test_the_mean_of_means_is_refused(copy, alone, refuses, monkeypatch):
     """The check notices parts that count alike, whatever is hidden in them."""
     mean = ours.masked_token_loss
 
-    def alike(logits, ids, hidden):  # what every part would weigh if B rows made a part of 1 / (B / rows)
+    def alike(
+        logits, ids, hidden
+    ):  # what every part would weigh if B rows made a part of 1 / (B / rows)
         found = mean(logits, ids, hidden)
         return found._replace(loss=found.loss * (len(ids) / 8) / (hidden.sum() / whole[-1]))
 

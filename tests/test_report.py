@@ -15,14 +15,22 @@ def test_cells_say_everything_once():
     share = {"value": 0.5, "low": 0.25, "high": 1.0, "n": 3}
     found = {"a": {"b": 1.23456, "c": share}, "d": share | {"chance": 0.001}, "e": {"f": {"g": 7}}}
     assert dict(report.cells(found)) == {
-        "a, b": "1.235", "a, c": "0.500 (0.250 to 1.000)", "d": "0.500 (0.250 to 1.000), by chance 0.0010", "e, f, g": "7.000",
-    }  # fmt: skip
+        "a, b": "1.235",
+        "a, c": "0.500 (0.250 to 1.000)",
+        "d": "0.500 (0.250 to 1.000), by chance 0.0010",
+        "e, f, g": "7.000",
+    }
 
 
 def test_what_is_no_number_is_null():
     share = {"value": 0.5}
-    assert "shape 0.50" in report.in_short(report.known({"alignment": {"real": {"shape": share, "relation": {"value": float("nan")}}}}))
-    assert report.known({"a": {"low": float("nan"), "n": 1}, "b": 0.5}) == {"a": {"low": None, "n": 1}, "b": 0.5}
+    assert "shape 0.50" in report.in_short(
+        report.known({"alignment": {"real": {"shape": share, "relation": {"value": float("nan")}}}})
+    )
+    assert report.known({"a": {"low": float("nan"), "n": 1}, "b": 0.5}) == {
+        "a": {"low": None, "n": 1},
+        "b": 0.5,
+    }
 
 
 @pytest.mark.parametrize("split", ("train", "heldout"))
@@ -31,17 +39,30 @@ def test_other_real_pictures_are_others(tiny_model, monkeypatch, split):
     seen = []
     monkeypatch.setattr(report, "has_lite0", lambda: True)
     monkeypatch.setattr(report, "Lite0", lambda: torch.nn.Identity())
-    monkeypatch.setattr(report, "tokenizer_report", lambda muse, tokens, real: ({}, {"finetuned": real, "low": real[..., ::2, ::2]}))
-    monkeypatch.setattr(report, "features", lambda net, images: seen.append(images) or images[..., ::8, ::8].flatten(1))
+    monkeypatch.setattr(
+        report,
+        "tokenizer_report",
+        lambda muse, tokens, real: ({}, {"finetuned": real, "low": real[..., ::2, ::2]}),
+    )
+    monkeypatch.setattr(
+        report,
+        "features",
+        lambda net, images: seen.append(images) or images[..., ::8, ::8].flatten(1),
+    )
     said, muse = [], Muse.load(tiny_model)
     found, pictures = report.measure(muse, split, 12, 0, said.append)
     real, reconstructed, drawn, others = seen
     rows = lambda images: {tuple(row) for row in images.flatten(1).tolist()}
     assert len(rows(others)) == len(others) == 12 and not rows(others) & rows(real)
-    assert torch.equal(real, load("shapes", split, 32, 12).batch(range(12))) and torch.equal(drawn, pictures["high"])
+    assert torch.equal(real, load("shapes", split, 32, 12).batch(range(12))) and torch.equal(
+        drawn, pictures["high"]
+    )
     assert found["likeness"].keys() == {"reconstructed", "generated", "other real pictures"}
     same, other = found["likeness"]["reconstructed"], found["likeness"]["other real pictures"]
-    assert abs(same["frechet"]["value"]) < 1e-6 < other["frechet"]["value"] and same["precision"]["value"] == 1
+    assert (
+        abs(same["frechet"]["value"]) < 1e-6 < other["frechet"]["value"]
+        and same["precision"]["value"] == 1
+    )
     assert said == ["tokens", "drawing", "looking"]
 
 
@@ -54,7 +75,11 @@ def test_a_small_folder_is_measured(tiny_model, tmp_path, monkeypatch):
         (pictures / f"p{i}.txt").write_text(f"BLACK AND WHITE, a clock at {i}:05")
     monkeypatch.setattr(report, "has_lite0", lambda: True)
     monkeypatch.setattr(report, "Lite0", lambda: torch.nn.Identity())
-    monkeypatch.setattr(report, "tokenizer_report", lambda muse, tokens, real: ({"psnr": mean_of(torch.ones(len(real)))}, {"finetuned": real}))
+    monkeypatch.setattr(
+        report,
+        "tokenizer_report",
+        lambda muse, tokens, real: ({"psnr": mean_of(torch.ones(len(real)))}, {"finetuned": real}),
+    )
     monkeypatch.setattr(report, "features", lambda net, images: images[..., ::8, ::8].flatten(1))
     muse = Muse.load(tiny_model)
     muse.about = muse.about | {"data": str(pictures)}
@@ -62,8 +87,14 @@ def test_a_small_folder_is_measured(tiny_model, tmp_path, monkeypatch):
     for n, others in ((train, 0), (train - 5, 5), (16, 16)):
         found = report.evaluate(muse, tmp_path / "out", n)
         assert ("other real pictures" in found["train"]["likeness"]) == (others > 8)
-        strict = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-        assert strict == found and "likeness, generated, kid" in (tmp_path / "out" / "report.md").read_text()
+        strict = json.loads(
+            (tmp_path / "out" / "report.json").read_text(),
+            parse_constant=lambda word: pytest.fail(f"{word} is no JSON"),
+        )
+        assert (
+            strict == found
+            and "likeness, generated, kid" in (tmp_path / "out" / "report.md").read_text()
+        )
 
 
 def test_recall_is_precision_the_other_way_round():
@@ -80,5 +111,9 @@ def test_an_emoji_model_is_judged(tiny_model, monkeypatch):
     muse = Muse.load(tiny_model)
     muse.about = muse.about | {"data": "emoji"}
     found, _ = report.measure(muse, "heldout", 10, 0, lambda what: None)
-    assert "alignment" not in found and found["judged"].keys() == {"real", "reconstructed", "generated"}
+    assert "alignment" not in found and found["judged"].keys() == {
+        "real",
+        "reconstructed",
+        "generated",
+    }
     assert found["judged"]["real"]["ten"]["value"] > found["judged"]["generated"]["ten"]["value"]

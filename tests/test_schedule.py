@@ -6,7 +6,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from exercises.lesson04 import arccos_ratios, bernoulli, counts, first_positions, one_mask_for_the_batch, ranked_over_the_batch, runs, uniform
+from exercises.lesson04 import (
+    arccos_ratios,
+    bernoulli,
+    counts,
+    first_positions,
+    one_mask_for_the_batch,
+    ranked_over_the_batch,
+    runs,
+    uniform,
+)
 from minimuse import schedule
 from properties import masks
 from properties import schedule as properties
@@ -20,7 +29,12 @@ def test_every_law_is_a_mask_schedule(law):
     properties.is_a_mask_schedule(partial(schedule.gamma, law=law))
 
 
-WAVES = (lambda r: np.sin(np.pi / 2 * r), lambda r: np.cos(np.pi * r), lambda r: 1 - 0.9 * r, lambda r: np.cos(2.5 * np.pi * r))
+WAVES = (
+    lambda r: np.sin(np.pi / 2 * r),
+    lambda r: np.cos(np.pi * r),
+    lambda r: 1 - 0.9 * r,
+    lambda r: np.cos(2.5 * np.pi * r),
+)
 
 
 @pytest.mark.parametrize("planted", WAVES)
@@ -30,7 +44,17 @@ def test_other_functions_are_not(planted, refuses):
 
 def test_laws_halfway():
     halfway = {law: float(schedule.gamma(0.5, law)) for law in schedule.LAWS}
-    assert halfway == pytest.approx(dict(exp=240 / 255, cubic=0.875, square=0.75, cosine=0.5**0.5, linear=0.5, sqrt=1 - 0.5**0.5, log=0.125))
+    assert halfway == pytest.approx(
+        dict(
+            exp=240 / 255,
+            cubic=0.875,
+            square=0.75,
+            cosine=0.5**0.5,
+            linear=0.5,
+            sqrt=1 - 0.5**0.5,
+            log=0.125,
+        )
+    )
     grid = np.linspace(0, 1, 7)
     for law in schedule.LAWS:  # an array is its elements, one by one
         assert schedule.gamma(grid, law).tolist() == [float(schedule.gamma(r, law)) for r in grid]
@@ -65,19 +89,29 @@ def test_ratios_of_every_law(law):
     """gamma is monotone, so that sorted ratios are gamma of sorted uniform numbers."""
     ratios = schedule.sample_ratios(500, torch.Generator().manual_seed(3), law)
     u = uniform(500, torch.Generator().manual_seed(3))
-    assert ratios.dtype == torch.float64 and ratios.tolist() == [float(schedule.gamma(x, law)) for x in u.tolist()]
+    assert ratios.dtype == torch.float64 and ratios.tolist() == [
+        float(schedule.gamma(x, law)) for x in u.tolist()
+    ]
 
 
-@pytest.mark.parametrize("planted", [
-    lambda r, n: (r * n).long().clamp(1, n),  # rounded down
-    lambda r, n: (r * n).round().long().clamp(1, n),
-    lambda r, n: (r * n).ceil().long(),  # may be none
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda r, n: (r * n).long().clamp(1, n),  # rounded down
+        lambda r, n: (r * n).round().long().clamp(1, n),
+        lambda r, n: (r * n).ceil().long(),  # may be none
+    ],
+)
 def test_broken_counts(planted, refuses):
     refuses(properties.rounds_up_to_at_least_one, planted)
 
 
-MASK_PROPERTIES = (masks.exact_count_in_every_row, masks.uniform_over_positions, masks.every_set_is_as_likely, masks.rows_are_independent)
+MASK_PROPERTIES = (
+    masks.exact_count_in_every_row,
+    masks.uniform_over_positions,
+    masks.every_set_is_as_likely,
+    masks.rows_are_independent,
+)
 
 
 @pytest.mark.parametrize("prop", MASK_PROPERTIES)
@@ -87,7 +121,10 @@ def test_masks(prop):
 
 def ranked_twice(counts, tokens, generator):
     """Over the batch, and then within the row: exact, and uniform in a large batch, but at batch 1 all noise is equal."""
-    return torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=-1) < counts[:, None]
+    return (
+        torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=-1)
+        < counts[:, None]
+    )
 
 
 def ranked_over_all(counts, tokens, generator):
@@ -110,8 +147,14 @@ def with_ties(counts, tokens, generator):
 
 def test_broken_masks(refuses):
     for prop, planted in [
-        *((masks.exact_count_in_every_row, p) for p in (bernoulli, ranked_over_the_batch, ranked_over_all, with_ties)),
-        *((masks.uniform_over_positions, p) for p in (first_positions, ranked_over_the_batch, ranked_twice, one_mask_for_the_batch)),
+        *(
+            (masks.exact_count_in_every_row, p)
+            for p in (bernoulli, ranked_over_the_batch, ranked_over_all, with_ties)
+        ),
+        *(
+            (masks.uniform_over_positions, p)
+            for p in (first_positions, ranked_over_the_batch, ranked_twice, one_mask_for_the_batch)
+        ),
         (masks.every_set_is_as_likely, runs),
         *((masks.rows_are_independent, p) for p in (one_mask_for_the_batch, first_positions)),
     ]:
@@ -130,7 +173,11 @@ def test_what_single_rows_do_not_show():
 # Counts for decoding
 
 
-COUNT_PROPERTIES = (properties.reveals_everything_once, properties.reveals_follow_maskgit, properties.halves_exactly_at_two_thirds)
+COUNT_PROPERTIES = (
+    properties.reveals_everything_once,
+    properties.reveals_follow_maskgit,
+    properties.halves_exactly_at_two_thirds,
+)
 
 
 @pytest.mark.parametrize("prop", COUNT_PROPERTIES)
@@ -153,17 +200,38 @@ def test_right_counts_pass():
         prop(counts)
 
 
-@pytest.mark.parametrize("prop, planted", [
-    (properties.reveals_follow_maskgit, partial(counts, of=256)),  # from N, and not from the hole
-    (properties.reveals_follow_maskgit, partial(counts, least=0)),
-    (properties.reveals_everything_once, partial(counts, least=-1)),
-    (properties.reveals_everything_once, partial(counts, cap=False)),  # hides what was never hidden
-    (properties.reveals_everything_once, partial(counts, last=False)),  # one token stays hidden
-    (properties.reveals_follow_maskgit, partial(counts, angle=lambda s, S: math.pi / 2 * ((s - 1) / S))),
-    (properties.halves_exactly_at_two_thirds, partial(counts, angle=lambda s, S: math.pi / 2 * s / S)),
-    (properties.reveals_follow_maskgit, partial(counts, angle=lambda s, S: math.pi / 2 * s / S)),
-    (properties.halves_exactly_at_two_thirds, partial(counts, angle=lambda s, S: np.float32(np.pi / 2) * np.float32(s / S))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prop, planted",
+    [
+        (
+            properties.reveals_follow_maskgit,
+            partial(counts, of=256),
+        ),  # from N, and not from the hole
+        (properties.reveals_follow_maskgit, partial(counts, least=0)),
+        (properties.reveals_everything_once, partial(counts, least=-1)),
+        (
+            properties.reveals_everything_once,
+            partial(counts, cap=False),
+        ),  # hides what was never hidden
+        (properties.reveals_everything_once, partial(counts, last=False)),  # one token stays hidden
+        (
+            properties.reveals_follow_maskgit,
+            partial(counts, angle=lambda s, S: math.pi / 2 * ((s - 1) / S)),
+        ),
+        (
+            properties.halves_exactly_at_two_thirds,
+            partial(counts, angle=lambda s, S: math.pi / 2 * s / S),
+        ),
+        (
+            properties.reveals_follow_maskgit,
+            partial(counts, angle=lambda s, S: math.pi / 2 * s / S),
+        ),
+        (
+            properties.halves_exactly_at_two_thirds,
+            partial(counts, angle=lambda s, S: np.float32(np.pi / 2) * np.float32(s / S)),
+        ),
+    ],
+)
 def test_broken_counts_for_decoding(prop, planted, refuses):
     refuses(prop, planted)
 
@@ -201,7 +269,11 @@ def annealed_twice(k, steps, temperature):
 
 def test_broken_ramps(refuses):
     assert annealed_twice(5, 12, 1.0) == pytest.approx(0.11, abs=0.005)
-    for planted in (lambda k, S, t: t * k / S, lambda k, S, t: t * k / max(1, S - 1), lambda k, S, t: t):
+    for planted in (
+        lambda k, S, t: t * k / S,
+        lambda k, S, t: t * k / max(1, S - 1),
+        lambda k, S, t: t,
+    ):
         refuses(properties.ramp_reaches_its_value, planted)
     for planted in (annealed_twice, lambda k, S, t: t * (1 - k / S), lambda k, S, t: t):
         refuses(properties.noise_falls_linearly_to_zero, planted)

@@ -2,6 +2,7 @@
 
 Run: python -m pytest tests/test_shapes.py
 """
+
 import itertools
 import math
 from collections import Counter
@@ -15,9 +16,31 @@ import torch
 from hypothesis import given, settings
 
 from minimuse.shapes import (
-    ATTRIBUTES, BACKGROUNDS, COLOURS, GAP, HELD_OUT, MARGIN, PARTS, RELATIONS, SHAPES, SIZES, SPLITS,
-    TRAIN_TRIPLES, TRIPLES, Scene, Thing, agree, alignment, caption, components, coverage, detect,
-    parse, render, scene, wilson,
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLOURS,
+    GAP,
+    HELD_OUT,
+    MARGIN,
+    PARTS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    TRAIN_TRIPLES,
+    TRIPLES,
+    Scene,
+    Thing,
+    agree,
+    alignment,
+    caption,
+    components,
+    coverage,
+    detect,
+    parse,
+    render,
+    scene,
+    wilson,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -37,6 +60,7 @@ def drawn(n, split):
 
 
 # --- Scenes -----------------------------------------------------------------------------------
+
 
 @given(seeds, splits)
 @settings(deadline=None)
@@ -108,15 +132,27 @@ def test_relation_geometry():
 
 # --- Captions ---------------------------------------------------------------------------------
 
+
 def test_captions():
     ring, cross = Thing("ring", "red", "small", 0.2, 0.5), Thing("cross", "blue", "large", 0.7, 0.5)
     assert caption(Scene("grey", (ring,), None)) == "a small red ring on a grey background"
-    assert caption(Scene("white", (ring,) * 3, None)) == "three small red rings on a white background"
-    assert caption(Scene("white", (cross,) * 2, None)) == "two large blue crosses on a white background"
-    assert (caption(Scene("black", (ring, cross), "left of"))
-            == "a small red ring left of a large blue cross on a black background")
-    for bad in (Scene("grey", (), None), Scene("grey", (ring,) * 5, None),
-                Scene("grey", (ring, cross), None), Scene("grey", (ring,), "above")):
+    assert (
+        caption(Scene("white", (ring,) * 3, None)) == "three small red rings on a white background"
+    )
+    assert (
+        caption(Scene("white", (cross,) * 2, None))
+        == "two large blue crosses on a white background"
+    )
+    assert (
+        caption(Scene("black", (ring, cross), "left of"))
+        == "a small red ring left of a large blue cross on a black background"
+    )
+    for bad in (
+        Scene("grey", (), None),
+        Scene("grey", (ring,) * 5, None),
+        Scene("grey", (ring, cross), None),
+        Scene("grey", (ring,), "above"),
+    ):
         with pytest.raises(ValueError, match="no caption"):
             caption(bad)
     with pytest.raises(ValueError, match="hexagon"):
@@ -131,14 +167,22 @@ def test_parse_undoes_caption(seed, split):
     assert parse(caption(s)) == replace(s, things=centred)
 
 
-@pytest.mark.parametrize("text", [
-    "", "a red circle on a grey background", "a small red circle", "a small red circle on a pink background",
-    "two small red circle on a grey background", "two small red crosss on a grey background",
-    "a small red circles on a grey background", "A small red circle on a grey background",
-    "two small red circles above a large blue ring on a grey background",
-    "a small red circle near a large blue ring on a grey background",
-    "a small red circle on a grey background.",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a red circle on a grey background",
+        "a small red circle",
+        "a small red circle on a pink background",
+        "two small red circle on a grey background",
+        "two small red crosss on a grey background",
+        "a small red circles on a grey background",
+        "A small red circle on a grey background",
+        "two small red circles above a large blue ring on a grey background",
+        "a small red circle near a large blue ring on a grey background",
+        "a small red circle on a grey background.",
+    ],
+)
 def test_parse_refuses(text):
     with pytest.raises(ValueError, match="caption"):
         parse(text)
@@ -146,20 +190,35 @@ def test_parse_refuses(text):
 
 # --- Pictures ---------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("shape", SHAPES)
 @given(st.floats(-0.5, 0.5), st.floats(-0.5, 0.5), st.floats(5, 12))
 @settings(deadline=None, max_examples=30)
 def test_area_and_balance(shape, dx, dy, r):
-    area = {"circle": np.pi, "ring": np.pi * (1 - 0.55**2), "square": 1.4**2,
-            "triangle": 0.75 * 3**0.5, "cross": 2 * 1.9 * 0.6 - 0.6**2}[shape] * r * r
+    area = (
+        {
+            "circle": np.pi,
+            "ring": np.pi * (1 - 0.55**2),
+            "square": 1.4**2,
+            "triangle": 0.75 * 3**0.5,
+            "cross": 2 * 1.9 * 0.6 - 0.6**2,
+        }[shape]
+        * r
+        * r
+    )
     grid = np.arange(-15.0, 16)
     a = coverage(shape, grid - dx, grid[:, None] - dy, r, 1)
     assert a.sum() == pytest.approx(area, rel=0.06)
-    assert (a.sum(0) @ grid / a.sum(), a.sum(1) @ grid / a.sum()) == pytest.approx((dx, dy), abs=0.15)
+    assert (a.sum(0) @ grid / a.sum(), a.sum(1) @ grid / a.sum()) == pytest.approx(
+        (dx, dy), abs=0.15
+    )
 
 
 def test_render_paints_each_thing_in_its_place():
-    things = (Thing("square", "red", "large", 0.2, 0.7), Thing("circle", "cyan", "small", 0.75, 0.2))
+    things = (
+        Thing("square", "red", "large", 0.2, 0.7),
+        Thing("circle", "cyan", "small", 0.75, 0.2),
+    )
     scenes = [Scene("grey", things, None), Scene("white", things[1:], None)] * 150  # two chunks
     images = render(scenes, 64)
     assert images.shape == (300, 3, 64, 64) and images.dtype == torch.uint8
@@ -184,6 +243,7 @@ def test_render_fits_any_side_and_leaves_the_border_free(side):
 
 
 # --- The detector -----------------------------------------------------------------------------
+
 
 def flood(mask):
     """Blobs the slow way: a set of sets of pixels."""
@@ -244,8 +304,12 @@ def test_detector_withstands_blur_and_noise():
 
 def test_blurred_small_rings_stay_rings():
     """At 32 pixels the hole of a small ring is 3 pixels wide: blur nearly closes it."""
-    scenes = [Scene(background, (Thing("ring", colour, "small", 0.47, 0.5 + dy),), None)
-              for background in BACKGROUNDS for colour in COLOURS for dy in (0, 0.01)]
+    scenes = [
+        Scene(background, (Thing("ring", colour, "small", 0.47, 0.5 + dy),), None)
+        for background in BACKGROUNDS
+        for colour in COLOURS
+        for dy in (0, 0.01)
+    ]
     readings = detect(blurred(floats(scenes, 32)))
     assert [r.things[0].shape for r in readings] == ["ring"] * len(scenes)
 
@@ -260,8 +324,12 @@ def test_detector_drops_specks_counts_broken_blobs_and_sees_nothing_in_nothing()
 
 
 def test_detector_refuses_what_it_cannot_read():
-    for bad in (torch.zeros(3, 64, 64), torch.zeros(1, 1, 64, 64), torch.zeros(1, 3, 64, 32),
-                torch.zeros(1, 3, 64, 64, dtype=torch.uint8)):
+    for bad in (
+        torch.zeros(3, 64, 64),
+        torch.zeros(1, 1, 64, 64),
+        torch.zeros(1, 3, 64, 32),
+        torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+    ):
         with pytest.raises(ValueError, match="detect needs"):
             detect(bad)
     with pytest.raises(ValueError, match="2 scenes for 1"):
@@ -272,7 +340,9 @@ def test_detector_refuses_what_it_cannot_read():
 
 BIG, SMALL = Thing("square", "blue", "large", 0.25, 0.55), Thing("ring", "red", "small", 0.7, 0.45)
 PAIR = Scene("grey", (BIG, SMALL), "left of")
-THREE = Scene("white", tuple(Thing("circle", "green", "small", x, 0.3) for x in (0.2, 0.5, 0.8)), None)
+THREE = Scene(
+    "white", tuple(Thing("circle", "green", "small", x, 0.3) for x in (0.2, 0.5, 0.8)), None
+)
 ONE = Scene("black", (Thing("triangle", "cyan", "small", 0.4, 0.4),), None)
 
 
@@ -303,7 +373,10 @@ def test_one_changed_attribute_is_the_only_wrong_one(s):
 
 @pytest.mark.parametrize("s", [PAIR, THREE, ONE], ids=["pair", "three", "one"])
 def test_additional_and_missing_things(s):
-    for extra in (replace(s.things[0], x=0.5, y=0.82), Thing("cross", "yellow", "small", 0.5, 0.82)):
+    for extra in (
+        replace(s.things[0], x=0.5, y=0.82),
+        Thing("cross", "yellow", "small", 0.5, 0.82),
+    ):
         assert wrong(s, replace(s, things=s.things + (extra,))) == {"count"}
     for i in range(len(s.things)):
         fewer = s.things[:i] + s.things[i + 1 :]
@@ -328,8 +401,14 @@ def test_exchanged_colours_are_wrong():
     assert wrong(PAIR, replace(PAIR, things=exchanged)) == {"colour"}
 
 
-few = st.builds(Thing, st.sampled_from(SHAPES[:2]), st.sampled_from(("red", "blue")),
-                st.sampled_from(tuple(SIZES)), st.just(0.5), st.just(0.5))
+few = st.builds(
+    Thing,
+    st.sampled_from(SHAPES[:2]),
+    st.sampled_from(("red", "blue")),
+    st.sampled_from(tuple(SIZES)),
+    st.just(0.5),
+    st.just(0.5),
+)
 
 
 @given(st.lists(few, min_size=1, max_size=4), st.lists(few, max_size=6))
@@ -338,8 +417,10 @@ def test_pairing_is_the_best_of_all(wanted, found):
     """Against every permutation; where several are best, the answer is that of one of them."""
     best, answers = -1, set()
     for got in set(itertools.permutations(found + [None] * len(wanted), len(wanted))):
-        rows = [[g is not None and x == y for x, y in zip(triple(w), triple(g or w))]
-                for w, g in zip(wanted, got)]
+        rows = [
+            [g is not None and x == y for x, y in zip(triple(w), triple(g or w))]
+            for w, g in zip(wanted, got)
+        ]
         total, answer = sum(map(sum, rows)), tuple(all(column) for column in zip(*rows))
         if total > best:
             best, answers = total, set()
@@ -359,9 +440,15 @@ def test_shuffled_captions_score_near_chance():
     assert 0.2 < value["count"] < 0.5 and 0.2 < value["background"] < 0.5
 
 
-@pytest.mark.parametrize("right, n, low, high", [  # Newcombe (1998), table I, method 3
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-])
+@pytest.mark.parametrize(
+    "right, n, low, high",
+    [  # Newcombe (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
 def test_wilson(right, n, low, high):
     assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
     assert wilson(n - right, n) == pytest.approx((1 - high, 1 - low), abs=5e-5)

@@ -9,15 +9,26 @@ from properties import models
 LOW_CODES, LOW_GRID, CODES, GRID, TEXT = 5, 2, 7, 4, 12
 LOW = torch.tensor([[0, 1, 2, 3], [4, 4, 1, 0], [3, 2, 0, 0]])
 PROPERTIES = (
-    models.is_pure, models.where_selects, models.mask_is_no_code, models.text_matters,
-    models.padding_does_not_matter, models.no_caption_is_no_text,
-)  # fmt: skip
+    models.is_pure,
+    models.where_selects,
+    models.mask_is_no_code,
+    models.text_matters,
+    models.padding_does_not_matter,
+    models.no_caption_is_no_text,
+)
 
 
 def model(seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = SuperRes(SuperResConfig(width=16, encoder_layers=1, layers=2, heads=2, window=2), LOW_CODES, LOW_GRID, CODES, GRID, TEXT)
+        net = SuperRes(
+            SuperResConfig(width=16, encoder_layers=1, layers=2, heads=2, window=2),
+            LOW_CODES,
+            LOW_GRID,
+            CODES,
+            GRID,
+            TEXT,
+        )
         for name, p in net.named_parameters():
             if "norm" not in name:
                 torch.nn.init.normal_(p, std=0.3)
@@ -25,7 +36,15 @@ def model(seed=0):
 
 
 def case(net, context=None):
-    return models.Case(context or (lambda text, visible: net.context(text, visible, LOW)), net, net.mask_id, CODES, GRID * GRID, TEXT, net.train)
+    return models.Case(
+        context or (lambda text, visible: net.context(text, visible, LOW)),
+        net,
+        net.mask_id,
+        CODES,
+        GRID * GRID,
+        TEXT,
+        net.train,
+    )
 
 
 @pytest.mark.parametrize("prop", PROPERTIES)
@@ -49,22 +68,33 @@ def test_low_res_tokens_matter(caption):
 
 def test_broken_conditioning(refuses):
     net = model()
-    refuses(models.low_res_matters, *looks(net, context=lambda text, visible, low: net.context(text, visible, LOW)))  # not passed on
+    refuses(
+        models.low_res_matters,
+        *looks(net, context=lambda text, visible, low: net.context(text, visible, LOW)),
+    )  # not passed on
 
     def with_the_caption(text, visible, low):
         context = net.context(text, visible, low)
         captioned = visible.any(-1, keepdim=True)
-        return context._replace(visible=context.visible & captioned, below=context.below * captioned[..., None])
+        return context._replace(
+            visible=context.visible & captioned, below=context.below * captioned[..., None]
+        )
 
     models.low_res_matters(*looks(net, context=with_the_caption))
-    refuses(models.low_res_matters, *looks(net, caption=False, context=with_the_caption))  # the null caption hides them too
+    refuses(
+        models.low_res_matters, *looks(net, caption=False, context=with_the_caption)
+    )  # the null caption hides them too
     torch.nn.init.zeros_(net.low_positions.rows)
     torch.nn.init.zeros_(net.low_positions.columns)
     for block in net.low_blocks:
         torch.nn.init.zeros_(block.self_attention.biases[0].weight)  # which tells places too
-    models.low_res_matters(*looks(net))  # each high-res token still starts from its own low-res token
+    models.low_res_matters(
+        *looks(net)
+    )  # each high-res token still starts from its own low-res token
     placeless = lambda text, visible, low: net.context(text, visible, low)._replace(below=0.0)
-    refuses(models.low_res_matters, *looks(net, context=placeless))  # no positions at all: permuting changes nothing
+    refuses(
+        models.low_res_matters, *looks(net, context=placeless)
+    )  # no positions at all: permuting changes nothing
     _, text, visible = models.inputs(case(net))
     refuses(models.text_matters, case(model(), context=lambda t, v: model().context(text, v, LOW)))
 
@@ -73,7 +103,9 @@ def test_context_is_low_res_tokens_then_text():
     net = model()
     _, text, visible = models.inputs(case(net))
     context = net.context(text, visible, LOW)
-    low, said, spare = context.visible.split([LOW_GRID**2, text.shape[1], 16 - LOW_GRID**2 - text.shape[1]], dim=1)
+    low, said, spare = context.visible.split(
+        [LOW_GRID**2, text.shape[1], 16 - LOW_GRID**2 - text.shape[1]], dim=1
+    )
     assert low.all() and torch.equal(said, visible) and not spare.any()
     assert len(context.keys) == 2 and context.keys[0].shape == (3, 2, 16, 8)
 
@@ -116,7 +148,9 @@ def test_rows_do_not_mix():
     ids, text, visible = models.inputs(case(net))
     together = net(ids, net.context(text, visible, LOW))
     for b in range(3):
-        alone = net(ids[b : b + 1], net.context(text[b : b + 1], visible[b : b + 1], LOW[b : b + 1]))
+        alone = net(
+            ids[b : b + 1], net.context(text[b : b + 1], visible[b : b + 1], LOW[b : b + 1])
+        )
         assert torch.allclose(alone[0], together[b], atol=1e-4)
 
 
@@ -131,7 +165,9 @@ def test_windows_divide_the_grid():
 def in_pieces(piece=2, low_grid=LOW_GRID):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = SuperResConfig(width=16, encoder_layers=1, layers=2, heads=2, window=0, piece=piece)
+        config = SuperResConfig(
+            width=16, encoder_layers=1, layers=2, heads=2, window=0, piece=piece
+        )
         net = SuperRes(config, LOW_CODES, low_grid, CODES, GRID, TEXT)
         for p in net.parameters():
             torch.nn.init.normal_(p, std=0.3)
@@ -144,18 +180,27 @@ def test_a_piece_alone_is_what_it_is_in_the_picture():
     ids, text, visible = models.inputs(case(net))
     whole = net(ids, net.context(text, visible, LOW))  # B N K
     for y, x in ((0, 0), (0, 2), (2, 0), (2, 2)):
-        places = torch.tensor([GRID * (y + i) + x + j for i in range(2) for j in range(2)]).expand(3, -1)
+        places = torch.tensor([GRID * (y + i) + x + j for i in range(2) for j in range(2)]).expand(
+            3, -1
+        )
         alone = net(ids.gather(1, places), net.context(text, visible, LOW, places))
         torch.testing.assert_close(alone, whole[:, places[0]], atol=1e-4, rtol=1e-4)
         other = ids.clone()
         other[:, places[0]] = (ids[:, places[0]] + 1) % CODES
         moved = (net(other, net.context(text, visible, LOW)) - whole).abs().amax(-1) > 1e-6  # B N
         assert moved[:, places[0]].all() and moved.sum() == places.numel()
-    swapped = torch.arange(GRID * GRID).view(2, 2, 2, 2).roll(1, dims=2).reshape(1, -1).expand(3, -1)  # the left pieces on the right
+    swapped = (
+        torch.arange(GRID * GRID).view(2, 2, 2, 2).roll(1, dims=2).reshape(1, -1).expand(3, -1)
+    )  # the left pieces on the right
     context = net.context(text, visible, LOW, swapped)
-    torch.testing.assert_close(net(ids.gather(1, swapped), context), whole[:, swapped[0]], atol=1e-4, rtol=1e-4)  # several at once
+    torch.testing.assert_close(
+        net(ids.gather(1, swapped), context), whole[:, swapped[0]], atol=1e-4, rtol=1e-4
+    )  # several at once
     one_piece = in_pieces(piece=0)
-    assert (one_piece(other, one_piece.context(text, visible, LOW)) != one_piece(ids, one_piece.context(text, visible, LOW))).all()
+    assert (
+        one_piece(other, one_piece.context(text, visible, LOW))
+        != one_piece(ids, one_piece.context(text, visible, LOW))
+    ).all()
 
 
 def test_places_are_pieces_and_busy_ones_likelier():
@@ -165,16 +210,24 @@ def test_places_are_pieces_and_busy_ones_likelier():
     pieces = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]])
     taken = (net.places(ids, generator)[:, None] == pieces).all(-1)  # B 4
     assert (taken.sum(-1) == 1).all()
-    assert (taken.double().mean(0) - torch.tensor([1, 4, 1, 1]) / 7).abs().max() < 5 * (4 / 7 * 3 / 7 / 4000) ** 0.5
-    assert torch.equal(in_pieces(piece=0).places(ids[:2], generator), torch.arange(GRID * GRID).expand(2, -1))
-    for row in in_pieces(1, low_grid=GRID).places(ids[:9], generator):  # a quarter of sixteen pieces of one token: four others
+    assert (taken.double().mean(0) - torch.tensor([1, 4, 1, 1]) / 7).abs().max() < 5 * (
+        4 / 7 * 3 / 7 / 4000
+    ) ** 0.5
+    assert torch.equal(
+        in_pieces(piece=0).places(ids[:2], generator), torch.arange(GRID * GRID).expand(2, -1)
+    )
+    for row in in_pieces(1, low_grid=GRID).places(
+        ids[:9], generator
+    ):  # a quarter of sixteen pieces of one token: four others
         assert row.shape == (4,) and row.unique().numel() == 4
 
 
 def test_pieces_divide_the_grid():
     with pytest.raises(ValueError, match="4 tokens.*pieces of 3"):
         in_pieces(3)
-    with pytest.raises(ValueError, match="4 tokens.*pieces of 1, each what some low-res tokens cover"):
+    with pytest.raises(
+        ValueError, match="4 tokens.*pieces of 1, each what some low-res tokens cover"
+    ):
         in_pieces(1)
 
 
@@ -182,11 +235,21 @@ def test_low_res_tokens_can_be_copied():
     """High-res tokens that repeat the low-res ones, 2 x 2 each, are soon learnt from those alone, without a caption."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = SuperRes(SuperResConfig(width=32, encoder_layers=1, layers=2, heads=2, window=2), 4, 2, 4, 4, 8)
+        net = SuperRes(
+            SuperResConfig(width=32, encoder_layers=1, layers=2, heads=2, window=2), 4, 2, 4, 4, 8
+        )
     low = torch.randint(4, (4, 2, 2), generator=torch.Generator().manual_seed(0))
     high = low.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
-    nothing, everything, blank = torch.zeros(4, 1, dtype=torch.bool), torch.ones_like(high, dtype=torch.bool), torch.full_like(high, net.mask_id)
-    loss_of = lambda low: masked_token_loss(net(blank, net.context(torch.zeros(4, 1, 8), nothing, low.flatten(1)), everything), high, everything)
+    nothing, everything, blank = (
+        torch.zeros(4, 1, dtype=torch.bool),
+        torch.ones_like(high, dtype=torch.bool),
+        torch.full_like(high, net.mask_id),
+    )
+    loss_of = lambda low: masked_token_loss(
+        net(blank, net.context(torch.zeros(4, 1, 8), nothing, low.flatten(1)), everything),
+        high,
+        everything,
+    )
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     for _ in range(120):
         optimizer.zero_grad()

@@ -1,6 +1,6 @@
 """The T5 encoder, its tokenizer and loader, and span corruption, against slow oracles.
 
-    pytest tests/test_t5_frozen.py
+pytest tests/test_t5_frozen.py
 """
 
 import json
@@ -35,7 +35,15 @@ from t5_pretrain import T5Decoder, T5Pretrainer, corrupt, corrupt_row, initializ
 
 TOY = Path(__file__).parents[1] / "data" / "t5-toy"
 # The inner width is 3 * 8 = 24, not d_model: taking one for the other must fail.
-CONFIG = T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=40, num_layers=3, num_heads=3, feed_forward_proj="gated-gelu")
+CONFIG = T5Config(
+    vocab_size=60,
+    d_model=32,
+    d_kv=8,
+    d_ff=40,
+    num_layers=3,
+    num_heads=3,
+    feed_forward_proj="gated-gelu",
+)
 
 
 def build(config, seed=0):
@@ -109,7 +117,12 @@ def slow_encoder(weights, config, tokens):
         for head in range(config.num_heads):
             part = slice(head * d, (head + 1) * d)
             for t in range(T):
-                score = np.array([q[t, part] @ k[s, part] + table[slow_bucket(s - t, True), head] for s in range(T)])
+                score = np.array(
+                    [
+                        q[t, part] @ k[s, part] + table[slow_bucket(s - t, True), head]
+                        for s in range(T)
+                    ]
+                )
                 weight = np.exp(score - score.max())
                 out[t, part] = (weight / weight.sum()) @ v[:, part]
         x = x + out @ w[a + "SelfAttention.o.weight"].T
@@ -160,7 +173,9 @@ def test_the_one_table_acts_in_every_block():
     for block, (h, source, bias) in zip(model.encoder.block, seen):
         attention = block.layer[0].SelfAttention
         assert torch.equal(bias, seen[0][2])
-        assert (attention.forward(h, source, bias) - attention.forward(h, source, 0 * bias)).abs().max() > 1e-2
+        assert (
+            attention.forward(h, source, bias) - attention.forward(h, source, 0 * bias)
+        ).abs().max() > 1e-2
 
 
 def test_a_null_caption_leaves_no_nan_in_the_gradients():
@@ -193,7 +208,9 @@ def test_eos_closes_every_text_but_the_empty_one(t5):
     assert ids[1].tolist() == [0, 0, 0, 0] and ids.dtype == torch.int64 and mask.dtype == torch.bool
     ids, mask = t5.tokenizer.encode(["", " "])
     assert ids.shape == (2, 1) and not mask.any()
-    ids, mask = t5.tokenizer.encode(["<pad> </s> \u4e2d"])  # text that names special tokens only spells them
+    ids, mask = t5.tokenizer.encode(
+        ["<pad> </s> \u4e2d"]
+    )  # text that names special tokens only spells them
     assert mask.all() and ids[0].eq(1).sum() == 1 and (ids == 2).any()
     with pytest.raises(ValueError, match="list of texts.*red"):
         t5.tokenizer.encode("a red apple")
@@ -211,7 +228,9 @@ def test_truncation_keeps_eos_and_warns_once(t5):
         t5.tokenizer.encode(texts[:1], max_length=61)
 
 
-@pytest.mark.parametrize("word", "red green blue yellow circle circles crosses rings above left small two grey".split())
+@pytest.mark.parametrize(
+    "word", "red green blue yellow circle circles crosses rings above left small two grey".split()
+)
 def test_words_of_the_shapes_are_single_pieces(t5, word):
     assert len(t5.tokenizer.pieces.encode(word)) == 1
 
@@ -240,17 +259,27 @@ def test_shipped_encoder_is_small_frozen_and_quick(t5):
     assert not any(p.requires_grad for p in parameters) and not t5.encoder.training
     assert not t5(["a"])[0].requires_grad
     assert sum(file.stat().st_size for file in TOY.iterdir()) < 8e6
-    assert torch.nn.Module not in FrozenT5.__mro__  # so no model that holds one can train or save it
+    assert (
+        torch.nn.Module not in FrozenT5.__mro__
+    )  # so no model that holds one can train or save it
 
 
 def test_attributes_can_be_told_apart(t5):
     """Two captions that differ in one word differ at the other words too: context got through."""
-    for one, two in [("a red apple", "a green apple"), ("a small red ring above a large blue square", "a small red ring below a large blue square")]:
+    for one, two in [
+        ("a red apple", "a green apple"),
+        (
+            "a small red ring above a large blue square",
+            "a small red ring below a large blue square",
+        ),
+    ]:
         (a, b), mask = t5([one, two])
         assert mask[0].equal(mask[1])
         shared = t5.tokenizer.encode([one])[0] == t5.tokenizer.encode([two])[0]
         cosine = torch.cosine_similarity(a, b, dim=-1)
-        assert cosine[~shared[0]].max() < cosine[shared[0]].min() and cosine[shared[0]].max() < 0.9999
+        assert (
+            cosine[~shared[0]].max() < cosine[shared[0]].min() and cosine[shared[0]].max() < 0.9999
+        )
 
 
 def test_words_bind(t5):
@@ -267,7 +296,9 @@ def test_words_bind(t5):
 def directory(tmp_path):
     """A tiny T5 of our own making, with the shipped tokenizer."""
     config = replace(CONFIG, vocab_size=4128)
-    (tmp_path / "config.json").write_text(json.dumps(asdict(config) | {"model_type": "t5", "dropout_rate": 0.1}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(asdict(config) | {"model_type": "t5", "dropout_rate": 0.1})
+    )
     shutil.copy(TOY / "spiece.model", tmp_path)
     save_file(build(config).state_dict(), tmp_path / "model.safetensors")
     return tmp_path
@@ -289,12 +320,19 @@ def fails(directory, error, *words):
 
 def test_a_checkpoint_with_a_decoder_or_the_other_embedding_name_loads(directory):
     expected, _ = FrozenT5.load(directory)(["a red apple"])
-    change(directory, lambda w: w.update({
-        "decoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(2, 2),
-        "lm_head.weight": torch.zeros(4128, 32),
-        "encoder.embed_tokens.weight": w.pop("shared.weight"),
-    }))
-    torch.testing.assert_close(FrozenT5.load(directory)(["a red apple"])[0], expected, rtol=0, atol=0)
+    change(
+        directory,
+        lambda w: w.update(
+            {
+                "decoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(2, 2),
+                "lm_head.weight": torch.zeros(4128, 32),
+                "encoder.embed_tokens.weight": w.pop("shared.weight"),
+            }
+        ),
+    )
+    torch.testing.assert_close(
+        FrozenT5.load(directory)(["a red apple"])[0], expected, rtol=0, atol=0
+    )
 
 
 FORMS = ("model.safetensors", "pytorch_model.bin")
@@ -304,8 +342,14 @@ def publish(directory, form, shards):
     """The checkpoint in another form, with a decoder; in shards, an index says what is where, and the last has the decoder alone."""
     state = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
-    decoder = {f"decoder.block.{i}.layer.0.SelfAttention.q.weight": torch.ones(2, 2) for i in range(3)} | {"lm_head.weight": torch.ones(2, 2)}
-    write = (lambda x, p: save_file(x, p)) if form.endswith("safetensors") else (lambda x, p: torch.save(x, p))
+    decoder = {
+        f"decoder.block.{i}.layer.0.SelfAttention.q.weight": torch.ones(2, 2) for i in range(3)
+    } | {"lm_head.weight": torch.ones(2, 2)}
+    write = (
+        (lambda x, p: save_file(x, p))
+        if form.endswith("safetensors")
+        else (lambda x, p: torch.save(x, p))
+    )
     if shards == 1:
         return write(state | decoder, directory / form)
     stem, end = form.split(".")
@@ -327,14 +371,21 @@ def test_a_checkpoint_loads_in_all_its_forms(directory, form, shards):
         sorted(directory.glob(f"{form.split('.')[0]}-*"))[-1].unlink()
     again = FrozenT5.load(directory)
     torch.testing.assert_close(again(["a red apple"])[0], expected, rtol=0, atol=0)
-    assert again.fingerprint != first and len(again.weight_paths) == shards  # the fingerprint is of files
-    assert FrozenT5.load(directory, dtype=torch.bfloat16).encoder.shared.weight.dtype == torch.bfloat16
+    assert (
+        again.fingerprint != first and len(again.weight_paths) == shards
+    )  # the fingerprint is of files
+    assert (
+        FrozenT5.load(directory, dtype=torch.bfloat16).encoder.shared.weight.dtype == torch.bfloat16
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_lost_or_cut_shard_or_index_is_named(directory, form):
     publish(directory, form, 3)
-    shard, index = sorted(directory.glob(f"{form.split('.')[0]}-*"))[1], directory / f"{form}.index.json"
+    shard, index = (
+        sorted(directory.glob(f"{form.split('.')[0]}-*"))[1],
+        directory / f"{form}.index.json",
+    )
     whole, said = shard.read_bytes(), index.read_text()
     shard.write_bytes(whole[: len(whole) // 2])
     fails(directory, ValueError, shard.name, "cut short")
@@ -344,7 +395,9 @@ def test_a_lost_or_cut_shard_or_index_is_named(directory, form):
     for damage in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"shared.weight": 3}}'):
         index.write_text(damage)
         fails(directory, ValueError, index.name, "damaged")
-    index.write_text(said.replace(shard.name, f"../{shard.name}"))  # a path out of the directory is not followed
+    index.write_text(
+        said.replace(shard.name, f"../{shard.name}")
+    )  # a path out of the directory is not followed
     assert shard in FrozenT5.load(directory).weight_paths
 
 
@@ -362,11 +415,17 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(directory, tmp_path):
     torch.save({"shared.weight": hostile}, directory / "pytorch_model.bin")
     fails(directory, ValueError, "pytorch_model.bin", "damaged")
     assert not (tmp_path / "victim").exists()
-    with zipfile.ZipFile(directory / "pytorch_model.bin") as archive:  # read as a list of instructions, none of which is carried out
+    with zipfile.ZipFile(
+        directory / "pytorch_model.bin"
+    ) as archive:  # read as a list of instructions, none of which is carried out
         (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
-        said = [(code.name, argument) for code, argument, _ in pickletools.genops(archive.read(name))]
+        said = [
+            (code.name, argument) for code, argument, _ in pickletools.genops(archive.read(name))
+        ]
     call = said.index(("GLOBAL", f"{os.system.__module__} system"))
-    assert ("BINUNICODE", f"touch {hostile.victim}") in said[call:] and ("REDUCE", None) in said[call:], "the file does nothing"
+    assert ("BINUNICODE", f"touch {hostile.victim}") in said[call:] and ("REDUCE", None) in said[
+        call:
+    ], "the file does nothing"
 
 
 def test_a_file_from_before_zip_archives_is_refused_with_a_hint(directory):
@@ -396,7 +455,9 @@ def test_damaged_tokenizer_and_config(directory):
     fails(directory, ValueError, "config.json", "not JSON")
     (directory / "config.json").write_text('{"d_model": 4}')
     fails(directory, ValueError, "config.json", "lacks vocab_size")
-    (directory / "config.json").write_text(json.dumps(asdict(CONFIG) | {"feed_forward_proj": "gated-silu"}))
+    (directory / "config.json").write_text(
+        json.dumps(asdict(CONFIG) | {"feed_forward_proj": "gated-silu"})
+    )
     fails(directory, ValueError, "gated-silu")
 
 
@@ -411,13 +472,22 @@ def test_wrong_weights(directory):
 
     broken(lambda w: w.pop(q), "lacks", q)
     broken(lambda w: w.update({q: torch.ones(32, 32)}), q, "(32, 32)", "(24, 32)")
-    broken(lambda w: w.update({"encoder.block.3.layer_norm.weight": torch.ones(32)}), "encoder.block.3.layer_norm.weight")
+    broken(
+        lambda w: w.update({"encoder.block.3.layer_norm.weight": torch.ones(32)}),
+        "encoder.block.3.layer_norm.weight",
+    )
     broken(lambda w: w["shared.weight"].zero_(), "shared.weight is all zero")
     broken(lambda w: w.update({"lm_head.weight": w.pop("shared.weight")}), "lacks shared.weight")
 
 
 def test_a_decoder_alone_is_named(directory):
-    save_file({"decoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(2, 2), "lm_head.weight": torch.ones(2, 2)}, directory / "model.safetensors")
+    save_file(
+        {
+            "decoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(2, 2),
+            "lm_head.weight": torch.ones(2, 2),
+        },
+        directory / "model.safetensors",
+    )
     fails(directory, ValueError, "lacks shared.weight", "decoder alone")
 
 
@@ -425,7 +495,10 @@ def test_other_tokenizer_or_precision(directory):
     with pytest.raises(ValueError, match="float16"):
         FrozenT5.load(directory, dtype=torch.float16)
     rough = FrozenT5.load(directory, dtype=torch.bfloat16)
-    assert rough.encoder.shared.weight.dtype == torch.bfloat16 and rough(["a"])[0].dtype == torch.float32, "whoever reads it computes in float32"
+    assert (
+        rough.encoder.shared.weight.dtype == torch.bfloat16
+        and rough(["a"])[0].dtype == torch.float32
+    ), "whoever reads it computes in float32"
     assert FrozenT5.load(directory).encoder.shared.weight.dtype == torch.float32
     (directory / "config.json").write_text(json.dumps(asdict(CONFIG)))
     fails(directory, ValueError, "4096 pieces", "vocab_size 60")
@@ -496,7 +569,12 @@ def test_every_position_is_hidden_about_equally_often():
 
 def test_an_empty_text_is_refused():
     with pytest.raises(ValueError, match="0 tokens"):
-        corrupt(torch.tensor([[3, 4, 1], [0, 0, 0]]), torch.tensor([[True] * 3, [False] * 3]), V, torch.Generator())
+        corrupt(
+            torch.tensor([[3, 4, 1], [0, 0, 0]]),
+            torch.tensor([[True] * 3, [False] * 3]),
+            V,
+            torch.Generator(),
+        )
 
 
 # --- The decoder ------------------------------------------------------------------------------
@@ -549,7 +627,11 @@ def test_tokenizer_with_other_special_ids_is_refused(tmp_path):
 
     (tmp_path / "text").write_text("a red apple\na green pear\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=20, hard_vocab_limit=False, minloglevel=2
+        input=str(tmp_path / "text"),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=20,
+        hard_vocab_limit=False,
+        minloglevel=2,
     )
     with pytest.raises(ValueError, match=r"pad, eos, unk = \(-1, 2, 0\)"):
         Tokenizer(tmp_path / "m.model")
@@ -560,7 +642,15 @@ def test_tokenizer_with_other_special_ids_is_refused(tmp_path):
 
 def write_xxl(folder):
     """A checkpoint of T5-XXL's shape in bf16, 9.5 GB in five shards, with random weights and the toy's SentencePiece model."""
-    config = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
+    config = dict(
+        vocab_size=32128,
+        d_model=4096,
+        d_kv=64,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+    )
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(TOY / "spiece.model", folder)
     with torch.device("meta"):
@@ -569,7 +659,11 @@ def write_xxl(folder):
     for i in range(5):
         file = f"model-{i + 1:05}-of-00005.safetensors"
         part = names[i * len(names) // 5 : (i + 1) * len(names) // 5]
-        draw = lambda shape: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+        draw = lambda shape: (
+            torch.ones(shape)
+            if len(shape) == 1
+            else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+        )
         save_file({name: draw(shapes[name]).bfloat16() for name in part}, folder / file)
         where |= {name: file for name in part}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
@@ -587,7 +681,12 @@ embeddings, mask = t5(["a red apple on a wooden table"])
 assert embeddings.shape[2] == 4096 and embeddings.isfinite().all() and embeddings.std() > 0 and len(t5.fingerprint) == 12
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == 0, done.stderr
     print(f"peak resident memory {float(done.stdout):.2f} GB")
     assert float(done.stdout) < 11

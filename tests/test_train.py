@@ -17,7 +17,16 @@ from minimuse import vq
 from minimuse.cache import Tokens
 from minimuse.data import Pictures, halve
 from minimuse.maskgit import masked_token_loss
-from minimuse.train import STAGES, batch_at, describe, generator_at, learning_rate, optimize, train, train_all
+from minimuse.train import (
+    STAGES,
+    batch_at,
+    describe,
+    generator_at,
+    learning_rate,
+    optimize,
+    train,
+    train_all,
+)
 from properties import training
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -44,8 +53,14 @@ class Text:
 
 
 def pictures():
-    pixels = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Pictures(pixels, [("red", "a red one"), ("blue",), ("red",), ("green", "leaf"), ("sky",), ("a",)], [f"{i}" for i in range(6)])
+    pixels = torch.randint(
+        256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return Pictures(
+        pixels,
+        [("red", "a red one"), ("blue",), ("red",), ("green", "leaf"), ("sky",), ("a",)],
+        [f"{i}" for i in range(6)],
+    )
 
 
 def run_stage(name, out, stops=(), seed=0):
@@ -58,7 +73,9 @@ def run_stage(name, out, stops=(), seed=0):
             if record.step == stop:
                 break
         run.close()
-        assert (out / f"{name}.checkpoint.safetensors").is_file() and not (out / f"{name}.safetensors").exists()
+        assert (out / f"{name}.checkpoint.safetensors").is_file() and not (
+            out / f"{name}.safetensors"
+        ).exists()
     return [*train(name, out, about, pictures(), Text())]
 
 
@@ -84,7 +101,12 @@ def small_run(folder, stops, steps=6, averages=3, decay=0.7, seed=0):
 
         def parts_of(indices, generator, step):
             noise = torch.randn(len(indices), 1, generator=generator)
-            yield (model(inputs[indices]) - inputs[indices].sum(-1, keepdim=True) - noise).square().mean(), {}
+            yield (
+                (model(inputs[indices]) - inputs[indices].sum(-1, keepdim=True) - noise)
+                .square()
+                .mean(),
+                {},
+            )
 
         history = []
         run = optimize("small", model, parts_of, settings, 10, seed, checkpoint, {"stage": "small"})
@@ -102,7 +124,9 @@ def resumable(folder):
 
 
 def test_stopping_anywhere_changes_nothing(tmp_path):
-    training.stopping_changes_nothing(resumable(tmp_path), [(k,) for k in range(1, 7)] + [(1, 2, 5), (3, 4)])
+    training.stopping_changes_nothing(
+        resumable(tmp_path), [(k,) for k in range(1, 7)] + [(1, 2, 5), (3, 4)]
+    )
 
 
 def forgetful(monkeypatch, bug):
@@ -126,12 +150,29 @@ def forgetful(monkeypatch, bug):
     monkeypatch.setattr(ours, "restore", broken)
     if bug == "data order":
         stream = torch.Generator().manual_seed(0)
-        monkeypatch.setattr(ours, "batch_at", lambda seed, stage, step, batch, size: torch.randperm(size, generator=stream)[:batch])
+        monkeypatch.setattr(
+            ours,
+            "batch_at",
+            lambda seed, stage, step, batch, size: torch.randperm(size, generator=stream)[:batch],
+        )
     if bug == "noise":
-        monkeypatch.setattr(ours, "generator_at", lambda *key: generator_at(*key[:-1], torch.initial_seed(), torch.rand(()).item()))
+        monkeypatch.setattr(
+            ours,
+            "generator_at",
+            lambda *key: generator_at(*key[:-1], torch.initial_seed(), torch.rand(()).item()),
+        )
 
 
-BUGS = ["no optimizer", "no optimizer step", "no average", "averages for weights", "one step twice", "one step left out", "data order", "noise"]
+BUGS = [
+    "no optimizer",
+    "no optimizer step",
+    "no average",
+    "averages for weights",
+    "one step twice",
+    "one step left out",
+    "data order",
+    "noise",
+]
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -149,20 +190,30 @@ def test_averages(tmp_path, refuses):
     for wrong in (
         lambda history, model: history[-1],  # no average
         lambda history, model: torch.stack(history).mean(0),
-        lambda history, model: torch.full((1, 3), 0.5) if len(history) == 1 else model.weight.detach(),  # the initial weights count
+        lambda history, model: (
+            torch.full((1, 3), 0.5) if len(history) == 1 else model.weight.detach()
+        ),  # the initial weights count
     ):
         refuses(training.averages_checkpoints, lambda *a: run(*a, wrong=wrong))
 
 
 def test_learning_rate(refuses):
     stage = configs.Stage(10, 1, 1.0)
-    rate = lambda lr, steps, share, step: lr * learning_rate(replace(stage, lr=lr, steps=steps, warmup=share), step)
+    rate = lambda lr, steps, share, step: (
+        lr * learning_rate(replace(stage, lr=lr, steps=steps, warmup=share), step)
+    )
     training.warms_up_and_falls_to_zero(rate)
     for planted in (
         lambda lr, steps, share, step: lr,
-        lambda lr, steps, share, step: rate(lr, steps, share, min(step, steps - 2)),  # one step behind at the end
-        lambda lr, steps, share, step: rate(lr, steps, share, step) * step / (step + 1),  # starts at 0
-        lambda lr, steps, share, step: lr * 0.5 * (1 + math.cos(math.pi * step / steps)),  # no warm-up
+        lambda lr, steps, share, step: rate(
+            lr, steps, share, min(step, steps - 2)
+        ),  # one step behind at the end
+        lambda lr, steps, share, step: (
+            rate(lr, steps, share, step) * step / (step + 1)
+        ),  # starts at 0
+        lambda lr, steps, share, step: (
+            lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        ),  # no warm-up
     ):
         refuses(training.warms_up_and_falls_to_zero, planted)
 
@@ -186,7 +237,15 @@ def test_batches(refuses):
 
 
 def test_generators_depend_on_the_whole_key():
-    keys = [(0, "base", 1), (0, "base", 2), (1, "base", 1), (0, "superres", 1), (0, "base", "epoch", 1), (0, "base", 11), (0, "base1", 1)]
+    keys = [
+        (0, "base", 1),
+        (0, "base", 2),
+        (1, "base", 1),
+        (0, "superres", 1),
+        (0, "base", "epoch", 1),
+        (0, "base", 11),
+        (0, "base1", 1),
+    ]
     first = [torch.rand(4, generator=generator_at(*key)).tolist() for key in keys]
     assert len({tuple(x) for x in first}) == len(keys)
     assert first == [torch.rand(4, generator=generator_at(*key)).tolist() for key in keys]
@@ -200,7 +259,11 @@ def test_every_step_has_a_generator_of_its_own(tmp_path):
         yield model(torch.ones(1, 3)).square().mean(), {}
 
     for name, seed in (("base", 0), ("superres", 0), ("base", 1)):
-        list(optimize(name, model, parts_of, configs.Stage(4, 1, 0.1), 4, seed, tmp_path / "none", {}))
+        list(
+            optimize(
+                name, model, parts_of, configs.Stage(4, 1, 0.1), 4, seed, tmp_path / "none", {}
+            )
+        )
     assert len(set(seen)) == 12
 
 
@@ -216,13 +279,19 @@ def copy_parts(trained, name, folder):
     return out
 
 
-@pytest.mark.parametrize("name, stops", [
-    ("tokenizer", [(1,), (2,), (4,)]),  # before the codebook starts, after it, with the discriminator on
-    ("tokenizer_hi", [(1, 3)]),
-    ("base", [(1,), (2,), (3,), (4,), (1, 2, 3, 4)]),
-    ("superres", [(2,)]),
-    ("decoder", [(4,)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, stops",
+    [
+        (
+            "tokenizer",
+            [(1,), (2,), (4,)],
+        ),  # before the codebook starts, after it, with the discriminator on
+        ("tokenizer_hi", [(1, 3)]),
+        ("base", [(1,), (2,), (3,), (4,), (1, 2, 3, 4)]),
+        ("superres", [(2,)]),
+        ("decoder", [(4,)]),
+    ],
+)
 def test_stopping_a_stage_changes_nothing(name, stops, trained, tmp_path):
     folders = iter(range(99))
 
@@ -240,13 +309,21 @@ def test_stopping_a_stage_changes_nothing(name, stops, trained, tmp_path):
 def test_records(trained):
     """Every step is reported; the discriminator comes in half-way, the codebook after a fifth."""
     for name, records in trained[1].items():
-        assert [(r.stage, r.step, r.steps) for r in records] == [(name, i + 1, STEPS) for i in range(STEPS)]
+        assert [(r.stage, r.step, r.steps) for r in records] == [
+            (name, i + 1, STEPS) for i in range(STEPS)
+        ]
         assert all(torch.as_tensor(v).isfinite() for r in records for v in r.metrics.values())
-        assert not any(torch.as_tensor(v).requires_grad for r in records for v in r.metrics.values())
+        assert not any(
+            torch.as_tensor(v).requires_grad for r in records for v in r.metrics.values()
+        )
         if name in DRAWING:
-            assert ["discriminator" in r.metrics for r in records] == [step >= 0.5 * STEPS for step in range(STEPS)]
+            assert ["discriminator" in r.metrics for r in records] == [
+                step >= 0.5 * STEPS for step in range(STEPS)
+            ]
     for name in ("tokenizer", "tokenizer_hi"):
-        assert ["perplexity" in r.metrics for r in trained[1][name]] == [step >= 0.2 * STEPS for step in range(STEPS)]
+        assert ["perplexity" in r.metrics for r in trained[1][name]] == [
+            step >= 0.2 * STEPS for step in range(STEPS)
+        ]
 
 
 def test_the_high_res_tokenizer_learns_from_pieces(trained, tmp_path, monkeypatch):
@@ -255,13 +332,31 @@ def test_the_high_res_tokenizer_learns_from_pieces(trained, tmp_path, monkeypatc
     for name, images in seen.items():
         out = copy_parts(trained[0], name, tmp_path / name)
         with monkeypatch.context() as patch:
-            patch.setattr(vq.Tokenizer, "forward", lambda self, x, forward=vq.Tokenizer.forward: images.append(x) or forward(self, x))
-            list(train(name, out, describe(out, CONFIG, "shapes", Text(), "letters", 0), pictures(), Text()))
+            patch.setattr(
+                vq.Tokenizer,
+                "forward",
+                lambda self, x, forward=vq.Tokenizer.forward: images.append(x) or forward(self, x),
+            )
+            list(
+                train(
+                    name,
+                    out,
+                    describe(out, CONFIG, "shapes", Text(), "letters", 0),
+                    pictures(),
+                    Text(),
+                )
+            )
     whole = pictures().batch(torch.arange(6))
     windows = whole.unfold(2, 16, 1).unfold(3, 16, 1)  # 6 3 17 17 16 16
-    places = [(windows == x[None, :, None, None]).all(dim=(1, 4, 5)).nonzero() for batch in seen["tokenizer_hi"] for x in batch]
+    places = [
+        (windows == x[None, :, None, None]).all(dim=(1, 4, 5)).nonzero()
+        for batch in seen["tokenizer_hi"]
+        for x in batch
+    ]
     assert all(len(p) == 1 for p in places), "a true piece of a true picture"
-    assert len({tuple(p[0, 1:].tolist()) for p in places}) == len(seen["tokenizer_hi"]), "a place for each step"
+    assert len({tuple(p[0, 1:].tolist()) for p in places}) == len(seen["tokenizer_hi"]), (
+        "a place for each step"
+    )
     halves = halve(whole)
     assert all((halves == x).all(dim=(1, 2, 3)).any() for batch in seen["tokenizer"] for x in batch)
 
@@ -270,7 +365,11 @@ def test_the_high_res_tokenizer_learns_from_pieces(trained, tmp_path, monkeypatc
 def test_the_codebook_starts_once(stops, tmp_path, monkeypatch):
     """After the plain autoencoder's share of the steps, resumed or not."""
     starts, start = [], vq.EMAQuantizer.start
-    monkeypatch.setattr(vq.EMAQuantizer, "start", lambda self, z, generator: starts.append(z.shape) or start(self, z, generator))
+    monkeypatch.setattr(
+        vq.EMAQuantizer,
+        "start",
+        lambda self, z, generator: starts.append(z.shape) or start(self, z, generator),
+    )
     run_stage("tokenizer", copy_parts(tmp_path, "tokenizer", tmp_path), stops)
     assert [tuple(shape[1:]) for shape in starts] == [(4, 4, 8)]
 
@@ -279,7 +378,9 @@ def test_another_seed_gives_other_weights(trained, tmp_path):
     out = copy_parts(trained[0], "base", tmp_path)
     run_stage("base", out, seed=1)
     a, b = load_file(out / "base.safetensors"), load_file(trained[0] / "base.safetensors")
-    assert a.keys() == b.keys() and not torch.equal(a["decoder.embedding.weight"], b["decoder.embedding.weight"])
+    assert a.keys() == b.keys() and not torch.equal(
+        a["decoder.embedding.weight"], b["decoder.embedding.weight"]
+    )
 
 
 def test_the_global_generator_does_not_matter(trained, tmp_path):
@@ -302,13 +403,20 @@ def test_frozen_parts_stay_frozen(name, trained, tmp_path, monkeypatch):
     out, loaded, optimized = copy_parts(trained[0], name, tmp_path), [], []
     load, adamw = ours.load_part, torch.optim.AdamW
     monkeypatch.setattr(ours, "load_part", lambda *a: loaded.append(load(*a)) or loaded[-1])
-    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, **k: adamw(optimized.extend(parameters) or list(optimized), **k))
+    monkeypatch.setattr(
+        torch.optim,
+        "AdamW",
+        lambda parameters, **k: adamw(optimized.extend(parameters) or list(optimized), **k),
+    )
     before = {p.name: p.read_bytes() for p in out.glob("*.safetensors")}
     run_stage(name, out)
     assert all((out / file).read_bytes() == data for file, data in before.items())
     assert len(loaded) == len(ours.NEEDS[name]) and optimized
     for part, net in zip(ours.NEEDS[name], loaded):
-        assert all(torch.equal(v, load_file(out / f"{part}.safetensors")[k]) for k, v in net.state_dict().items())
+        assert all(
+            torch.equal(v, load_file(out / f"{part}.safetensors")[k])
+            for k, v in net.state_dict().items()
+        )
         assert not {id(p) for p in net.parameters()} & {id(p) for p in optimized}
         assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
 
@@ -318,7 +426,11 @@ def test_the_decoder_stage_starts_from_the_tokenizers_decoder(trained):
     from minimuse.muse import autocast, load_part
 
     net = load_part(trained[0], "tokenizer_hi", CONFIG, 16).eval()
-    images = ours.crop(pictures().batch(batch_at(0, "decoder", 0, 4, 6)), CONFIG.tokenizer.side, generator_at(0, "decoder", 0))
+    images = ours.crop(
+        pictures().batch(batch_at(0, "decoder", 0, 4, 6)),
+        CONFIG.tokenizer.side,
+        generator_at(0, "decoder", 0),
+    )
     with autocast("cpu"), torch.no_grad():
         fake = net(images)[0]
     psnr = 10 * torch.log10(4 / (fake.float() - images).square().mean())
@@ -341,11 +453,15 @@ class Spy(torch.nn.Module):
         return text, visible, low, places
 
     def places(self, ids, generator):
-        return torch.randint(9, (len(ids), 1), generator=generator) + torch.arange(4)  # four in a row
+        return torch.randint(9, (len(ids), 1), generator=generator) + torch.arange(
+            4
+        )  # four in a row
 
     def forward(self, ids, context, where):
         self.shown.append((ids, context, where))
-        return torch.randn(ids.shape[0], ids.shape[1], 7, generator=torch.Generator().manual_seed(5))[where]
+        return torch.randn(
+            ids.shape[0], ids.shape[1], 7, generator=torch.Generator().manual_seed(5)
+        )[where]
 
 
 LOW = torch.randint(7, (6, 4), generator=torch.Generator().manual_seed(0))
@@ -372,19 +488,29 @@ def test_token_loss(resolution):
         seen, (text, visible, low, places), where = spy.shown[-1]
         ids = tokens.ids(resolution, indices)
         ids = ids if resolution == "low" else ids.gather(1, places)
-        assert torch.equal(seen == Spy.mask_id, where) and torch.equal(seen[~where], ids[~where]) and where.any(-1).all()
+        assert (
+            torch.equal(seen == Spy.mask_id, where)
+            and torch.equal(seen[~where], ids[~where])
+            and where.any(-1).all()
+        )
         logits = torch.randn(*ids.shape, 7, generator=torch.Generator().manual_seed(5))[where]
         wanted = masked_token_loss(logits, ids, where)
-        assert torch.allclose(loss, wanted.loss, atol=1e-2) and torch.allclose(metrics["accuracy"], wanted.correct)
+        assert torch.allclose(loss, wanted.loss, atol=1e-2) and torch.allclose(
+            metrics["accuracy"], wanted.correct
+        )
         assert low is None if resolution == "low" else torch.equal(low, LOW[indices])
         assert (visible.all(-1) | ~visible.any(-1)).all()
         dropped += int((~visible.any(-1)).sum())
-    assert abs(dropped - 80) < 5 * 40**0.5, f"{dropped} of 160 captions dropped, at a share of one half"
+    assert abs(dropped - 80) < 5 * 40**0.5, (
+        f"{dropped} of 160 captions dropped, at a share of one half"
+    )
 
 
 def test_tokens(trained):
     """Ids and embeddings computed once are those of every picture and caption on its own."""
-    parts = {p: ours.load_part(trained[0], p, CONFIG, 16).eval() for p in ("tokenizer", "tokenizer_hi")}
+    parts = {
+        p: ours.load_part(trained[0], p, CONFIG, 16).eval() for p in ("tokenizer", "tokenizer_hi")
+    }
     some = pictures()
     tokens = Tokens.of(parts, Text(), some, "cpu", batch=4)
     assert tokens.ids("low").shape == (6, 16) and tokens.ids("high").shape == (6, 64)
@@ -398,9 +524,14 @@ def test_tokens(trained):
             matches = [c for c in some.captions[i] if len(c) == int(visible[i].sum())]
             assert len(matches) == 1
             wanted = Text()(matches)[0][0].bfloat16().float()
-            assert torch.equal(embeddings[i][visible[i]], wanted) and (embeddings[i][~visible[i]] == 0).all()
+            assert (
+                torch.equal(embeddings[i][visible[i]], wanted)
+                and (embeddings[i][~visible[i]] == 0).all()
+            )
             seen[i] |= set(matches)
-    assert all(seen[i] == set(some.captions[i]) for i in range(6)), "every caption is drawn at times"
+    assert all(seen[i] == set(some.captions[i]) for i in range(6)), (
+        "every caption is drawn at times"
+    )
     first, visible = tokens.captions(torch.tensor([0, 3]))
     assert visible.sum(-1).tolist() == [3, 5], "without a generator, the plainest"
 
@@ -410,7 +541,9 @@ def test_tokens(trained):
 
 def stopped(trained, folder, name="base", step=2):
     out = copy_parts(trained[0], name, folder)
-    run = train(name, out, describe(out, CONFIG, "shapes", Text(), "letters", 0), pictures(), Text())
+    run = train(
+        name, out, describe(out, CONFIG, "shapes", Text(), "letters", 0), pictures(), Text()
+    )
     for record in run:
         if record.step == step:
             break
@@ -436,7 +569,11 @@ def test_checkpoints_that_are_something_else(trained, tmp_path):
     about = json.loads((out / "config.json").read_text())
     whole = load_file(checkpoint)
     header = {"step": "2", "key": json.dumps(about | {"stage": "base", "pictures": 6})}
-    for tensors, metadata in ((whole, None), (whole, {"step": "2"}), ({k: v for k, v in whole.items() if "embedding" not in k}, header)):
+    for tensors, metadata in (
+        (whole, None),
+        (whole, {"step": "2"}),
+        ({k: v for k, v in whole.items() if "embedding" not in k}, header),
+    ):
         save_file(tensors, checkpoint, metadata)
         with pytest.raises(ValueError, match="base.checkpoint.safetensors"):
             next(train("base", out, about, pictures(), Text()))
@@ -447,7 +584,12 @@ def test_checkpoints_of_other_settings(trained, tmp_path):
     about = json.loads((out / "config.json").read_text())
     other = json.loads(json.dumps(about))
     other["config"]["stages"]["base"]["lr"] = 0.5
-    for wrong in (other, about | {"seed": 1}, about | {"data": "emoji"}, about | {"text": {"name": "letters", "fingerprint": "f"}}):
+    for wrong in (
+        other,
+        about | {"seed": 1},
+        about | {"data": "emoji"},
+        about | {"text": {"name": "letters", "fingerprint": "f"}},
+    ):
         with pytest.raises(ValueError, match="base.checkpoint.safetensors.*other settings"):
             next(train("base", out, wrong, pictures(), Text()))
     fewer = pictures()
@@ -479,7 +621,9 @@ def test_a_checkpoint_every_minute(tmp_path, monkeypatch):
     monkeypatch.setattr(ours, "SAVE_EVERY", -1e9)
     model = torch.nn.Linear(3, 1)
     parts_of = lambda indices, generator, step: [(model(torch.ones(1, 3)).square().mean(), {})]
-    run = optimize("small", model, parts_of, configs.Stage(3, 1, 0.1), 4, 0, tmp_path / "c.safetensors", {})
+    run = optimize(
+        "small", model, parts_of, configs.Stage(3, 1, 0.1), 4, 0, tmp_path / "c.safetensors", {}
+    )
     for done in (1, 2):
         next(run)
         with safe_open(tmp_path / "c.safetensors", "pt") as file:
@@ -488,10 +632,14 @@ def test_a_checkpoint_every_minute(tmp_path, monkeypatch):
 
 def test_directories(trained, tmp_path):
     """What train_all and describe refuse, before any work."""
-    attempt = lambda out, stages=("base",), config=CONFIG, **k: next(train_all(stages, out, config, "shapes", Text(), "letters", **k))
+    attempt = lambda out, stages=("base",), config=CONFIG, **k: next(
+        train_all(stages, out, config, "shapes", Text(), "letters", **k)
+    )
     with pytest.raises(FileNotFoundError, match="tokenizer.safetensors.*minimuse train tokenizer"):
         attempt(tmp_path / "new")
-    with pytest.raises(FileNotFoundError, match="tokenizer_hi.safetensors.*minimuse train tokenizer-hi"):
+    with pytest.raises(
+        FileNotFoundError, match="tokenizer_hi.safetensors.*minimuse train tokenizer-hi"
+    ):
         attempt(tmp_path / "new", ("decoder",))
     with pytest.raises(FileExistsError, match="base.safetensors.*--resume"):
         attempt(trained[0])
@@ -508,10 +656,17 @@ def test_train_all_is_the_stages_one_by_one(trained, tmp_path):
     """What train_all shares between stages (tokens, embeddings) changes nothing; a finished stage is not trained again."""
     out = copy_parts(trained[0], "superres", tmp_path)
     records = [*train_all(("base", "superres"), out, CONFIG, "shapes", Text(), "letters")]
-    assert [(r.stage, r.step) for r in records] == [(s, i + 1) for s in ("base", "superres") for i in range(STEPS)]
+    assert [(r.stage, r.step) for r in records] == [
+        (s, i + 1) for s in ("base", "superres") for i in range(STEPS)
+    ]
     both = {s: load_file(out / f"{s}.safetensors") for s in ("base", "superres")}
     (out / "superres.safetensors").unlink()
-    again = [*train_all(("base", "superres"), out, CONFIG, "shapes", Text(), "letters", resume=True)]
+    again = [
+        *train_all(("base", "superres"), out, CONFIG, "shapes", Text(), "letters", resume=True)
+    ]
     assert {r.stage for r in again} == {"superres"}
-    assert all(torch.equal(v, both["superres"][k]) for k, v in load_file(out / "superres.safetensors").items())
+    assert all(
+        torch.equal(v, both["superres"][k])
+        for k, v in load_file(out / "superres.safetensors").items()
+    )
     assert [*train_all(("base",), out, CONFIG, "shapes", Text(), "letters", resume=True)] == []

@@ -6,10 +6,25 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from minimuse import transformer
-from minimuse.transformer import Block, Context, CrossAttention, GridPositions, OffsetBias, SelfAttention, TokenDecoder, attend, multi_axis
+from minimuse.transformer import (
+    Block,
+    Context,
+    CrossAttention,
+    GridPositions,
+    OffsetBias,
+    SelfAttention,
+    TokenDecoder,
+    attend,
+    multi_axis,
+)
 from properties import attention
 
-ATTEND_PROPERTIES = (attention.is_softmax_attention, attention.equals_torch, attention.nothing_visible_is_zero, attention.hidden_keys_do_not_matter)
+ATTEND_PROPERTIES = (
+    attention.is_softmax_attention,
+    attention.equals_torch,
+    attention.nothing_visible_is_zero,
+    attention.hidden_keys_do_not_matter,
+)
 
 
 @pytest.mark.parametrize("prop", ATTEND_PROPERTIES)
@@ -35,16 +50,25 @@ def test_attention_without_a_bug():
         prop(softmax_attention)
 
 
-@pytest.mark.parametrize("prop, planted", [
-    (attention.is_softmax_attention, lambda *a: softmax_attention(*a, scale=1.0)),
-    (attention.is_softmax_attention, lambda *a: softmax_attention(*a, after=True)),
-    (attention.equals_torch, lambda *a: softmax_attention(*a, scale=1.0)),
-    (attention.nothing_visible_is_zero, lambda *a: softmax_attention(*a, dead=False)),  # NaN
-    (attention.nothing_visible_is_zero, lambda *a: softmax_attention(*a, dead=False, fill=-1e9)),  # the mean of everything
-    (attention.nothing_visible_is_zero, lambda *a: softmax_attention(*a, dead=False).nan_to_num()),  # NaN in the gradient
-    (attention.hidden_keys_do_not_matter, lambda q, k, v, m: softmax_attention(q, k, v, None)),
-    (attention.hidden_keys_do_not_matter, lambda *a: softmax_attention(*a, fill=0.0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prop, planted",
+    [
+        (attention.is_softmax_attention, lambda *a: softmax_attention(*a, scale=1.0)),
+        (attention.is_softmax_attention, lambda *a: softmax_attention(*a, after=True)),
+        (attention.equals_torch, lambda *a: softmax_attention(*a, scale=1.0)),
+        (attention.nothing_visible_is_zero, lambda *a: softmax_attention(*a, dead=False)),  # NaN
+        (
+            attention.nothing_visible_is_zero,
+            lambda *a: softmax_attention(*a, dead=False, fill=-1e9),
+        ),  # the mean of everything
+        (
+            attention.nothing_visible_is_zero,
+            lambda *a: softmax_attention(*a, dead=False).nan_to_num(),
+        ),  # NaN in the gradient
+        (attention.hidden_keys_do_not_matter, lambda q, k, v, m: softmax_attention(q, k, v, None)),
+        (attention.hidden_keys_do_not_matter, lambda *a: softmax_attention(*a, fill=0.0)),
+    ],
+)
 def test_broken_attention(prop, planted, refuses):
     refuses(prop, planted)
 
@@ -70,21 +94,33 @@ def axes(qkv, grid, window, swap=False, blocks=False):
     sizes = dict(y=grid // window, x=grid // window, i=window, j=window)
     tokens = "three B H (i y j x) d" if blocks else "three B H (y i x j) d"
     grouped = lambda x, groups: attend(*rearrange(x, f"{tokens} -> three {groups} d", **sizes))
-    attended = lambda x, groups: rearrange(grouped(x, groups), f"{groups} d -> {tokens[6:]}", **sizes)
-    local, dilated = (lambda x: attended(x, "(B y x) H (i j)")), (lambda x: attended(x, "(B i j) H (y x)"))
-    return torch.cat([dilated(first), local(second)] if swap else [local(first), dilated(second)], dim=1)
+    attended = lambda x, groups: rearrange(
+        grouped(x, groups), f"{groups} d -> {tokens[6:]}", **sizes
+    )
+    local, dilated = (
+        (lambda x: attended(x, "(B y x) H (i j)")),
+        (lambda x: attended(x, "(B i j) H (y x)")),
+    )
+    return torch.cat(
+        [dilated(first), local(second)] if swap else [local(first), dilated(second)], dim=1
+    )
 
 
 def test_multi_axis_without_a_bug():
     attention.is_multi_axis(axes)
 
 
-@pytest.mark.parametrize("planted", [
-    lambda qkv, grid, window: attend(*qkv),  # over everything
-    lambda qkv, grid, window: axes(qkv, grid, window, swap=True),
-    lambda qkv, grid, window: axes(qkv, grid, window, blocks=True),  # cut along the wrong axes
-    lambda qkv, grid, window: torch.cat([axes(qkv, grid, window)[:, : qkv.shape[2] // 2]] * 2, dim=1),  # windows only
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda qkv, grid, window: attend(*qkv),  # over everything
+        lambda qkv, grid, window: axes(qkv, grid, window, swap=True),
+        lambda qkv, grid, window: axes(qkv, grid, window, blocks=True),  # cut along the wrong axes
+        lambda qkv, grid, window: torch.cat(
+            [axes(qkv, grid, window)[:, : qkv.shape[2] // 2]] * 2, dim=1
+        ),  # windows only
+    ],
+)
 def test_broken_multi_axis(planted, refuses):
     refuses(attention.is_multi_axis, planted)
 
@@ -93,9 +129,13 @@ def test_one_window_is_full_attention_in_the_first_half_of_the_heads():
     qkv = torch.randn(3, 2, 4, 16, 8, generator=torch.Generator().manual_seed(0))
     whole, out = attend(*qkv), multi_axis(qkv, 4, 4)
     assert torch.allclose(out[:, :2], whole[:, :2], atol=1e-6)
-    assert torch.allclose(out[:, 2:], qkv[2][:, 2:], atol=1e-6)  # a grid of one window each: every token sees itself
+    assert torch.allclose(
+        out[:, 2:], qkv[2][:, 2:], atol=1e-6
+    )  # a grid of one window each: every token sees itself
     with_one = multi_axis(qkv, 4, 1)
-    assert torch.allclose(with_one[:, 2:], whole[:, 2:], atol=1e-6) and torch.allclose(with_one[:, :2], qkv[2][:, :2], atol=1e-6)
+    assert torch.allclose(with_one[:, 2:], whole[:, 2:], atol=1e-6) and torch.allclose(
+        with_one[:, :2], qkv[2][:, :2], atol=1e-6
+    )
 
 
 def test_multi_axis_adds_each_halfs_bias():
@@ -107,8 +147,12 @@ def test_multi_axis_adds_each_halfs_bias():
     out, v = multi_axis(qkv, 4, 2, within, across)[0], qkv[2, 0]
     for n in range(16):
         y, x = n // 4, n % 4
-        assert torch.allclose(out[:2, n], v[:2, (y // 2 * 2) * 4 + x // 2 * 2 + 1])  # second token of its window
-        assert torch.allclose(out[2:, n], v[2:, (2 + y % 2) * 4 + x % 2])  # its place in the third window
+        assert torch.allclose(
+            out[:2, n], v[:2, (y // 2 * 2) * 4 + x // 2 * 2 + 1]
+        )  # second token of its window
+        assert torch.allclose(
+            out[2:, n], v[2:, (2 + y % 2) * 4 + x % 2]
+        )  # its place in the third window
 
 
 # The modules
@@ -124,7 +168,9 @@ def test_self_attention_is_torchs():
     weight = ours.biases[0].weight
     weight.data.copy_(torch.randn(weight.shape))
     bias = torch.zeros(4, 9, 9)
-    for (a, b), _ in np.ndenumerate(np.zeros((9, 9))):  # one number for each (rows down, columns right) between two tokens
+    for (a, b), _ in np.ndenumerate(
+        np.zeros((9, 9))
+    ):  # one number for each (rows down, columns right) between two tokens
         down, right = a // 3 - b // 3, a % 3 - b % 3
         bias[:, a, b] = weight[:, (down + 2) * 5 + right + 2]
     expected = theirs(x, x, x, attn_mask=bias.repeat(2, 1, 1), need_weights=False)[0]
@@ -139,7 +185,11 @@ def test_cross_attention_is_torchs():
     theirs.in_proj_weight.data.copy_(torch.cat([ours.q.weight, ours.kv.weight]))
     theirs.out_proj.weight.data.copy_(ours.out.weight)
     out = ours(x, *ours.keys_values(context), visible)
-    assert torch.allclose(out, theirs(x, context, context, key_padding_mask=~visible, need_weights=False)[0], atol=1e-5)
+    assert torch.allclose(
+        out,
+        theirs(x, context, context, key_padding_mask=~visible, need_weights=False)[0],
+        atol=1e-5,
+    )
     nothing = ours(x, *ours.keys_values(context), torch.zeros_like(visible))
     assert (nothing == 0).all(), "no bias anywhere: an absent caption adds exactly zero"
 
@@ -168,31 +218,53 @@ def test_positions_are_rows_plus_columns():
 def test_keys_are_sixteen_at_the_least_and_nobody_sees_those_added(length, padded):
     torch.manual_seed(0)
     decoder = TokenDecoder(codes=6, grid=2, width=16, heads=2, layers=2)
-    ids, text, visible = torch.randint(7, (3, 4)), torch.randn(3, length, 16), torch.arange(length) < torch.tensor([[length], [1], [0]])
+    ids, text, visible = (
+        torch.randint(7, (3, 4)),
+        torch.randn(3, length, 16),
+        torch.arange(length) < torch.tensor([[length], [1], [0]]),
+    )
     pairs = [block.cross_attention.keys_values(text) for block in decoder.blocks]
     context = decoder.keys_values(text, visible)
-    assert context.visible.shape == (3, padded) and context.keys[0].shape == (3, 2, padded, 8) and context.visible.sum() == visible.sum()
+    assert (
+        context.visible.shape == (3, padded)
+        and context.keys[0].shape == (3, 2, padded, 8)
+        and context.visible.sum() == visible.sum()
+    )
     bare = Context([k for k, _ in pairs], [v for _, v in pairs], visible)
     assert torch.allclose(decoder(ids, context), decoder(ids, bare), atol=1e-6)
     seen = context._replace(visible=torch.ones_like(context.visible))
-    assert length == padded or not torch.allclose(decoder(ids, seen)[0], decoder(ids, bare)[0], atol=1e-3)
+    assert length == padded or not torch.allclose(
+        decoder(ids, seen)[0], decoder(ids, bare)[0], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("tokens", [16, 64])
 def test_attention_in_bf16_is_that_of_fp32_but_for_rounding(tokens):
     q, k, v = torch.randn(3, 2, 4, tokens, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    bias = (2 * torch.randn(4, tokens, tokens, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    bias = (
+        2 * torch.randn(4, tokens, tokens, generator=torch.Generator().manual_seed(1))
+    ).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         out = attend(q, k, v, bias=bias)
     exact = attend(q.float(), k.float(), v.float(), bias=bias)
-    assert out.dtype == torch.bfloat16 and torch.allclose(out.float(), exact, atol=0.05), (out - exact).abs().max()
-    slope, exact_slope = (torch.autograd.grad(x.float().square().sum(), bias)[0] for x in (out, exact))
-    assert slope.dtype == torch.float32 and torch.allclose(slope, exact_slope, atol=0.02 * float(exact_slope.abs().max()))
+    assert out.dtype == torch.bfloat16 and torch.allclose(out.float(), exact, atol=0.05), (
+        (out - exact).abs().max()
+    )
+    slope, exact_slope = (
+        torch.autograd.grad(x.float().square().sum(), bias)[0] for x in (out, exact)
+    )
+    assert slope.dtype == torch.float32 and torch.allclose(
+        slope, exact_slope, atol=0.02 * float(exact_slope.abs().max())
+    )
 
 
 def test_the_head_runs_at_sixteen_sizes_at_most_whatever_is_hidden():
     torch.manual_seed(0)
-    decoder, ids, sizes = TokenDecoder(codes=6, grid=8, width=16, heads=2, layers=1), torch.randint(7, (2, 64)), set()
+    decoder, ids, sizes = (
+        TokenDecoder(codes=6, grid=8, width=16, heads=2, layers=1),
+        torch.randint(7, (2, 64)),
+        set(),
+    )
     context = decoder.keys_values(torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool))
     full = decoder(ids, context)
     decoder.head.register_forward_pre_hook(lambda head, given: sizes.add(given[0].shape))
@@ -208,18 +280,28 @@ def test_join_stacks_rows(below):
     torch.manual_seed(0)
     decoder = TokenDecoder(codes=6, grid=2, width=16, heads=2, layers=2)
     ids = torch.randint(7, (2, 4))
-    contexts = [decoder.keys_values(torch.randn(2, 5, 16), torch.rand(2, 5) < 0.7, *below) for _ in range(2)]
+    contexts = [
+        decoder.keys_values(torch.randn(2, 5, 16), torch.rand(2, 5) < 0.7, *below) for _ in range(2)
+    ]
     both = contexts[0].join(contexts[1])
-    assert isinstance(both, Context) and both.visible.shape == (4, 16) and all(k.shape[0] == 4 for k in [*both.keys, *both.values])
+    assert (
+        isinstance(both, Context)
+        and both.visible.shape == (4, 16)
+        and all(k.shape[0] == 4 for k in [*both.keys, *both.values])
+    )
     alone = torch.cat([decoder(ids, c) for c in contexts])
     assert torch.allclose(decoder(torch.cat([ids, ids]), both), alone, atol=1e-5)
     assert not torch.allclose(alone[:2], alone[2:], atol=1e-3)
 
 
-@pytest.mark.parametrize("heads, looks_at", [(4, {(0, 1), (1, 0), (0, -1), (-1, 0)}), (2, {(0, 1), (1, 0)})])
+@pytest.mark.parametrize(
+    "heads, looks_at", [(4, {(0, 1), (1, 0), (0, -1), (-1, 0)}), (2, {(0, 1), (1, 0)})]
+)
 def test_each_head_starts_at_a_neighbour_of_its_own(heads, looks_at):
     side, middle = 5, 12
-    first = OffsetBias(heads, side)()[:, middle].argmax(-1)  # the key that the middle token looks at most, per head
+    first = OffsetBias(heads, side)()[:, middle].argmax(
+        -1
+    )  # the key that the middle token looks at most, per head
     assert {(int(2 - k // side), int(2 - k % side)) for k in first} == looks_at
 
 
@@ -230,9 +312,15 @@ def test_codes_that_look_alike_start_alike():
     mask = decoder.embedding.weight[-1].clone()
     decoder.start(torch.cat([codes, codes + 0.01]), std=0.3)
     assert torch.equal(decoder.embedding.weight[-1], mask)
-    for rows, std in ((decoder.embedding.weight.detach()[:40], 0.3), (decoder.head[-1].weight.detach(), 0.3)):
+    for rows, std in (
+        (decoder.embedding.weight.detach()[:40], 0.3),
+        (decoder.head[-1].weight.detach(), 0.3),
+    ):
         distances = torch.cdist(rows[:20], rows[20:])
-        assert torch.equal(distances.argmin(1), torch.arange(20)) and distances.diagonal().max() < distances.median() / 2
+        assert (
+            torch.equal(distances.argmin(1), torch.arange(20))
+            and distances.diagonal().max() < distances.median() / 2
+        )
         assert abs(rows.std() / std - 1) < 0.1
 
 
@@ -240,12 +328,17 @@ def test_codes_that_look_alike_start_alike():
 def test_text_starts_white(width, E):
     """Whatever the text's mean and its long directions, projected it has neither: as far as E numbers can fill the width."""
     torch.manual_seed(0)
-    linear, text = torch.nn.Linear(E, width), torch.randn(4000, E) * torch.logspace(0, -1, E) @ torch.randn(E, E) + 20
+    linear, text = (
+        torch.nn.Linear(E, width),
+        torch.randn(4000, E) * torch.logspace(0, -1, E) @ torch.randn(E, E) + 20,
+    )
     transformer.start_white(linear, text)
     with torch.no_grad():
         x = linear(text)
     assert x.mean(0).abs().max() < 1e-3
-    before, after = (torch.linalg.eigvalsh(torch.cov(y.T))[-min(width, E) :] for y in (text, x))  # the smallest are left small
+    before, after = (
+        torch.linalg.eigvalsh(torch.cov(y.T))[-min(width, E) :] for y in (text, x)
+    )  # the smallest are left small
     assert before.median() < 0.2 * before.max() and after.median() > 0.7 * after.max()
 
 

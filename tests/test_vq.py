@@ -4,12 +4,29 @@ import pytest
 import torch
 from einops import rearrange
 from minimuse import config
-from minimuse.vq import Decoder, EMAQuantizer, FSQuantizer, Tokenizer, TokenizerConfig, grow, perplexity
+from minimuse.vq import (
+    Decoder,
+    EMAQuantizer,
+    FSQuantizer,
+    Tokenizer,
+    TokenizerConfig,
+    grow,
+    perplexity,
+)
 from properties import quantizer as properties
 from torch import nn
 
 TINY = TokenizerConfig(side=8, codes=6, code_width=4, channels=8, multipliers=(1, 2), blocks=(1, 1))
-FSQ = TokenizerConfig(side=8, codes=12, code_width=2, channels=8, multipliers=(1, 2), blocks=(1, 1), quantizer="fsq", levels=(3, 4))
+FSQ = TokenizerConfig(
+    side=8,
+    codes=12,
+    code_width=2,
+    channels=8,
+    multipliers=(1, 2),
+    blocks=(1, 1),
+    quantizer="fsq",
+    levels=(3, 4),
+)
 
 
 def stir(net, std=0.2, seed=0):
@@ -49,7 +66,11 @@ def quantize(z, codebook):
     return ema(codebook)(z)
 
 
-NEAREST = (properties.is_the_nearest, properties.codes_are_their_own, properties.follows_a_permutation)
+NEAREST = (
+    properties.is_the_nearest,
+    properties.codes_are_their_own,
+    properties.follows_a_permutation,
+)
 
 
 @pytest.mark.parametrize("prop", NEAREST)
@@ -74,14 +95,17 @@ def never_the_last(z, codebook):
     return nearest(z, codebook[: max(1, len(codebook) - 1)])
 
 
-@pytest.mark.parametrize("prop, planted", [
-    (properties.is_the_nearest, dot_product),
-    (properties.is_the_nearest, half_a_distance),
-    (properties.is_the_nearest, city_block),
-    (properties.codes_are_their_own, dot_product),
-    (properties.codes_are_their_own, never_the_last),
-    (properties.follows_a_permutation, never_the_last),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prop, planted",
+    [
+        (properties.is_the_nearest, dot_product),
+        (properties.is_the_nearest, half_a_distance),
+        (properties.is_the_nearest, city_block),
+        (properties.codes_are_their_own, dot_product),
+        (properties.codes_are_their_own, never_the_last),
+        (properties.follows_a_permutation, never_the_last),
+    ],
+)
 def test_broken_nearest(prop, planted, refuses):
     refuses(prop, planted)
 
@@ -90,7 +114,9 @@ def test_nearest_of_many_codes_against_float64():
     """The size of a real codebook, where float32 rounds: as close as the closest, to five digits."""
     z, codebook = properties.normal(300, 16), properties.normal(1024, 16, seed=1) / 4
     distance = torch.cdist(z.double(), codebook.double())
-    assert torch.allclose(distance.gather(1, nearest(z, codebook)[:, None])[:, 0], distance.amin(1), rtol=1e-5)
+    assert torch.allclose(
+        distance.gather(1, nearest(z, codebook)[:, None])[:, 0], distance.amin(1), rtol=1e-5
+    )
 
 
 # Gradients
@@ -105,20 +131,32 @@ def broken_quantize(z, codebook, bug):
     ids = nearest(z.detach(), codebook)
     code = codebook[ids]
     right = z + (code - z).detach()
-    values = {"no straight-through": code, "latents": z, "half": z + 0.5 * (code - z).detach(), "doubled": right + z - z.detach()}
+    values = {
+        "no straight-through": code,
+        "latents": z,
+        "half": z + 0.5 * (code - z).detach(),
+        "doubled": right + z - z.detach(),
+    }
     error = {"wrong side": z.detach() - code, "both": z - z.detach()}.get(bug, z - code)
-    return values.get(bug, right), ids, error.square().sum() if bug == "summed" else error.square().mean()
+    return (
+        values.get(bug, right),
+        ids,
+        error.square().sum() if bug == "summed" else error.square().mean(),
+    )
 
 
-@pytest.mark.parametrize("prop, bug", [
-    (properties.passes_straight_through, "no straight-through"),
-    (properties.passes_straight_through, "latents"),
-    (properties.passes_straight_through, "half"),
-    (properties.passes_straight_through, "doubled"),
-    (properties.commitment_moves_the_latents_only, "wrong side"),  # beta on the codebook's term
-    (properties.commitment_moves_the_latents_only, "both"),
-    (properties.commitment_moves_the_latents_only, "summed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prop, bug",
+    [
+        (properties.passes_straight_through, "no straight-through"),
+        (properties.passes_straight_through, "latents"),
+        (properties.passes_straight_through, "half"),
+        (properties.passes_straight_through, "doubled"),
+        (properties.commitment_moves_the_latents_only, "wrong side"),  # beta on the codebook's term
+        (properties.commitment_moves_the_latents_only, "both"),
+        (properties.commitment_moves_the_latents_only, "summed"),
+    ],
+)
 def test_broken_gradients(prop, bug, refuses):
     refuses(prop, lambda z, codebook: broken_quantize(z, codebook, bug))
 
@@ -129,7 +167,9 @@ def test_codebook_takes_no_gradient():
     (fake.square().mean() + commitment).backward()
     assert not any("quantizer" in name for name, _ in net.named_parameters())
     assert net.quantizer.codebook.grad is None and not net.quantizer.codebook.requires_grad
-    assert all(p.grad is not None and (p.grad != 0).any() for p in net.parameters()), "encoder and decoder both learn"
+    assert all(p.grad is not None and (p.grad != 0).any() for p in net.parameters()), (
+        "encoder and decoder both learn"
+    )
     before = net.quantizer.codebook.clone()
     net(images(2, 3, 8, 8, seed=1))
     assert torch.equal(net.quantizer.codebook, before), "forward is pure"
@@ -144,7 +184,12 @@ def make(codes, width, decay, restart_below, kind=EMAQuantizer):
         return kind(codes, width, decay, restart_below)
 
 
-MOVING = (properties.averages_latents, properties.stays_in_the_hull, properties.restarts_dead_codes_only, properties.starts_among_the_latents)
+MOVING = (
+    properties.averages_latents,
+    properties.stays_in_the_hull,
+    properties.restarts_dead_codes_only,
+    properties.starts_among_the_latents,
+)
 
 
 @pytest.mark.parametrize("prop", MOVING)
@@ -191,7 +236,11 @@ class Broken(EMAQuantizer):
         pick = torch.randperm(len(z), generator=generator)[: len(dead)]
         if self.bug == "all on one latent":
             pick = pick[:1].expand(len(dead))
-        self.codebook[dead] = torch.randn(len(dead), z.shape[1], generator=generator) if self.bug == "restarts anywhere" else z[pick]
+        self.codebook[dead] = (
+            torch.randn(len(dead), z.shape[1], generator=generator)
+            if self.bug == "restarts anywhere"
+            else z[pick]
+        )
         self.mass[dead], self.total[dead] = 2 * threshold, self.codebook[dead] * 2 * threshold
         if self.bug == "dead at once":
             self.mass[dead] = 0.0
@@ -208,22 +257,25 @@ def test_update_without_a_bug():
         prop(broken(""))
 
 
-@pytest.mark.parametrize("prop, bug", [
-    (properties.averages_latents, "weights swapped"),
-    (properties.averages_latents, "means of means"),  # equal with counts of 1
-    (properties.averages_latents, "no first batch"),
-    (properties.averages_latents, "large eps"),
-    (properties.stays_in_the_hull, "sum kept"),
-    (properties.stays_in_the_hull, "large eps"),
-    (properties.restarts_dead_codes_only, "no restarts"),
-    (properties.restarts_dead_codes_only, "restarts all"),
-    (properties.restarts_dead_codes_only, "restarts anywhere"),
-    (properties.restarts_dead_codes_only, "all on one latent"),
-    (properties.restarts_dead_codes_only, "dead at once"),
-    (properties.starts_among_the_latents, "no start"),
-    (properties.starts_among_the_latents, "one mean"),
-    (properties.starts_among_the_latents, "another generator"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prop, bug",
+    [
+        (properties.averages_latents, "weights swapped"),
+        (properties.averages_latents, "means of means"),  # equal with counts of 1
+        (properties.averages_latents, "no first batch"),
+        (properties.averages_latents, "large eps"),
+        (properties.stays_in_the_hull, "sum kept"),
+        (properties.stays_in_the_hull, "large eps"),
+        (properties.restarts_dead_codes_only, "no restarts"),
+        (properties.restarts_dead_codes_only, "restarts all"),
+        (properties.restarts_dead_codes_only, "restarts anywhere"),
+        (properties.restarts_dead_codes_only, "all on one latent"),
+        (properties.restarts_dead_codes_only, "dead at once"),
+        (properties.starts_among_the_latents, "no start"),
+        (properties.starts_among_the_latents, "one mean"),
+        (properties.starts_among_the_latents, "another generator"),
+    ],
+)
 def test_broken_update(prop, bug, refuses):
     refuses(prop, broken(bug))
 
@@ -235,7 +287,9 @@ def test_restarts_go_where_the_error_is():
     ids = torch.cat([torch.zeros(30), torch.ones(5)]).long()
     assert quantizer.update(z, ids, properties.generator()) == 4
     assert (quantizer.codebook[2:].norm(dim=1) > 0.1).all()
-    assert quantizer.update(torch.zeros(7, 2), torch.zeros(7).long(), properties.generator()) == 0, "nothing to restart on"
+    assert (
+        quantizer.update(torch.zeros(7, 2), torch.zeros(7).long(), properties.generator()) == 0
+    ), "nothing to restart on"
 
 
 def test_restarts_keep_a_codebook_in_use():
@@ -247,7 +301,9 @@ def test_restarts_keep_a_codebook_in_use():
         quantizer = make(8, 4, 0.9, below)
         quantizer.codebook.mul_(0.01)
         for _ in range(30):
-            z = centres[torch.randint(8, (64,), generator=draw)] + 0.1 * torch.randn(64, 4, generator=draw)
+            z = centres[torch.randint(8, (64,), generator=draw)] + 0.1 * torch.randn(
+                64, 4, generator=draw
+            )
             ids = quantizer.nearest(z)
             quantizer.update(z, ids, draw)
         used[below] = perplexity(quantizer.nearest(z), 8)
@@ -256,9 +312,15 @@ def test_restarts_keep_a_codebook_in_use():
 
 def test_perplexity(refuses):
     properties.perplexity_is_bounded(perplexity)
-    refuses(properties.perplexity_is_bounded, lambda ids, codes: (float(len(ids.unique())), len(ids.unique())))
+    refuses(
+        properties.perplexity_is_bounded,
+        lambda ids, codes: (float(len(ids.unique())), len(ids.unique())),
+    )
     refuses(properties.perplexity_is_bounded, lambda ids, codes: (perplexity(ids, codes)[0], codes))
-    entropy = lambda ids, codes: (float(torch.tensor(perplexity(ids, codes)[0]).log()), perplexity(ids, codes)[1])
+    entropy = lambda ids, codes: (
+        float(torch.tensor(perplexity(ids, codes)[0]).log()),
+        perplexity(ids, codes)[1],
+    )
     refuses(properties.perplexity_is_bounded, entropy)
 
 
@@ -310,8 +372,16 @@ def test_shapes_and_round_trip(settings):
     net = tokenizer(settings).eval()
     pictures = images(3, 3, 8, 12)
     fake, z, ids, commitment = net(pictures)
-    assert fake.shape == pictures.shape and z.shape == (3, 4, 6, settings.code_width) and commitment.shape == ()
-    assert ids.shape == (3, 4, 6) and ids.dtype == torch.int64 and 0 <= ids.min() <= ids.max() < settings.codes
+    assert (
+        fake.shape == pictures.shape
+        and z.shape == (3, 4, 6, settings.code_width)
+        and commitment.shape == ()
+    )
+    assert (
+        ids.shape == (3, 4, 6)
+        and ids.dtype == torch.int64
+        and 0 <= ids.min() <= ids.max() < settings.codes
+    )
     assert torch.equal(net.encode(pictures), ids)
     decoded = net.decode(ids)
     assert torch.allclose(decoded, fake.clamp(-1, 1), atol=1e-5) and decoded.abs().max() <= 1
@@ -323,7 +393,9 @@ def test_batch_split_is_the_whole():
     pictures = images(5, 3, 8, 8)
     ids = net.encode(pictures)
     assert torch.equal(torch.cat([net.encode(pictures[:2]), net.encode(pictures[2:])]), ids)
-    assert torch.allclose(torch.cat([net.decode(ids[:1]), net.decode(ids[1:])]), net.decode(ids), atol=1e-5)
+    assert torch.allclose(
+        torch.cat([net.decode(ids[:1]), net.decode(ids[1:])]), net.decode(ids), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("settings", [TINY, FSQ])
@@ -341,7 +413,9 @@ def test_state_dict_round_trip(settings):
     net, other = tokenizer(settings), tokenizer(settings, seed=1)
     pictures = images(2, 3, 8, 8)
     if settings is TINY:
-        net.quantizer.update(net.latents(pictures).detach(), net.encode(pictures), properties.generator())
+        net.quantizer.update(
+            net.latents(pictures).detach(), net.encode(pictures), properties.generator()
+        )
     assert not torch.equal(other(pictures)[0], net(pictures)[0])
     other.load_state_dict(net.state_dict(), strict=True)
     for a, b in zip(net(pictures), other(pictures)):
@@ -359,13 +433,16 @@ def test_wrong_sizes():
             net.decode(torch.tensor([[[5, wrong]]]))
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (dict(blocks=(1, 1, 1)), "one length"),
-    (dict(decoder_blocks=(1,)), "one length"),
-    (dict(quantizer="vq"), "'vq'"),
-    (dict(quantizer="fsq", levels=(3, 4)), "codes=6"),
-    (dict(side=9), "9.*2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(blocks=(1, 1, 1)), "one length"),
+        (dict(decoder_blocks=(1,)), "one length"),
+        (dict(quantizer="vq"), "'vq'"),
+        (dict(quantizer="fsq", levels=(3, 4)), "codes=6"),
+        (dict(side=9), "9.*2"),
+    ],
+)
 def test_wrong_settings(wrong, message):
     with pytest.raises(ValueError, match=message):
         TokenizerConfig(**{**TINY.__dict__, **wrong})
@@ -401,7 +478,11 @@ def test_tokens_under_a_norm_over_the_picture_are_not(refuses):
 @pytest.mark.parametrize("overlap", [True, False])
 def test_without_overlap_a_token_is_its_own_patch(overlap):
     torch.manual_seed(0)
-    tokenizer = Tokenizer(TokenizerConfig(side=16, codes=8, code_width=4, channels=8, blocks=(0, 0, 0), overlap=overlap)).double()
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            side=16, codes=8, code_width=4, channels=8, blocks=(0, 0, 0), overlap=overlap
+        )
+    ).double()
     image, f = torch.randn(1, 3, 16, 16, dtype=torch.double), 4
     changed = image.clone()
     changed[..., f : 2 * f, f : 2 * f] += 1
@@ -425,19 +506,25 @@ def test_local_ids():
 
 
 def grown(channels, blocks, seed=0):
-    wide = TokenizerConfig(**{**SMALL.__dict__, "decoder_channels": channels, "decoder_blocks": blocks})
+    wide = TokenizerConfig(
+        **{**SMALL.__dict__, "decoder_channels": channels, "decoder_blocks": blocks}
+    )
     small, large = stir(Decoder(SMALL)), Decoder(wide)
     grow(small, large, torch.Generator().manual_seed(seed))
     return small, large
 
 
-@pytest.mark.parametrize("channels, blocks", [(16, (2, 2, 2)), (24, (1, 1, 1)), (8, (1, 3, 2)), (16, (1, 1, 2))])
+@pytest.mark.parametrize(
+    "channels, blocks", [(16, (2, 2, 2)), (24, (1, 1, 1)), (8, (1, 3, 2)), (16, (1, 1, 2))]
+)
 def test_grown_decoder_starts_as_the_same_function(channels, blocks):
     small, large = grown(channels, blocks)
     code = properties.normal(2, SMALL.code_width, 4, 4)
     a, b = small(code), large(code)
     assert sum(p.numel() for p in large.parameters()) > sum(p.numel() for p in small.parameters())
-    assert a.std() > 0.1 and torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(a.detach().abs().max())), float((a - b).abs().max())
+    assert a.std() > 0.1 and torch.allclose(
+        a, b, rtol=1e-5, atol=1e-5 * float(a.detach().abs().max())
+    ), float((a - b).abs().max())
 
 
 def test_copies_of_a_channel_learn_different_things():
@@ -446,22 +533,37 @@ def test_copies_of_a_channel_learn_different_things():
     for name, p in large.named_parameters():
         if p.dim() == 4 and p.shape[0] % 16 == 0 and (p.grad != 0).any():
             first, second = p.grad.chunk(2)  # rows of the two copies
-            assert not torch.allclose(first, second, rtol=1e-3), f"{name}: the copies get one gradient"
-    copies = [(n, *p.chunk(2, dim=1)) for n, p in large.named_parameters() if p.dim() == 4 and (p != 0).any() and p.shape[1] % 16 == 0]
-    assert copies and all(not torch.allclose(a, b) for _, a, b in copies), "what reads the copies weighs them differently"
+            assert not torch.allclose(first, second, rtol=1e-3), (
+                f"{name}: the copies get one gradient"
+            )
+    copies = [
+        (n, *p.chunk(2, dim=1))
+        for n, p in large.named_parameters()
+        if p.dim() == 4 and (p != 0).any() and p.shape[1] % 16 == 0
+    ]
+    assert copies and all(not torch.allclose(a, b) for _, a, b in copies), (
+        "what reads the copies weighs them differently"
+    )
 
 
 @pytest.mark.parametrize("blocks", [((0, 1, 2), (1, 2, 2)), ((0, 0, 0), (1, 0, 1))])
 def test_blocks_grow_where_there_are_none(blocks):
-    before, after = (TokenizerConfig(**{**SMALL.__dict__, "blocks": b, "channels": c}) for b, c in zip(blocks, (8, 16)))
+    before, after = (
+        TokenizerConfig(**{**SMALL.__dict__, "blocks": b, "channels": c})
+        for b, c in zip(blocks, (8, 16))
+    )
     small, large = stir(Decoder(before)), Decoder(after)
     grow(small, large, torch.Generator().manual_seed(0))
     code = properties.normal(2, SMALL.code_width, 4, 4)
     a, b = small(code), large(code)
-    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(a.detach().abs().max())), float((a - b).abs().max())
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(a.detach().abs().max())), float(
+        (a - b).abs().max()
+    )
 
 
-@pytest.mark.parametrize("channels, blocks", [(12, (1, 1, 1)), (16, (1, 0, 1)), (16, (0, 0, 0)), (4, (1, 1, 1))])
+@pytest.mark.parametrize(
+    "channels, blocks", [(12, (1, 1, 1)), (16, (1, 0, 1)), (16, (0, 0, 0)), (4, (1, 1, 1))]
+)
 def test_decoders_that_cannot_grow(channels, blocks):
     """No copy of every weight, or too few blocks: an error, and not a decoder with a part of its weights."""
     with pytest.raises(ValueError):
@@ -476,7 +578,9 @@ def test_the_decoder_of_every_preset_can_grow(name):
     wide = [tuple(p.shape) for p in large.parameters()]
     narrow = [tuple(p.shape) for p in small.parameters()]
     assert settings.decoder_channels % settings.tokenizer_hi.channels == 0
-    assert len(wide) >= len(narrow) and all(a >= b for a, b in zip(settings.decoder_blocks, settings.tokenizer_hi.blocks))
+    assert len(wide) >= len(narrow) and all(
+        a >= b for a, b in zip(settings.decoder_blocks, settings.tokenizer_hi.blocks)
+    )
 
 
 def test_last_layer_makes_the_pixels():

@@ -26,7 +26,9 @@ from minimuse.transformer import Block, Context, SelfAttention, attend, initiali
 
 
 class CausalAttention(SelfAttention):
-    def forward(self, x: torch.Tensor, bias: torch.Tensor, cache: torch.Tensor | None, at: int) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor, cache: torch.Tensor | None, at: int
+    ) -> torch.Tensor:
         """x (B, n, D), tokens `at` to at + n; bias (H, n, at + n), -inf where there is nothing to see. cache (2, B, H, N, d): keys and
         values of the tokens before, to which those of x are added; without one, x begins at 0."""
         q, k, v = rearrange(self.qkv(x), "B n (three H d) -> three B H n d", three=3, H=self.heads)
@@ -53,22 +55,38 @@ class Autoregressive(MaskGit):
 
     def __init__(self, config: BaseConfig, codes: int, grid: int, text_width: int):
         super().__init__(config, codes, grid, text_width)
-        self.decoder.blocks = nn.ModuleList(CausalBlock(config.width, config.heads, grid) for _ in range(config.layers))
+        self.decoder.blocks = nn.ModuleList(
+            CausalBlock(config.width, config.heads, grid) for _ in range(config.layers)
+        )
         initialize_weights(self, config.layers)
 
     def sight(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """What is the same in every pass: positions (N, D), and for each layer what is added to its scores (H, N, N), -inf for later tokens."""
         positions = self.decoder.positions()
-        later = torch.ones(len(positions), len(positions), dtype=torch.bool, device=positions.device).triu(1)
-        return positions, [block.self_attention.biases[0]().masked_fill(later, float("-inf")) for block in self.decoder.blocks]
+        later = torch.ones(
+            len(positions), len(positions), dtype=torch.bool, device=positions.device
+        ).triu(1)
+        return positions, [
+            block.self_attention.biases[0]().masked_fill(later, float("-inf"))
+            for block in self.decoder.blocks
+        ]
 
-    def run(self, inputs: torch.Tensor, context: Context, sight: tuple, caches: list | None = None, at: int = 0) -> torch.Tensor:
+    def run(
+        self,
+        inputs: torch.Tensor,
+        context: Context,
+        sight: tuple,
+        caches: list | None = None,
+        at: int = 0,
+    ) -> torch.Tensor:
         """inputs (B, n), tokens at - 1 to at + n - 1 -> logits (B, n, K) of the tokens `at` to at + n."""
         (positions, biases), end = sight, at + inputs.shape[1]
         x = self.decoder.embedding(inputs) + positions[at:end]  # B n D
         for i, block in enumerate(self.decoder.blocks):
             bias, cache = biases[i][:, at:end, :end], caches and caches[i]
-            x = block(x, bias, context.keys[i], context.values[i], context.visible, cache, at)  # B n D
+            x = block(
+                x, bias, context.keys[i], context.values[i], context.visible, cache, at
+            )  # B n D
         return self.decoder.head(self.decoder.norm(x)).float()
 
     def forward(self, ids: torch.Tensor, context: Context) -> torch.Tensor:
@@ -78,15 +96,22 @@ class Autoregressive(MaskGit):
 
 @torch.no_grad()
 def sample(
-    model: Autoregressive, context: Context, uncond: Context | None, guidance: float, temperature: float, generator: torch.Generator
-) -> torch.Tensor:  # fmt: skip
+    model: Autoregressive,
+    context: Context,
+    uncond: Context | None,
+    guidance: float,
+    temperature: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
     """ids (B, N), one token per pass; rows without caption run in the same batch, if there are any."""
     both = context if uncond is None else context.join(uncond)
     sight, (rows, H, _, d), B = model.sight(), both.keys[0].shape, len(context.visible)
     caches = [keys.new_zeros(2, rows, H, len(sight[0]), d) for keys in both.keys]
     ids = [torch.full((B,), model.mask_id, device=both.visible.device)]
     for at in range(len(sight[0])):
-        logits = model.run(ids[-1].repeat(rows // B)[:, None], both, sight, caches, at)[:, 0]  # rows K
+        logits = model.run(ids[-1].repeat(rows // B)[:, None], both, sight, caches, at)[
+            :, 0
+        ]  # rows K
         mixed = logits if uncond is None else guide(*logits.chunk(2), guidance)  # B K
         ids.append(draw(mixed, gumbel(mixed.shape, generator).to(mixed.device), temperature))
     return torch.stack(ids[1:], dim=1)
@@ -106,12 +131,21 @@ def loss(model: Autoregressive, muse: Muse, tokens: Tokens) -> Callable:
         ids, (text, visible) = tokens.ids("high", indices), tokens.captions(indices, generator)
         logits = model(ids, model.context(text, drop_captions(visible, 0.1, generator)))
         yield F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {}
+
     return parts_of
 
 
-def ids(muse: Muse, models: list, asked: Asked, passes: int, how: dict, generator: torch.Generator) -> torch.Tensor:
+def ids(
+    muse: Muse, models: list, asked: Asked, passes: int, how: dict, generator: torch.Generator
+) -> torch.Tensor:
     (model,) = models
-    return sample(model, *muse.contexts(model, asked, how["guidance"]), how["guidance"], how["temperature"], generator)
+    return sample(
+        model,
+        *muse.contexts(model, asked, how["guidance"]),
+        how["guidance"],
+        how["temperature"],
+        generator,
+    )
 
 
 TUNED = {"guidance": (0.0, 0.5, 1.0, 2.0, 4.0), "temperature": (0.25, 0.5, 0.75, 1.0)}
@@ -119,7 +153,11 @@ RIVAL = Way("autoregressive", (Part(make, loss, 16),), ids, (256,), 256, TUNED)
 
 
 def main():
-    compare(arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu"), "autoregression", RIVAL)
+    compare(
+        arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu"),
+        "autoregression",
+        RIVAL,
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def group(scene: shapes.Scene) -> str:
 
 def work(model: str, split: str, seed: int, n: int) -> dict:
     begun, muse = time.monotonic(), Muse.load(model)
-    captions = [variants[0] for variants in load("shapes", split, muse.config.tokenizer_hi.side, n).captions]
+    captions = [
+        variants[0] for variants in load("shapes", split, muse.config.tokenizer_hi.side, n).captions
+    ]
     scenes = [shapes.parse(caption) for caption in captions]
     read = shapes.detect(muse.draw(captions, seed=seed)[1])
     found: dict = {name: {"count": [], "relation": [], "parts": [], "all": []} for name in GROUPS}
@@ -38,20 +40,46 @@ def work(model: str, split: str, seed: int, n: int) -> dict:
         into["parts"].append(all(answer[part] for part in (*shapes.PARTS, "background")))
         into["all"].append(answer["all"])
     return {"seconds": round(time.monotonic() - begun, 1)} | {
-        name: {key: sum(right) / len(right) if right else float("nan") for key, right in rows.items()} | {"n": len(rows["all"])} for name, rows in found.items()
+        name: {
+            key: sum(right) / len(right) if right else float("nan") for key, right in rows.items()
+        }
+        | {"n": len(rows["all"])}
+        for name, rows in found.items()
     }
 
 
 def main():
     args = arguments(__doc__, model="toy-shapes", n=256)
-    jobs = {f"{split}/{seed}": (args.model, split, seed, args.n) for split in KINDS for seed in SEEDS}
+    jobs = {
+        f"{split}/{seed}": (args.model, split, seed, args.n) for split in KINDS for seed in SEEDS
+    }
     done = work_through(args.out / "counting.json", jobs, work, args.workers)
     of = lambda split, name, key: [done[f"{split}/{seed}"][name][key] for seed in SEEDS]
     rows = []
     for name in GROUPS:
-        what = f"{name} thing{'s' * (name != '1')} alike" if name.isdigit() else f"one {name} another"
-        rows.append([what, *(f"{told(of(split, name, key))}" for split in KINDS for key in ("count", "parts", "relation", "all")), str(of("heldout", name, "n")[0])])
-    head = ["asked for", *(f"{title}: {key}" for title in KINDS.values() for key in ("count", "parts", "relation", "all")), "held-out captions"]
+        what = (
+            f"{name} thing{'s' * (name != '1')} alike" if name.isdigit() else f"one {name} another"
+        )
+        rows.append(
+            [
+                what,
+                *(
+                    f"{told(of(split, name, key))}"
+                    for split in KINDS
+                    for key in ("count", "parts", "relation", "all")
+                ),
+                str(of("heldout", name, "n")[0]),
+            ]
+        )
+    head = [
+        "asked for",
+        *(
+            f"{title}: {key}"
+            for title in KINDS.values()
+            for key in ("count", "parts", "relation", "all")
+        ),
+        "held-out captions",
+    ]
     one, four = of("heldout", "1", "all"), of("heldout", "4", "all")
     verdicts = [
         f"- fewer held-out pictures of four things are right than of one: {verdict(one, four)}",
@@ -63,8 +91,20 @@ def main():
     figure, axis = plt.subplots(figsize=(8, 3))
     for shift, (split, title) in zip((-0.2, 0.2), KINDS.items()):
         points = np.array([of(split, name, "all") for name in GROUPS])
-        axis.bar(np.arange(len(GROUPS)) + shift, points.mean(1), 0.4, yerr=points.std(1), capsize=2, label=title)
-    axis.set(xticks=range(len(GROUPS)), xticklabels=GROUPS, ylabel="right in all attributes", xlabel="things alike, or how two lie to each other")
+        axis.bar(
+            np.arange(len(GROUPS)) + shift,
+            points.mean(1),
+            0.4,
+            yerr=points.std(1),
+            capsize=2,
+            label=title,
+        )
+    axis.set(
+        xticks=range(len(GROUPS)),
+        xticklabels=GROUPS,
+        ylabel="right in all attributes",
+        xlabel="things alike, or how two lie to each other",
+    )
     axis.legend(fontsize=8)
     figure.savefig(args.out / "counting.png", dpi=110, bbox_inches="tight")
     finish(args.out, "counting", done, table(head, rows), "\n".join(verdicts))

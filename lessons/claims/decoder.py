@@ -32,7 +32,10 @@ def work(name: str, seed: int, n: int) -> dict:
     """One seed of drawing, and (for each seed the same) real pictures."""
     begun, muse, net = time.monotonic(), Muse.load(name), Lite0()
     pictures = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
-    captions, real = [variants[0] for variants in pictures.captions], pictures.batch(range(len(pictures)))
+    captions, real = (
+        [variants[0] for variants in pictures.captions],
+        pictures.batch(range(len(pictures))),
+    )
     ids = Tokens.of(muse.parts, muse.text, pictures).ids("high")
     drawn = []
     for start in range(0, len(captions), 32):
@@ -40,12 +43,24 @@ def work(name: str, seed: int, n: int) -> dict:
         drawn.append(last.ids)
     found = {}
     for decoder, finetuned in DECODERS.items():
-        made, new = (torch.cat([muse.pixels(part, "high", finetuned) for part in x.split(64)]) for x in (ids, torch.cat(drawn)))
+        made, new = (
+            torch.cat([muse.pixels(part, "high", finetuned) for part in x.split(64)])
+            for x in (ids, torch.cat(drawn))
+        )
         found[decoder] = {
-            "weights": sum(p.numel() for p in (muse.decoder if finetuned else muse.tokenizer_hi.decoder).parameters()), "psnr": psnr(made, real),
-            "ssim": ssim(made, real), "perceptual": sum(float(perceptual_distance(net, a[None], b[None])) for a, b in zip(made, real)) / len(real),
-            "sharpness": sharpness(made) / sharpness(real), "drawn sharpness": sharpness(new) / sharpness(real),
-        }  # fmt: skip
+            "weights": sum(
+                p.numel()
+                for p in (muse.decoder if finetuned else muse.tokenizer_hi.decoder).parameters()
+            ),
+            "psnr": psnr(made, real),
+            "ssim": ssim(made, real),
+            "perceptual": sum(
+                float(perceptual_distance(net, a[None], b[None])) for a, b in zip(made, real)
+            )
+            / len(real),
+            "sharpness": sharpness(made) / sharpness(real),
+            "drawn sharpness": sharpness(new) / sharpness(real),
+        }
         if muse.about["data"] == "shapes":
             share = shapes.alignment([shapes.parse(caption) for caption in captions], new)
             found[decoder] |= {f"drawn {part}": share[part]["value"] for part in ("shape", "all")}
@@ -57,30 +72,67 @@ def seen(name: str, n: int):
     muse = Muse.load(name)
     pictures = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
     ids = Tokens.of(muse.parts, muse.text, pictures).ids("high")
-    rows = [pictures.batch(range(n)), *(muse.pixels(ids, "high", finetuned) for finetuned in DECODERS.values())]
-    return sheet(rows, [variants[0] for variants in pictures.captions], titles=("real", "tokenizer", "finetuned"))
+    rows = [
+        pictures.batch(range(n)),
+        *(muse.pixels(ids, "high", finetuned) for finetuned in DECODERS.values()),
+    ]
+    return sheet(
+        rows,
+        [variants[0] for variants in pictures.captions],
+        titles=("real", "tokenizer", "finetuned"),
+    )
 
 
 def main():
     args = arguments(__doc__, n=256)
     models = ("toy-shapes", "toy")
-    done = work_through(args.out / "decoder.json", {f"{m}/{seed}": (m, seed, args.n) for m in models for seed in SEEDS}, work, args.workers)
+    done = work_through(
+        args.out / "decoder.json",
+        {f"{m}/{seed}": (m, seed, args.n) for m in models for seed in SEEDS},
+        work,
+        args.workers,
+    )
     rows, verdicts = [], []
     for model in models:
         of = lambda decoder, key: [done[f"{model}/{seed}"][decoder][key] for seed in SEEDS]
         for decoder in DECODERS:
-            real = [f"{of(decoder, key)[0]:.{digits}f}" for key, digits in (("psnr", 2), ("ssim", 4), ("perceptual", 4), ("sharpness", 3))]
-            drawn = [told(of(decoder, key)) if key in done[f"{model}/0"][decoder] else "" for key in ("drawn sharpness", "drawn shape", "drawn all")]
-            rows.append([f"{model}: {decoder}", f"{of(decoder, 'weights')[0] / 1e6:.2f} M", *real, *drawn])
-        old, new = ({key: of(decoder, key)[0] for key in ("psnr", "ssim", "perceptual", "sharpness")} for decoder in DECODERS)
-        truer = new["psnr"] > old["psnr"] and new["ssim"] > old["ssim"] and new["perceptual"] < old["perceptual"]
+            real = [
+                f"{of(decoder, key)[0]:.{digits}f}"
+                for key, digits in (("psnr", 2), ("ssim", 4), ("perceptual", 4), ("sharpness", 3))
+            ]
+            drawn = [
+                told(of(decoder, key)) if key in done[f"{model}/0"][decoder] else ""
+                for key in ("drawn sharpness", "drawn shape", "drawn all")
+            ]
+            rows.append(
+                [f"{model}: {decoder}", f"{of(decoder, 'weights')[0] / 1e6:.2f} M", *real, *drawn]
+            )
+        old, new = (
+            {key: of(decoder, key)[0] for key in ("psnr", "ssim", "perceptual", "sharpness")}
+            for decoder in DECODERS
+        )
+        truer = (
+            new["psnr"] > old["psnr"]
+            and new["ssim"] > old["ssim"]
+            and new["perceptual"] < old["perceptual"]
+        )
         verdicts += [
             f"- {model}: nearer to real pictures by PSNR, SSIM and the perceptual distance: {'holds' if truer else 'does not hold'}",
             f"- {model}: drawn pictures are sharper: {verdict(of('finetuned', 'drawn sharpness'), of(list(DECODERS)[0], 'drawn sharpness'))}",
         ]
     both = [seen(model, 5) for model in models]
     beside(both, [*models], scale=1).save(args.out / "decoder.png", optimize=True)
-    head = ["decoder", "weights", "PSNR, dB", "SSIM", "perceptual", "sharpness", "sharpness, drawn", "right shapes, drawn", "all right, drawn"]
+    head = [
+        "decoder",
+        "weights",
+        "PSNR, dB",
+        "SSIM",
+        "perceptual",
+        "sharpness",
+        "sharpness, drawn",
+        "right shapes, drawn",
+        "all right, drawn",
+    ]
     finish(args.out, "decoder", done, table(head, rows), "\n".join(verdicts))
 
 

@@ -30,7 +30,9 @@ from minimuse.transformer import Context, start_white
 
 def waves(t: torch.Tensor, width: int) -> torch.Tensor:
     """Times (B,) in [0, 1] -> sines and cosines (B, width), of up to 100 radians."""
-    angles = t[:, None] * torch.linspace(0, math.log(100), width // 2, device=t.device).exp()  # B width/2
+    angles = (
+        t[:, None] * torch.linspace(0, math.log(100), width // 2, device=t.device).exp()
+    )  # B width/2
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
@@ -41,8 +43,12 @@ class Flow(Direct):
         super().__init__(config, latents, grid, text_width, window)
         width = config.width
         self.decoder.embedding = nn.Linear(latents, width, bias=False)
-        self.time = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        nn.init.normal_(self.decoder.embedding.weight, std=0.3 * latents**-0.5)  # as much as the masked model's codes
+        self.time = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        nn.init.normal_(
+            self.decoder.embedding.weight, std=0.3 * latents**-0.5
+        )  # as much as the masked model's codes
 
     def forward(self, z: torch.Tensor, t: torch.Tensor, context: Context) -> torch.Tensor:
         """z (B, N, C), t (B,), 0 for noise and 1 for latents -> velocity (B, N, C)."""
@@ -58,7 +64,14 @@ def euler(velocity: Callable, z: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sample(model: Flow, context: Context, uncond: Context | None, guidance: float, noise: torch.Tensor, steps: int) -> torch.Tensor:
+def sample(
+    model: Flow,
+    context: Context,
+    uncond: Context | None,
+    guidance: float,
+    noise: torch.Tensor,
+    steps: int,
+) -> torch.Tensor:
     """Noise (B, N, C) -> latents; rows without caption run in the same batch, if there are any."""
     both = context if uncond is None else context.join(uncond)
     rows = len(both.visible)
@@ -66,6 +79,7 @@ def sample(model: Flow, context: Context, uncond: Context | None, guidance: floa
     def velocity(z: torch.Tensor, t: float) -> torch.Tensor:
         found = model(z.repeat(rows // len(z), 1, 1), torch.full((rows,), t, device=z.device), both)
         return found if uncond is None else guide(*found.chunk(2), guidance)
+
     return euler(velocity, noise, steps)
 
 
@@ -88,19 +102,31 @@ def loss(model: Flow, muse: Muse, tokens: Tokens) -> Callable:
 
     def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         with torch.no_grad():
-            x = rearrange(muse.tokenizer_hi.latents(pictures.batch(indices)), "B h w C -> B (h w) C")
+            x = rearrange(
+                muse.tokenizer_hi.latents(pictures.batch(indices)), "B h w C -> B (h w) C"
+            )
         text, visible = tokens.captions(indices, generator)
         visible = drop_captions(visible, 0.1, generator)
-        noise, t = torch.randn(x.shape, generator=generator), torch.randn(len(x), generator=generator).sigmoid()
+        noise, t = (
+            torch.randn(x.shape, generator=generator),
+            torch.randn(len(x), generator=generator).sigmoid(),
+        )
         found = model(torch.lerp(noise, x, t[:, None, None]), t, model.context(text, visible))
         yield F.mse_loss(found, x - noise), {}
+
     return parts_of
 
 
-def ids(muse: Muse, models: list, asked: Asked, passes: int, how: dict, generator: torch.Generator) -> torch.Tensor:
+def ids(
+    muse: Muse, models: list, asked: Asked, passes: int, how: dict, generator: torch.Generator
+) -> torch.Tensor:
     (model,), high = models, muse.tokenizer_hi
-    noise = how["temperature"] * torch.randn(len(asked.text), high.config.grid**2, high.config.code_width, generator=generator).to(muse.device)
-    return high.quantizer.nearest(sample(model, *muse.contexts(model, asked, how["guidance"]), how["guidance"], noise, passes))
+    noise = how["temperature"] * torch.randn(
+        len(asked.text), high.config.grid**2, high.config.code_width, generator=generator
+    ).to(muse.device)
+    return high.quantizer.nearest(
+        sample(model, *muse.contexts(model, asked, how["guidance"]), how["guidance"], noise, passes)
+    )
 
 
 TUNED = {"guidance": (0.0, 0.5, 1.0, 2.0, 4.0), "temperature": (0.7, 0.85, 1.0)}
@@ -108,7 +134,9 @@ RIVAL = Way("diffusion", (Part(make, loss, 16),), ids, (1, 2, 4, 8, 16, 32, 64),
 
 
 def main():
-    compare(arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu"), "diffusion", RIVAL)
+    compare(
+        arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu"), "diffusion", RIVAL
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ from minimuse.shapes import Scene, share
 def singles(n: int) -> list[Scene]:
     """The first n training scenes of one thing in the left or right half, clear of the middle."""
     scenes = (shapes.scene(seed, "train") for seed in range(100 * n))
-    return [s for s in scenes if len(s.things) == 1 and abs(s.things[0].x - 0.5) > shapes.SIZES[s.things[0].size] + 0.03][:n]
+    return [
+        s
+        for s in scenes
+        if len(s.things) == 1 and abs(s.things[0].x - 0.5) > shapes.SIZES[s.things[0].size] + 0.03
+    ][:n]
 
 
 def picture(scene: Scene, side: int) -> Image.Image:
@@ -50,17 +54,28 @@ def inpainting(muse: Muse, scenes: list[Scene]) -> tuple[dict, list]:
         whole = Scene(scenes[i].background, (first, asked), "left of" if left else "right of")
         mask = np.zeros((64, 64), np.uint8)
         mask[:, 32:] = 255
-        mask = Image.fromarray(mask if left else mask[:, ::-1].copy()).resize((muse.config.tokenizer_hi.side,) * 2, Image.Resampling.NEAREST)
+        mask = Image.fromarray(mask if left else mask[:, ::-1].copy()).resize(
+            (muse.config.tokenizer_hi.side,) * 2, Image.Resampling.NEAREST
+        )
         before = picture(scenes[i], mask.width)
         after = edit.inpaint(muse, before, mask, shapes.caption(whole), seed=i)[0]
         got = read(after)
         inside = [t for t in got.things if (t.x > 0.5) == left]
         outside = [t for t in got.things if (t.x > 0.5) != left]
-        parts = {part: any(getattr(t, part) == getattr(asked, part) for t in inside) for part in shapes.PARTS}
-        found.append(parts | {
-            "asked": any(same(t, asked) for t in inside), "alone": len(inside) == 1,
-            "outside": got.background == scenes[i].background and len(outside) == 1 and same(outside[0], first),
-        })  # fmt: skip
+        parts = {
+            part: any(getattr(t, part) == getattr(asked, part) for t in inside)
+            for part in shapes.PARTS
+        }
+        found.append(
+            parts
+            | {
+                "asked": any(same(t, asked) for t in inside),
+                "alone": len(inside) == 1,
+                "outside": got.background == scenes[i].background
+                and len(outside) == 1
+                and same(outside[0], first),
+            }
+        )
         shown.append(beside([before, mask, after], [shapes.caption(whole)[:40], "", ""]))
     return {key: share([f[key] for f in found]) for key in found[0]}, shown
 
@@ -71,41 +86,69 @@ def outpainting(muse: Muse, scenes: list[Scene]) -> tuple[dict, list]:
     side = muse.config.tokenizer_hi.side
     for i in trange(len(scenes), desc="outpaint"):
         before = picture(scenes[i], side)
-        after = edit.outpaint(muse, before, shapes.caption(scenes[i]), (0, 0, side, 0), seed=i, keep_pixels=True)[0]
+        after = edit.outpaint(
+            muse, before, shapes.caption(scenes[i]), (0, 0, side, 0), seed=i, keep_pixels=True
+        )[0]
         steps = np.abs(np.diff(np.asarray(after).astype(float), axis=1)).mean(axis=(0, 2))  # W - 1
         seam.append(steps[side - 1])
         elsewhere.append(np.delete(steps, side - 1)[side - 1 :].mean())
         paint = np.array(shapes.BACKGROUNDS[scenes[i].background])
-        same_background.append(np.abs(np.median(np.asarray(after)[:, side:].reshape(-1, 3), axis=0) - paint).max() < 16)
+        same_background.append(
+            np.abs(np.median(np.asarray(after)[:, side:].reshape(-1, 3), axis=0) - paint).max() < 16
+        )
         shown.append(beside([before, after], [shapes.caption(scenes[i])[:40], ""]))
-    return {"seam": float(np.mean(seam)), "elsewhere": float(np.mean(elsewhere)), "same background": share(same_background)}, shown
+    return {
+        "seam": float(np.mean(seam)),
+        "elsewhere": float(np.mean(elsewhere)),
+        "same background": share(same_background),
+    }, shown
 
 
-def mask_free(muse: Muse, scenes: list[Scene], iterations: tuple[int, ...], **how) -> tuple[dict, list]:
+def mask_free(
+    muse: Muse, scenes: list[Scene], iterations: tuple[int, ...], **how
+) -> tuple[dict, list]:
     rng, found, shown = np.random.default_rng(1), {k: [] for k in iterations}, []
     side = muse.config.tokenizer_hi.side
     for i in trange(len(scenes), desc="edit"):
         thing = scenes[i].things[0]
-        colours = [c for c in shapes.COLOURS if c != thing.colour and (thing.shape, c, thing.size) in shapes.TRAIN_TRIPLES]
-        wanted = replace(scenes[i], things=(replace(thing, colour=colours[rng.integers(len(colours))]),))
+        colours = [
+            c
+            for c in shapes.COLOURS
+            if c != thing.colour and (thing.shape, c, thing.size) in shapes.TRAIN_TRIPLES
+        ]
+        wanted = replace(
+            scenes[i], things=(replace(thing, colour=colours[rng.integers(len(colours))]),)
+        )
         before, prompt = picture(scenes[i], side), shapes.caption(wanted)
         states = list(edit.edits(muse, before, prompt, max(iterations), seed=i, **how))
-        after = edit.finish(muse, before, prompt, torch.cat([states[k] for k in iterations]), seed=i)
+        after = edit.finish(
+            muse, before, prompt, torch.cat([states[k] for k in iterations]), seed=i
+        )
         for k, image in zip(iterations, after):
             got = read(image)
             one = got.things[0] if got.things else None
-            found[k].append({
-                "colour": one is not None and one.colour == wanted.things[0].colour,
-                "shape": one is not None and one.shape == thing.shape, "size": one is not None and one.size == thing.size,
-                "count": len(got.things) == 1, "background": got.background == scenes[i].background,
-                "place": one is not None and float(np.hypot(one.x - thing.x, one.y - thing.y)) < shapes.SIZES[thing.size],
-            })  # fmt: skip
+            found[k].append(
+                {
+                    "colour": one is not None and one.colour == wanted.things[0].colour,
+                    "shape": one is not None and one.shape == thing.shape,
+                    "size": one is not None and one.size == thing.size,
+                    "count": len(got.things) == 1,
+                    "background": got.background == scenes[i].background,
+                    "place": one is not None
+                    and float(np.hypot(one.x - thing.x, one.y - thing.y))
+                    < shapes.SIZES[thing.size],
+                }
+            )
         shown.append(beside([before, *after], [prompt[:40], *map(str, iterations)]))
-    return {k: {key: share([f[key] for f in row]) for key in row[0]} for k, row in found.items()}, shown
+    return {
+        k: {key: share([f[key] for f in row]) for key in row[0]} for k, row in found.items()
+    }, shown
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--model", default="toy-shapes")
     p.add_argument("--out", type=Path, default=Path("runs/claims"))
     p.add_argument("--n", type=int, default=200)
@@ -123,9 +166,15 @@ def main():
     for i, row in enumerate(rows):
         page.paste(row, (0, sum(r.height for r in rows[:i])))
     page.save(args.out / "editing.png")
-    for name, row in {"inpaint": painted, **{f"edit, {k} iterations": row for k, row in edited.items()}, **{f"  guidance 4, {k}": row for k, row in strong.items()}}.items():
+    for name, row in {
+        "inpaint": painted,
+        **{f"edit, {k} iterations": row for k, row in edited.items()},
+        **{f"  guidance 4, {k}": row for k, row in strong.items()},
+    }.items():
         print(f"{name:22}", *(f"{key} {cell['value']:.2f}" for key, cell in row.items()))
-    print(f"outpaint: difference across the seam {wider['seam']:.2f}, elsewhere {wider['elsewhere']:.2f}; background as before {wider['same background']['value']:.2f}")
+    print(
+        f"outpaint: difference across the seam {wider['seam']:.2f}, elsewhere {wider['elsewhere']:.2f}; background as before {wider['same background']['value']:.2f}"
+    )
 
 
 if __name__ == "__main__":

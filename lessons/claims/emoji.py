@@ -31,13 +31,19 @@ from minimuse.metrics import masked_nll
 from minimuse.report import tokenizer_report
 
 CONCEPTS = {
-    "red-apple": "a red apple", "tiger-face": "a tiger face", "rocket": "a rocket", "red-heart": "a red heart",
-    "pizza": "a slice of pizza", "bicycle": "a bicycle", "octopus": "an octopus", "crown": "a crown",
-}  # fmt: skip
+    "red-apple": "a red apple",
+    "tiger-face": "a tiger face",
+    "rocket": "a rocket",
+    "red-heart": "a red heart",
+    "pizza": "a slice of pizza",
+    "bicycle": "a bicycle",
+    "octopus": "an octopus",
+    "crown": "a crown",
+}
 
 
 def pair(name: str) -> tuple[str, str]:
-    """"noto/red-apple" -> ("noto", "red-apple")."""
+    """ "noto/red-apple" -> ("noto", "red-apple")."""
     return tuple(name.split("/", 1))
 
 
@@ -54,20 +60,35 @@ def nll(muse: Muse, tokens: Tokens, names: list[str], words: dict) -> dict[str, 
     cases = {
         "own caption": [asking(words, concept, style) for style, concept in own],
         "no caption": [""] * len(own),
-        "another concept, same style": [asking(words, other, style) for (style, _), other in zip(own, others)],
-        "same concept, another style": [asking(words, concept, styles[styles.index(style) - 1 - i % 4]) for i, (style, concept) in enumerate(own)],
+        "another concept, same style": [
+            asking(words, other, style) for (style, _), other in zip(own, others)
+        ],
+        "same concept, another style": [
+            asking(words, concept, styles[styles.index(style) - 1 - i % 4])
+            for i, (style, concept) in enumerate(own)
+        ],
     }
     found = {}
     for case, captions in cases.items():
         text, visible = muse.text(captions)
-        found[case] = round(masked_nll(muse.base, tokens.ids("low").to(muse.device), lambda rows: muse.base.context(text[rows], visible[rows]), 1.0), 4)
+        found[case] = round(
+            masked_nll(
+                muse.base,
+                tokens.ids("low").to(muse.device),
+                lambda rows: muse.base.context(text[rows], visible[rows]),
+                1.0,
+            ),
+            4,
+        )
     return found
 
 
 @torch.no_grad()
 def features(net: Lite0, images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) -> unit vectors (B, 320): the mean of the last feature map."""
-    return torch.cat([F.normalize(net.stages(part)[-1].mean(dim=(2, 3)), dim=1) for part in images.split(64)])
+    return torch.cat(
+        [F.normalize(net.stages(part)[-1].mean(dim=(2, 3)), dim=1) for part in images.split(64)]
+    )
 
 
 class Gallery:
@@ -95,7 +116,13 @@ class Gallery:
             if len(self.of_concept[concept]) == len(emoji_pack.STYLES):
                 styled.append(not nearer[self.of_concept[concept]].any())
         mean = lambda values: round(float(sum(values) / len(values)), 4)
-        return {"concept first": mean(first), "chance": mean(chance), "in ten": mean(ten), "style first": mean(styled), "chance of style": 0.2}
+        return {
+            "concept first": mean(first),
+            "chance": mean(chance),
+            "in ten": mean(ten),
+            "style first": mean(styled),
+            "chance of style": 0.2,
+        }
 
     def in_another_style(self, names: list[str]) -> tuple[torch.Tensor, list[str]]:
         """Real pictures of the same concepts in the next style that has them: what a picture of a wrong style would score."""
@@ -115,12 +142,17 @@ def edited(muse: Muse) -> Image.Image:
     mask.paste(255, (heart.width // 2, 0, *heart.size))
     (half,) = edit.inpaint(muse, heart, mask, "a blue heart, noto style")
     (green,) = edit.edit(muse, heart, "a green heart, noto style")
-    framed = [ImageOps.expand(picture.convert("RGB"), 1, (190, 190, 190)) for picture in (heart, mask, half, heart, green)]
+    framed = [
+        ImageOps.expand(picture.convert("RGB"), 1, (190, 190, 190))
+        for picture in (heart, mask, half, heart, green)
+    ]
     return beside(framed, ["before", "mask", "after", "before", "after"])
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--model", default="toy")
     p.add_argument("--out", type=Path, default=Path("runs/claims"))
     p.add_argument("--n", type=int, default=256, help="pictures to draw of each kind")
@@ -132,38 +164,76 @@ def main():
     words = json.loads((DATA / "emoji" / "captions.json").read_text())
     everything = [load("emoji", split, side) for split in ("train", "heldout", "heldout-concept")]
     names = [name for part in everything for name in part.names]
-    gallery = Gallery(names, torch.cat([features(net, part.batch(range(len(part)))) for part in everything]))
+    gallery = Gallery(
+        names, torch.cat([features(net, part.batch(range(len(part)))) for part in everything])
+    )
     found = {}
     for kind, split in (("held-out pairs", "heldout"), ("trained pairs", "train")):
         pictures = load("emoji", split, side, args.n)
         captions = [variants[1] for variants in pictures.captions]  # what `asking` gives
-        real, tokens = pictures.batch(range(len(pictures))), Tokens.of(muse.parts, muse.text, pictures, str(muse.device))
+        real, tokens = (
+            pictures.batch(range(len(pictures))),
+            Tokens.of(muse.parts, muse.text, pictures, str(muse.device)),
+        )
         tokenizers, through = tokenizer_report(muse, tokens, real.to(muse.device))
         through = {name: images.cpu() for name, images in through.items()}
         low, high = (images.cpu() for images in muse.draw(captions, seed=0))
         found[kind] = {
             "nll": nll(muse, tokens, pictures.names, words),
             "drawn": gallery.nearest(features(net, high), pictures.names),
-            "through the tokenizer": gallery.nearest(features(net, through["finetuned"]), pictures.names),
+            "through the tokenizer": gallery.nearest(
+                features(net, through["finetuned"]), pictures.names
+            ),
             "real, in another style": gallery.nearest(*gallery.in_another_style(pictures.names)),
             "tokenizers": tokenizers,
         }
         if split == "heldout":
-            chosen = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(64))[:64].tolist()
+            chosen = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(64))[
+                :64
+            ].tolist()
             said = [captions[i] for i in chosen]
-            sheet([x[chosen] for x in (real, low, high)], said, titles=("real", "base", "super-res")).quantize().save(args.out / "emoji-heldout.png")
-            rows = [x[chosen[:16]] for x in (real, halve(real), through["low"], through["high"], through["finetuned"])]
-            sheet(rows, said[:16], titles=("real", "halved", "low-res", "high-res", "finetuned")).quantize().save(args.out / "emoji-tokenizer.png")
+            sheet(
+                [x[chosen] for x in (real, low, high)], said, titles=("real", "base", "super-res")
+            ).quantize().save(args.out / "emoji-heldout.png")
+            rows = [
+                x[chosen[:16]]
+                for x in (real, halve(real), through["low"], through["high"], through["finetuned"])
+            ]
+            sheet(
+                rows, said[:16], titles=("real", "halved", "low-res", "high-res", "finetuned")
+            ).quantize().save(args.out / "emoji-tokenizer.png")
 
-    real = {name: part.batch([i])[0] for part in everything for i, name in enumerate(part.names) if pair(name)[1] in CONCEPTS}
+    real = {
+        name: part.batch([i])[0]
+        for part in everything
+        for i, name in enumerate(part.names)
+        if pair(name)[1] in CONCEPTS
+    }
     asked = [(style, concept) for style in emoji_pack.STYLES for concept in CONCEPTS]
     prompts = [f"{CONCEPTS[concept]}, {style.replace('-', ' ')} style" for style, concept in asked]
     high = muse.draw(prompts, seed=0)[1].cpu()
-    shown = [p + (" (held out)" if emoji_pack.split(c, s) != "train" else "") for p, (s, c) in zip(prompts, asked)]
+    shown = [
+        p + (" (held out)" if emoji_pack.split(c, s) != "train" else "")
+        for p, (s, c) in zip(prompts, asked)
+    ]
     blank = torch.ones_like(high[0])
-    sheet([torch.stack([real.get(f"{s}/{c}", blank) for s, c in asked]), high], shown, titles=("real", "drawn")).quantize().save(args.out / "emoji-asked.png")
+    sheet(
+        [torch.stack([real.get(f"{s}/{c}", blank) for s, c in asked]), high],
+        shown,
+        titles=("real", "drawn"),
+    ).quantize().save(args.out / "emoji-asked.png")
     edited(muse).save(args.out / "emoji-edit.png")
-    decoding_gif(muse, ["a red heart, noto style", "a grinning face, twemoji style", "a red apple, fluent 3d style", "a blue book, openmoji style"], args.out / "emoji.gif", cell=120)
+    decoding_gif(
+        muse,
+        [
+            "a red heart, noto style",
+            "a grinning face, twemoji style",
+            "a red apple, fluent 3d style",
+            "a blue book, openmoji style",
+        ],
+        args.out / "emoji.gif",
+        cell=120,
+    )
     (args.out / "emoji.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -14,7 +14,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import nn
-from trial import SEEDS, arguments, finish, fit, settings, table, told, tokens_of, values, verdict, work_through
+from trial import (
+    SEEDS,
+    arguments,
+    finish,
+    fit,
+    settings,
+    table,
+    told,
+    tokens_of,
+    values,
+    verdict,
+    work_through,
+)
 
 from minimuse import Muse
 from minimuse.data import load
@@ -24,7 +36,11 @@ from minimuse.t5_frozen import T5Encoder
 from minimuse.t5_pretrain import initialize_weights
 
 # Pretrained? Learns? And the rate of AdamW: at .003 a reader that learns is no help at all (4.02 nats for held-out pairs, one seed).
-READERS = {"pretrained, frozen": (True, False, 3e-3), "random, frozen": (False, False, 3e-3), "random, learnt": (False, True, 1e-3)}
+READERS = {
+    "pretrained, frozen": (True, False, 3e-3),
+    "random, frozen": (False, False, 3e-3),
+    "random, learnt": (False, True, 1e-3),
+}
 KINDS = {"heldout": "held-out pairs", "heldout-concept": "held-out concepts"}
 
 
@@ -50,51 +66,103 @@ def work(kind: str, seed: int, steps: int, pictures: int, n: int, out: Path) -> 
         initialize_weights(reader, reader.config, torch.Generator().manual_seed(seed))
         if pretrained:
             reader.load_state_dict(muse.text.encoder.state_dict())
-        base = MaskGit(BaseConfig(128, 3, 4), muse.tokenizer.config.codes, muse.tokenizer.config.grid, muse.text.width)
+        base = MaskGit(
+            BaseConfig(128, 3, 4),
+            muse.tokenizer.config.codes,
+            muse.tokenizer.config.grid,
+            muse.text.width,
+        )
         with torch.no_grad():
-            some, there = muse.text.tokenizer.encode([variants[-1] for variants in data.captions[:2000]])
-            base.start(reader(some, there)[there], muse.tokenizer.quantizer.lookup(torch.arange(base.mask_id)))
+            some, there = muse.text.tokenizer.encode(
+                [variants[-1] for variants in data.captions[:2000]]
+            )
+            base.start(
+                reader(some, there)[there],
+                muse.tokenizer.quantizer.lookup(torch.arange(base.mask_id)),
+            )
         model = Reading(base, reader.requires_grad_(learns))
 
         def parts_of(indices, generator, step):
             which = torch.randint(4, (len(indices),), generator=generator)
-            said, there = muse.text.tokenizer.encode([data.captions[i][w] for i, w in zip(indices.tolist(), which.tolist())])
+            said, there = muse.text.tokenizer.encode(
+                [data.captions[i][w] for i, w in zip(indices.tolist(), which.tolist())]
+            )
             context = model.context((said, drop_captions(there, 0.1, generator)))
             corrupted = hide(ids[indices], base.mask_id, generator)
-            loss, correct = masked_token_loss(base(corrupted.ids, context, corrupted.hidden), ids[indices], corrupted.hidden)
+            loss, correct = masked_token_loss(
+                base(corrupted.ids, context, corrupted.hidden), ids[indices], corrupted.hidden
+            )
             yield loss, {"accuracy": correct}
+
         return model, parts_of
-    model, steps, seconds = fit(f"encoders-{kind}-{seed}", make, settings(steps, 32, lr), len(data), seed, out)
+
+    model, steps, seconds = fit(
+        f"encoders-{kind}-{seed}", make, settings(steps, 32, lr), len(data), seed, out
+    )
     found = {"steps": steps, "seconds": seconds}
     for split in KINDS:
         unseen = load("emoji", split, muse.config.tokenizer_hi.side, n)
         low = tokens_of(muse, "emoji", split, n, out).ids("low")
         said, there = muse.text.tokenizer.encode([variants[0] for variants in unseen.captions])
-        cases = {"own": (said, there), "none": (said, torch.zeros_like(there)), "another": (said.roll(1, 0), there.roll(1, 0))}
+        cases = {
+            "own": (said, there),
+            "none": (said, torch.zeros_like(there)),
+            "another": (said.roll(1, 0), there.roll(1, 0)),
+        }
         found[split] = {
-            case: masked_nll(model.base, low, lambda rows: model.context(tuple(x[rows] for x in given)), 1.0) for case, given in cases.items()
+            case: masked_nll(
+                model.base, low, lambda rows: model.context(tuple(x[rows] for x in given)), 1.0
+            )
+            for case, given in cases.items()
         }
     return found
 
 
 def main():
     args = arguments(__doc__, steps=1000, pictures=7235, n=256)
-    jobs = {f"{kind}/{seed}": (kind, seed, args.steps, args.pictures, args.n, args.out) for kind in READERS for seed in SEEDS}
+    jobs = {
+        f"{kind}/{seed}": (kind, seed, args.steps, args.pictures, args.n, args.out)
+        for kind in READERS
+        for seed in SEEDS
+    }
     done = work_through(args.out / "encoders.json", jobs, work, args.workers)
     rows, verdicts = [], []
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
     for axis, (split, title) in zip(axes, KINDS.items()):
-        nll = {kind: {case: values(done, kind, split, case) for case in ("own", "none", "another")} for kind in READERS}
-        worth = {kind: [none - own for own, none in zip(found["own"], found["none"])] for kind, found in nll.items()}
-        rows += [[f"{title}: {kind}", *(told(nll[kind][case]) for case in nll[kind]), told(worth[kind])] for kind in READERS]
+        nll = {
+            kind: {case: values(done, kind, split, case) for case in ("own", "none", "another")}
+            for kind in READERS
+        }
+        worth = {
+            kind: [none - own for own, none in zip(found["own"], found["none"])]
+            for kind, found in nll.items()
+        }
+        rows += [
+            [f"{title}: {kind}", *(told(nll[kind][case]) for case in nll[kind]), told(worth[kind])]
+            for kind in READERS
+        ]
         less = {kind: [-x for x in found["own"]] for kind, found in nll.items()}  # more is better
-        verdicts += [f"- {title}: pretrained better than {kind}: {verdict(less['pretrained, frozen'], less[kind])}" for kind in list(READERS)[1:]]
-        axis.bar([kind.replace(", ", "\n") for kind in READERS], [np.mean(worth[kind]) for kind in READERS], yerr=[np.std(worth[kind]) for kind in READERS], capsize=3)
+        verdicts += [
+            f"- {title}: pretrained better than {kind}: {verdict(less['pretrained, frozen'], less[kind])}"
+            for kind in list(READERS)[1:]
+        ]
+        axis.bar(
+            [kind.replace(", ", "\n") for kind in READERS],
+            [np.mean(worth[kind]) for kind in READERS],
+            yerr=[np.std(worth[kind]) for kind in READERS],
+            capsize=3,
+        )
         axis.set_title(title)
         axis.tick_params(axis="x", labelsize=8)
     axes[0].set_ylabel("nats that a caption is worth")
     figure.savefig(args.out / "encoders.png", dpi=110, bbox_inches="tight")
-    head = ["nats per hidden token, everything hidden", "own caption", "none", "another's", "own is worth"]
+    head = [
+        "nats per hidden token, everything hidden",
+        "own caption",
+        "none",
+        "another's",
+        "own is worth",
+    ]
     finish(args.out, "encoders", done, table(head, rows), "\n".join(verdicts))
 
 

@@ -29,9 +29,15 @@ from minimuse.lite0 import Lite0
 from minimuse.metrics import kid
 
 PASSES = (1, 2, 4, 8, 16, 64)
-CONFIDENCE = [(t, c) for t in (0.5, 1.0) for c in (0.5, 2.0, 8.0)]  # temperature, choice temperature
+CONFIDENCE = [
+    (t, c) for t in (0.5, 1.0) for c in (0.5, 2.0, 8.0)
+]  # temperature, choice temperature
 OTHERS = [(t, 1.0) for t in (0.25, 0.5, 1.0)]
-COURSES = {"ramp": dict(steps=8), "constant": dict(steps=8, ramp=False), "interval": dict(steps=11, ramp=False, guided=(0.5, 1.0))}
+COURSES = {
+    "ramp": dict(steps=8),
+    "constant": dict(steps=8, ramp=False),
+    "interval": dict(steps=11, ramp=False, guided=(0.5, 1.0)),
+}
 TUNING = 9  # a seed that no test has
 loaded = lru_cache(Muse.load)
 
@@ -52,8 +58,15 @@ def asked(model: str, part: str, n: int) -> Asked:
     muse = loaded(model)
     if muse.about["data"] == "shapes":
         wanted = scenes("heldout", n) if part == "test" else scenes("train", n // 2)
-        return Asked([shapes.caption(s) for s in wanted], lambda images: {"right": shapes.alignment(wanted, images)["all"]["value"]})
-    pictures, net, judge = load("emoji", "heldout", muse.config.tokenizer_hi.side), Lite0(), Judge.load()
+        return Asked(
+            [shapes.caption(s) for s in wanted],
+            lambda images: {"right": shapes.alignment(wanted, images)["all"]["value"]},
+        )
+    pictures, net, judge = (
+        load("emoji", "heldout", muse.config.tokenizer_hi.side),
+        Lite0(),
+        Judge.load(),
+    )
     rows = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
     rows = (rows[:n] if part == "test" else rows[n : n + n // 2]).tolist()
     real, names = features(net, pictures.batch(rows)), [pictures.names[i] for i in rows]
@@ -61,6 +74,7 @@ def asked(model: str, part: str, n: int) -> Asked:
     def look(images: torch.Tensor) -> dict[str, float]:
         found = features(net, images)
         return {"KID": kid(found, real), "ten": judge.shares(judge(found, names))["ten"]["value"]}
+
     return Asked([pictures.captions[i][0] for i in rows], look)
 
 
@@ -68,7 +82,11 @@ def asked(model: str, part: str, n: int) -> Asked:
 def low_tokens(model: str, part: str, n: int, seed: int) -> list[torch.Tensor]:
     """Low-res tokens, 32 pictures each, drawn as config.json says."""
     captions = asked(model, part, n).captions
-    steps = lambda i: (step.ids for name, step in loaded(model).steps(captions[i : i + 32], seed=seed * 10_000 + i) if name == "low")
+    steps = lambda i: (
+        step.ids
+        for name, step in loaded(model).steps(captions[i : i + 32], seed=seed * 10_000 + i)
+        if name == "low"
+    )
     return [list(steps(i))[-1] for i in range(0, len(captions), 32)]
 
 
@@ -79,7 +97,9 @@ def drawn(model: str, part: str, n: int, seed: int, stage: str, how: Sampling) -
     images = []
     for b, i in enumerate(range(0, len(captions), 32)):
         low = low_tokens(model, part, n, seed)[b] if stage == "superres" else None
-        ids = dict(muse.steps(captions[i : i + 32], seed=seed * 10_000 + i, low=low, **given))["high"].ids
+        ids = dict(muse.steps(captions[i : i + 32], seed=seed * 10_000 + i, low=low, **given))[
+            "high"
+        ].ids
         images.append(muse.pixels(ids, "high"))
     return judge(torch.cat(images))
 
@@ -90,42 +110,100 @@ def work(model: str, stage: str, n: int, settings: dict) -> dict:
     usual = muse.config.sampling if stage == "base" else muse.config.sampling_hi
     if "sampler" in settings:
         temperatures = CONFIDENCE if settings["sampler"] == "confidence" else OTHERS
-        ways = [replace(usual, temperature=t, choice_temperature=c, **settings) for t, c in temperatures]
+        ways = [
+            replace(usual, temperature=t, choice_temperature=c, **settings) for t, c in temperatures
+        ]
         scores = [drawn(model, "tune", n, TUNING, stage, way) for way in ways]
         value = lambda score: -score["KID"] if "KID" in score else score["right"]
         best = max(range(len(ways)), key=lambda i: value(scores[i]))
     else:
         ways, best = [replace(usual, **settings)], 0
     found = [drawn(model, "test", n, seed, stage, ways[best]) for seed in SEEDS]
-    tuned = {"temperature": ways[best].temperature, "choice_temperature": ways[best].choice_temperature}
-    return {"tuned": tuned, "seconds": round(monotonic() - begun, 1)} | {key: [f[key] for f in found] for key in found[0]}
+    tuned = {
+        "temperature": ways[best].temperature,
+        "choice_temperature": ways[best].choice_temperature,
+    }
+    return {"tuned": tuned, "seconds": round(monotonic() - begun, 1)} | {
+        key: [f[key] for f in found] for key in found[0]
+    }
 
 
 def main():
     args = arguments(__doc__, model="toy-shapes", n=64, passes=64)
     config, name = loaded(args.model).config, f"frontier-{Path(args.model).name}"
     jobs, passes = {}, {}
-    for stage, tokenizer in (("base", config.tokenizer), ("superres", config.tokenizer_hi)):  # more passes than tokens do nothing
+    for stage, tokenizer in (
+        ("base", config.tokenizer),
+        ("superres", config.tokenizer_hi),
+    ):  # more passes than tokens do nothing
         passes[stage] = [steps for steps in PASSES if steps <= min(args.passes, tokenizer.grid**2)]
         for sampler in SAMPLERS:
-            jobs |= {f"{stage}/{sampler}/{steps}": (args.model, stage, args.n, dict(sampler=sampler, steps=steps)) for steps in passes[stage]}
-    for guidance in (1.0, 2.0, 4.0):  # of the base model; an unguided step is half a pass: the interval takes more of them
-        jobs |= {f"guidance {guidance:g}/{course}": (args.model, "base", args.n, how | {"guidance": guidance}) for course, how in COURSES.items()}
-    done = work_through(args.out / f"{name}.json", dict(sorted(jobs.items(), key=lambda job: job[1][3]["steps"])), work, args.workers)
+            jobs |= {
+                f"{stage}/{sampler}/{steps}": (
+                    args.model,
+                    stage,
+                    args.n,
+                    dict(sampler=sampler, steps=steps),
+                )
+                for steps in passes[stage]
+            }
+    for guidance in (
+        1.0,
+        2.0,
+        4.0,
+    ):  # of the base model; an unguided step is half a pass: the interval takes more of them
+        jobs |= {
+            f"guidance {guidance:g}/{course}": (
+                args.model,
+                "base",
+                args.n,
+                how | {"guidance": guidance},
+            )
+            for course, how in COURSES.items()
+        }
+    done = work_through(
+        args.out / f"{name}.json",
+        dict(sorted(jobs.items(), key=lambda job: job[1][3]["steps"])),
+        work,
+        args.workers,
+    )
     measures = [key for key in next(iter(done.values())) if key not in ("tuned", "seconds")]
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
     paragraphs = []
     for axis, (stage, counts) in zip(axes, passes.items()):
         for sampler in SAMPLERS:
             values = np.array([done[f"{stage}/{sampler}/{steps}"][measures[0]] for steps in counts])
-            axis.errorbar(counts, values.mean(1), values.std(1, ddof=1), label=sampler, marker="o", markersize=3, capsize=2)
-        axis.set(xscale="log", xticks=counts, xticklabels=counts, xlabel=f"passes of {stage}", ylabel=measures[0])
+            axis.errorbar(
+                counts,
+                values.mean(1),
+                values.std(1, ddof=1),
+                label=sampler,
+                marker="o",
+                markersize=3,
+                capsize=2,
+            )
+        axis.set(
+            xscale="log",
+            xticks=counts,
+            xticklabels=counts,
+            xlabel=f"passes of {stage}",
+            ylabel=measures[0],
+        )
         axis.minorticks_off()
         for key in measures:
-            rows = [[sampler, *(told(done[f"{stage}/{sampler}/{steps}"][key]) for steps in counts)] for sampler in SAMPLERS]
+            rows = [
+                [sampler, *(told(done[f"{stage}/{sampler}/{steps}"][key]) for steps in counts)]
+                for sampler in SAMPLERS
+            ]
             paragraphs.append(table([f"{key}, passes of {stage}", *map(str, counts)], rows))
     for key in measures:
-        rows = [[f"{guidance:g}", *(told(done[f"guidance {guidance:g}/{course}"][key]) for course in COURSES)] for guidance in (1.0, 2.0, 4.0)]
+        rows = [
+            [
+                f"{guidance:g}",
+                *(told(done[f"guidance {guidance:g}/{course}"][key]) for course in COURSES),
+            ]
+            for guidance in (1.0, 2.0, 4.0)
+        ]
         paragraphs.append(table([f"{key}, guidance", *COURSES], rows))
     axes[0].legend(fontsize=8)
     figure.savefig(args.out / f"{name}.png", dpi=110, bbox_inches="tight")

@@ -30,14 +30,22 @@ def composition(muse: Muse, n: int) -> dict:
     found = {}
     for way, prompts in ways.items():
         _, images = muse.draw(prompts, seed=0)
-        answers = [shapes.agree(replace(s, relation=None), got) for s, got in zip(scenes, shapes.detect(images))]
-        found[way] = {part: share([a[part] for a in answers]) for part in (*shapes.PARTS, "count", "background", "all")}
+        answers = [
+            shapes.agree(replace(s, relation=None), got)
+            for s, got in zip(scenes, shapes.detect(images))
+        ]
+        found[way] = {
+            part: share([a[part] for a in answers])
+            for part in (*shapes.PARTS, "count", "background", "all")
+        }
     return found
 
 
 def negative(muse: Muse, n: int) -> dict:
     """Share of pictures without a prompt that show a colour, or a background, with and without a prompt against it."""
-    draw = lambda against: shapes.detect(torch.cat([muse.draw([""] * n, negative=against, seed=seed)[1] for seed in (0, 1, 2)]))
+    draw = lambda against: shapes.detect(
+        torch.cat([muse.draw([""] * n, negative=against, seed=seed)[1] for seed in (0, 1, 2)])
+    )
     colour = lambda readings, c: share([any(t.colour == c for t in r.things) for r in readings])
     ground = lambda readings, b: share([r.background == b for r in readings])
     plain = draw("")
@@ -52,7 +60,9 @@ def negative(muse: Muse, n: int) -> dict:
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--model", default="toy-shapes")
     p.add_argument("--out", type=Path, default=Path("runs/claims"))
     p.add_argument("--n", type=int, default=96)

@@ -18,7 +18,9 @@ def nearest(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     raise NotImplementedError
 
 
-def quantize(z: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def quantize(
+    z: torch.Tensor, codebook: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """z (..., D), codebook (K, D) -> (code (..., D), ids (...), commitment ()).
 
     ids: the nearest codes. code: in value the vectors codebook[ids], but whatever gradient reaches `code` arrives at z unchanged.
@@ -36,7 +38,12 @@ def perplexity(ids: torch.Tensor, codes: int) -> tuple[float, int]:
 
 
 def ema_update(
-    codebook: torch.Tensor, mass: torch.Tensor, total: torch.Tensor, z: torch.Tensor, ids: torch.Tensor, decay: float
+    codebook: torch.Tensor,
+    mass: torch.Tensor,
+    total: torch.Tensor,
+    z: torch.Tensor,
+    ids: torch.Tensor,
+    decay: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One step of the moving codebook: -> new (codebook (K, D), mass (K,), total (K, D)); those given stay as they were.
 

@@ -24,7 +24,9 @@ def generator_loss(fake: torch.Tensor) -> torch.Tensor:
     raise NotImplementedError
 
 
-def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
+def adaptive_weight(
+    reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor
+) -> torch.Tensor:
     """The factor for `adversarial` that gives both losses gradients of one length at `last_layer` -> (), a constant for autograd.
 
     Both losses are scalars, and both will be differentiated again afterwards: leave their graphs as they are, and add nothing to any

@@ -35,7 +35,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     raise NotImplementedError
 
 
-def relative_position_bucket(distance: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
+def relative_position_bucket(
+    distance: torch.Tensor, num_buckets: int, max_distance: int
+) -> torch.Tensor:
     """The bucket of each distance = key position - query position, for attention that looks both ways; int64 -> int64, any shape.
 
     Buckets 0 to num_buckets / 2 - 1 are for keys at or before the query, the rest, in the same order, for keys after it. Of one such
@@ -47,7 +49,9 @@ def relative_position_bucket(distance: torch.Tensor, num_buckets: int, max_dista
     raise NotImplementedError
 
 
-def t5_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def t5_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
     """q (B, H, T, d), k and v (B, H, S, d), and a bias that broadcasts to (B, H, T, S) -> (B, H, T, d).
 
     Slowly, for each query: its score with each key is the sum of the products of their numbers, and the bias of that pair on top; the

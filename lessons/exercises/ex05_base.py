@@ -15,7 +15,9 @@ def grid_positions(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     raise NotImplementedError
 
 
-def hide(ids: torch.Tensor, mask_id: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def hide(
+    ids: torch.Tensor, mask_id: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (B, N) -> the same with some replaced by mask_id (B, N), and which ones: (B, N) bool.
 
     Slowly: for each picture draw a share to hide from the cosine law, round the number of tokens up (at least one), and draw that
@@ -32,7 +34,9 @@ def drop_captions(visible: torch.Tensor, share: float, generator: torch.Generato
     raise NotImplementedError
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None
+) -> torch.Tensor:
     """Softmax attention: queries (B, H, N, d), keys and values (B, H, T, d), words to look at (B, T) bool -> (B, H, N, d).
 
     Slowly, for one query: its product with each visible key, over sqrt(d); the exponential of each; divided by their sum, the
@@ -42,7 +46,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Ten
     raise NotImplementedError
 
 
-def masked_token_loss(logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def masked_token_loss(
+    logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (M, K) of the M hidden tokens, true ids (B, N), which are hidden (B, N) bool -> loss, and share of tokens guessed right.
 
     Row m of the logits belongs to the m-th True of `hidden`, read row by row. Slowly: the softmax of each row of the logits; minus
@@ -51,6 +57,8 @@ def masked_token_loss(logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Ten
     raise NotImplementedError
 
 
-def hide_blocks(ids: torch.Tensor, mask_id: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def hide_blocks(
+    ids: torch.Tensor, mask_id: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Open-ended: hide one rectangle of each picture's grid, instead of random places. The lesson says what to try with it."""
     raise NotImplementedError

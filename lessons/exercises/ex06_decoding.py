@@ -50,9 +50,14 @@ def hidden_again(scores: torch.Tensor, hidden: torch.Tensor, left: torch.Tensor)
 
 
 def step(
-    logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor, left: torch.Tensor,
-    token_noise: torch.Tensor, choice_noise: torch.Tensor, temperature: float,
-) -> Step:  # fmt: skip
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    hidden: torch.Tensor,
+    left: torch.Tensor,
+    token_noise: torch.Tensor,
+    choice_noise: torch.Tensor,
+    temperature: float,
+) -> Step:
     """One whole step of MaskGIT's decoding, without a model and without a random number of its own.
 
     logits (B, N, K), ids (B, N), hidden (B, N) bool, left (B,) how many of a row stay hidden; token_noise (B, N, K) standard
@@ -67,9 +72,13 @@ def step(
 
 
 def decode(
-    model: Callable[[torch.Tensor, object], torch.Tensor], ids: torch.Tensor, mask_id: int,
-    context: object, sampling: Sampling, generator: torch.Generator,
-) -> Iterator[Step]:  # fmt: skip
+    model: Callable[[torch.Tensor, object], torch.Tensor],
+    ids: torch.Tensor,
+    mask_id: int,
+    context: object,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> Iterator[Step]:
     """The loop: fill the positions of ids (B, N) that hold mask_id; yield each Step, the last with nothing hidden.
 
     Without guidance, which is lesson 07. For each of sampling.steps steps:
@@ -86,7 +95,9 @@ def decode(
     raise NotImplementedError
 
 
-def order_of_your_own(confidence: torch.Tensor, hidden: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def order_of_your_own(
+    confidence: torch.Tensor, hidden: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """Open-ended: other scores (B, N) for `hidden_again` than confidence and noise. `minimuse check` does not look at it; the lesson says
     what to try with it."""
     raise NotImplementedError

@@ -45,7 +45,9 @@ def guided_probabilities(p_cond: torch.Tensor, p_uncond: torch.Tensor, t: float)
     raise NotImplementedError
 
 
-def compose(uncond: torch.Tensor, conds: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+def compose(
+    uncond: torch.Tensor, conds: Sequence[torch.Tensor], weights: Sequence[float]
+) -> torch.Tensor:
     """Logits for several prompts at once: uncond (..., K), each of conds (..., K), a weight for each -> (..., K).
 
     Start at uncond. Each prompt pulls from there towards its own logits: weight 1 all the way, 2 as far again, and a negative weight

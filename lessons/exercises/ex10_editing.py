@@ -44,7 +44,9 @@ def next_window(hidden: torch.Tensor, grid: int) -> tuple[int, int] | None:
     raise NotImplementedError
 
 
-def feather(drawn: torch.Tensor, pixels: torch.Tensor, hole: torch.Tensor, width: int = 3) -> torch.Tensor:
+def feather(
+    drawn: torch.Tensor, pixels: torch.Tensor, hole: torch.Tensor, width: int = 3
+) -> torch.Tensor:
     """What was drawn (B, 3, H, W) inside of the hole (H, W), the picture's own pixels (3, H, W) outside: (B, 3, H, W), without a seam.
 
     Outside, `pixels` bit for bit. Inside, share * drawn + (1 - share) * pixels, with a share in [0, 1] that is the same for all
@@ -58,7 +60,9 @@ def feather(drawn: torch.Tensor, pixels: torch.Tensor, hole: torch.Tensor, width
     raise NotImplementedError
 
 
-def resample(ids: torch.Tensor, mask_id: int, share: float, generator: torch.Generator, draw: Callable) -> torch.Tensor:
+def resample(
+    ids: torch.Tensor, mask_id: int, share: float, generator: torch.Generator, draw: Callable
+) -> torch.Tensor:
     """One iteration of mask-free editing: tokens (B, N) -> tokens (B, N). `ids` itself stays as it is.
 
     Slowly: in each row hide ceil(share * N) tokens, at least one, at random: every position equally likely, every row for itself, and

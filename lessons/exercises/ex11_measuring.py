@@ -69,7 +69,9 @@ def precision(drawn: torch.Tensor, real: torch.Tensor, k: int = 3) -> float:
     raise NotImplementedError
 
 
-def interval(measure: Callable[..., float], *sets: torch.Tensor, rounds: int = 20) -> dict[str, float]:
+def interval(
+    measure: Callable[..., float], *sets: torch.Tensor, rounds: int = 20
+) -> dict[str, float]:
     """A measure of one or more sets (M, C), and how sure it is: {"value", "low", "high", "n"}.
 
     The value is measure(*sets), with everything. Then, `rounds` times: draw a random half of each set (half of an odd number is rounded

@@ -53,7 +53,9 @@ def revised(current: torch.Tensor, joint: torch.Tensor) -> torch.Tensor:
     raise NotImplementedError
 
 
-def partly_random(batch: int, tokens: int, codes: int, share: float, generator: torch.Generator) -> torch.Tensor:
+def partly_random(
+    batch: int, tokens: int, codes: int, share: float, generator: torch.Generator
+) -> torch.Tensor:
     """Where a one-pass generator starts: ids (batch, tokens) int64; in each row exactly ceil(share tokens) random places are hidden (id `codes`).
 
     All others are codes from 0 to codes - 1, each equally likely, drawn independently. Every row has places of its own.

@@ -141,8 +141,12 @@ def compare(before: Path, after: Path) -> tuple[int, list[str]]:
     """Compare two folders of .safetensors and .json files: how many values, and every difference."""
     differences = []
     compared = 0
-    names = {p.relative_to(before) for p in before.rglob("*") if p.suffix in (".safetensors", ".json")}
-    names |= {p.relative_to(after) for p in after.rglob("*") if p.suffix in (".safetensors", ".json")}
+    names = {
+        p.relative_to(before) for p in before.rglob("*") if p.suffix in (".safetensors", ".json")
+    }
+    names |= {
+        p.relative_to(after) for p in after.rglob("*") if p.suffix in (".safetensors", ".json")
+    }
     for name in sorted(names):
         if not (before / name).is_file() or not (after / name).is_file():
             differences.append(f"{name}: written by one version only")
@@ -194,7 +198,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", default=BEFORE, help=f"a commit (default {BEFORE})")
     parser.add_argument("--only", nargs="+", choices=PROBES, default=list(PROBES))
-    parser.add_argument("--work", type=Path, help="keep what the other commit wrote here, for the next call")
+    parser.add_argument(
+        "--work", type=Path, help="keep what the other commit wrote here, for the next call"
+    )
     parser.add_argument("--probe", choices=PROBES, help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -214,7 +220,9 @@ def main() -> None:
             new = run_probe(name, fresh, None, Path(temporary))
             compared, differences = compare(old, new)
             failed = failed or bool(differences) or not compared
-            print(f"{name}: {compared} tensors and reports compared, {len(differences)} differences")
+            print(
+                f"{name}: {compared} tensors and reports compared, {len(differences)} differences"
+            )
             for line in differences[:20]:
                 print(f"  {line}")
     raise SystemExit(int(failed))

@@ -44,14 +44,21 @@ def said(what: str, seconds: list[float], flops: float, peak: float) -> None:
     middle = statistics.median(seconds)
     share = f", {flops / middle / peak / 1e12:.0%} of {peak:g} TFLOP/s" if peak else ""
     spread = f"{1000 * min(seconds):,.1f} to {1000 * max(seconds):,.1f}"
-    print(f"{what}: {1000 * middle:,.1f} ms ({spread}), {flops / middle / 1e12:.3f} TFLOP/s{share}", flush=True)
+    print(
+        f"{what}: {1000 * middle:,.1f} ms ({spread}), {flops / middle / 1e12:.3f} TFLOP/s{share}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--preset", default="tiny", choices=PRESETS)
     p.add_argument("--device", default="cpu")
-    p.add_argument("--batch", type=int, default=0, help="of the training step; default the preset's")
+    p.add_argument(
+        "--batch", type=int, default=0, help="of the training step; default the preset's"
+    )
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--peak", type=float, default=0.0, help="TFLOP/s that the device could reach")
     p.add_argument("--optimizer", default="adamw", choices=("adamw", "adafactor"))
@@ -66,27 +73,69 @@ if __name__ == "__main__":
     with torch.device(args.device):
         model = build("base", config, width)
     parallel.fit(model, args.compile, args.recompute, args.device)
-    print(f"{args.preset}: {costs['parameters']['base']:,} parameters, {config.tokenizer.grid**2} tokens, {config.sampling.steps} passes")
+    print(
+        f"{args.preset}: {costs['parameters']['base']:,} parameters, {config.tokenizer.grid**2} tokens, {config.sampling.steps} passes"
+    )
 
-    drawing = model.bfloat16() if args.device != "cpu" else model  # half of the bytes to read; autocast would convert them in every pass
-    text, visible = torch.randn(1, words, width, device=args.device), torch.ones(1, words, dtype=torch.bool, device=args.device)
+    drawing = (
+        model.bfloat16() if args.device != "cpu" else model
+    )  # half of the bytes to read; autocast would convert them in every pass
+    text, visible = (
+        torch.randn(1, words, width, device=args.device),
+        torch.ones(1, words, dtype=torch.bool, device=args.device),
+    )
     ids = torch.full((1, config.tokenizer.grid**2), model.mask_id, device=args.device)
 
     @torch.no_grad()
     def draw():
         with autocast(args.device):
-            contexts = (drawing.context(text.to(next(model.parameters()).dtype), seen) for seen in (visible, torch.zeros_like(visible)))
-            for _ in decode(drawing, ids, model.mask_id, *contexts, replace(config.sampling, ramp=False), torch.Generator().manual_seed(0)):
+            contexts = (
+                drawing.context(text.to(next(model.parameters()).dtype), seen)
+                for seen in (visible, torch.zeros_like(visible))
+            )
+            for _ in decode(
+                drawing,
+                ids,
+                model.mask_id,
+                *contexts,
+                replace(config.sampling, ramp=False),
+                torch.Generator().manual_seed(0),
+            ):
                 pass
-    said("a guided picture, batch 1", timed(draw, args.rounds, args.device), costs["flops"]["base_image"], args.peak)
+
+    said(
+        "a guided picture, batch 1",
+        timed(draw, args.rounds, args.device),
+        costs["flops"]["base_image"],
+        args.peak,
+    )
 
     model = model.float()
-    settings = replace(config.stages.base, optimizer=args.optimizer, muon_lr=0.0, steps=args.rounds + 2, batch=args.batch or config.stages.base.batch)
+    settings = replace(
+        config.stages.base,
+        optimizer=args.optimizer,
+        muon_lr=0.0,
+        steps=args.rounds + 2,
+        batch=args.batch or config.stages.base.batch,
+    )
     M, flat = 4 * settings.batch, torch.arange(4 * settings.batch)
-    rows = {"low": torch.randint(config.tokenizer.codes, (M, ids.shape[1])), "text": torch.randn(M * words, width).bfloat16(), "starts": edges([words] * M)}
+    rows = {
+        "low": torch.randint(config.tokenizer.codes, (M, ids.shape[1])),
+        "text": torch.randn(M * words, width).bfloat16(),
+        "starts": edges([words] * M),
+    }
     tokens = Tokens([rows | {"variants": flat, "owns": edges([1] * M)}])
     with tempfile.TemporaryDirectory() as folder:
-        steps = optimize("base", model, token_loss(model, tokens, config, "low", args.device), settings, M, 0, Path(folder) / "checkpoint", {})
+        steps = optimize(
+            "base",
+            model,
+            token_loss(model, tokens, config, "low", args.device),
+            settings,
+            M,
+            0,
+            Path(folder) / "checkpoint",
+            {},
+        )
         seconds = timed(lambda: next(steps), args.rounds, args.device)
         next(steps, None)  # to its end: closed before, it would save
         flops = costs["flops"]["base_train_step"] / config.stages.base.batch * settings.batch

@@ -32,7 +32,10 @@ def held(what: str) -> float:
 class Mallinfo2(ctypes.Structure):
     """What glibc's malloc says of itself, in bytes (man mallinfo2)."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
 
 
 def in_use() -> float:
@@ -52,25 +55,49 @@ def work(stage: str, out: Path, config, data: str, answers) -> None:
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--preset", default="toy", choices=PRESETS)
     p.add_argument("--data", default="emoji")
-    p.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="those left out are trained for one step, to have them")
-    p.add_argument("--steps", type=int, default=100, help="of each stage: at whole length it takes hours")
+    p.add_argument(
+        "--stages",
+        nargs="+",
+        default=STAGES,
+        choices=STAGES,
+        help="those left out are trained for one step, to have them",
+    )
+    p.add_argument(
+        "--steps", type=int, default=100, help="of each stage: at whole length it takes hours"
+    )
     args = p.parse_args()
     config, server = PRESETS[args.preset], get_context("spawn")
-    lengths = {s: replace(getattr(config.stages, s), steps=args.steps if s in args.stages else 1) for s in STAGES}
+    lengths = {
+        s: replace(getattr(config.stages, s), steps=args.steps if s in args.stages else 1)
+        for s in STAGES
+    }
     config = replace(config, stages=type(config.stages)(**lengths))
-    print(f"{args.preset}, {args.data}, {args.steps} steps, threads: {os.environ.get('OMP_NUM_THREADS', 'all')}\n")
-    print("| stage | batch | peak, MiB | settled | at the end | growth in 1,000 steps | in use |\n|---|---|---|---|---|---|---|")
+    print(
+        f"{args.preset}, {args.data}, {args.steps} steps, threads: {os.environ.get('OMP_NUM_THREADS', 'all')}\n"
+    )
+    print(
+        "| stage | batch | peak, MiB | settled | at the end | growth in 1,000 steps | in use |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for stage in STAGES:
-            (process := server.Process(target=work, args=(stage, Path(folder), config, args.data, answers := server.Queue()))).start()
+            (
+                process := server.Process(
+                    target=work,
+                    args=(stage, Path(folder), config, args.data, answers := server.Queue()),
+                )
+            ).start()
             peak, seen = answers.get()
             process.join()
             if stage not in args.stages:
                 continue
             steps, sizes, used = np.array(seen[len(seen) // 10 :]).T
             growth, leak = (1000 * np.polyfit(steps, x, 1)[0] for x in (sizes, used))
-            now = f"{peak:,.0f} | {sizes[0]:,.0f} | {sizes[-1]:,.0f} | {growth:+,.1f} | {leak:+,.1f}"
+            now = (
+                f"{peak:,.0f} | {sizes[0]:,.0f} | {sizes[-1]:,.0f} | {growth:+,.1f} | {leak:+,.1f}"
+            )
             print(f"| {stage} | {getattr(config.stages, stage).batch} | {now} |", flush=True)

@@ -12,16 +12,22 @@ from pathlib import Path
 from types import ModuleType
 
 FOLDER = Path(__file__).parents[2] / "lessons" / "exercises"
-LESSONS = tuple(sorted(path.stem[-2:] for path in Path(__file__).parent.glob("lesson[0-9][0-9].py")))
+LESSONS = tuple(
+    sorted(path.stem[-2:] for path in Path(__file__).parent.glob("lesson[0-9][0-9].py"))
+)
 
 
 @dataclass(frozen=True)
 class Exercise:
     name: str  # of the function in the student's file
     ours: Callable  # the package's
-    properties: tuple[Callable, ...]  # each takes the function, and raises an AssertionError with a counterexample
+    properties: tuple[
+        Callable, ...
+    ]  # each takes the function, and raises an AssertionError with a counterexample
     hint: str  # names the idea, not the answer
-    wrong: tuple[Callable, ...]  # at least four planted bugs: each is refused by one of the properties
+    wrong: tuple[
+        Callable, ...
+    ]  # at least four planted bugs: each is refused by one of the properties
 
 
 def lesson(number: str) -> ModuleType:

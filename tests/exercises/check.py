@@ -12,7 +12,9 @@ import pytest
 from exercises import FOLDER, LESSONS, lesson, student
 
 
-PRINTED = 12  # lines shown; a property calls a function many times, with the smallest counterexample last
+PRINTED = (
+    12  # lines shown; a property calls a function many times, with the smallest counterexample last
+)
 
 
 def unwritten(*_, **__):
@@ -24,14 +26,20 @@ def written(number: str):
     try:
         return student(number)
     except Exception as error:
-        print(f"lesson {number}: your file cannot be read: {traceback.format_exception_only(error)[-1].strip()} (line {line_of(error, number)})")
+        print(
+            f"lesson {number}: your file cannot be read: {traceback.format_exception_only(error)[-1].strip()} (line {line_of(error, number)})"
+        )
 
 
 def line_of(error: Exception, number: str) -> int:
     """Where in the student's file it happened."""
     if isinstance(error, SyntaxError):
         return error.lineno
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name.startswith(f"ex{number}_")]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).name.startswith(f"ex{number}_")
+    ]
     return lines[-1] if lines else 0
 
 
@@ -45,13 +53,26 @@ class Check:
     def __init__(self, lessons: tuple[str, ...], package: bool):
         self.exercises = [(number, e) for number in lessons for e in lesson(number).EXERCISES]
         mine = {number: None if package else written(number) for number in lessons}
-        self.functions = [e.ours if package else getattr(mine[number], e.name, unwritten) for number, e in self.exercises]
-        self.failed: dict[int, tuple[str, Exception, list[str]]] = {}  # exercise -> first property that fails, how, and lines printed
+        self.functions = [
+            e.ours if package else getattr(mine[number], e.name, unwritten)
+            for number, e in self.exercises
+        ]
+        self.failed: dict[
+            int, tuple[str, Exception, list[str]]
+        ] = {}  # exercise -> first property that fails, how, and lines printed
         self.ran = set()
 
     def pytest_generate_tests(self, metafunc):
-        self.cases = [(i, f, prop) for i, ((_, e), f) in enumerate(zip(self.exercises, self.functions)) for prop in e.properties]
-        metafunc.parametrize("function, prop", [case[1:] for case in self.cases], ids=map(str, range(len(self.cases))))
+        self.cases = [
+            (i, f, prop)
+            for i, ((_, e), f) in enumerate(zip(self.exercises, self.functions))
+            for prop in e.properties
+        ]
+        metafunc.parametrize(
+            "function, prop",
+            [case[1:] for case in self.cases],
+            ids=map(str, range(len(self.cases))),
+        )
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
@@ -60,11 +81,17 @@ class Check:
             i, _, prop = self.cases[int(item.callspec.id)]
             self.ran.add(i)
             if call.excinfo is not None:
-                self.failed.setdefault(i, (prop.__name__, call.excinfo.value, report.capstdout.splitlines()))
+                self.failed.setdefault(
+                    i, (prop.__name__, call.excinfo.value, report.capstdout.splitlines())
+                )
         return report
 
     def holds(self, number: str) -> list[bool]:
-        return [i in self.ran and i not in self.failed for i, (n, _) in enumerate(self.exercises) if n == number]
+        return [
+            i in self.ran and i not in self.failed
+            for i, (n, _) in enumerate(self.exercises)
+            if n == number
+        ]
 
     def tell(self) -> None:
         """Each function, with what is wrong with it."""
@@ -78,10 +105,19 @@ class Check:
                 show(printed)
                 continue
             print(f"  {exercise.name:28} fails: {prop.replace('_', ' ')}")
-            said = str(error).split("\nassert ")[0] if isinstance(error, AssertionError) else "".join(traceback.format_exception_only(error))
-            if not isinstance(error, AssertionError) and (line := line_of(error, self.exercises[i][0])):
+            said = (
+                str(error).split("\nassert ")[0]
+                if isinstance(error, AssertionError)
+                else "".join(traceback.format_exception_only(error))
+            )
+            if not isinstance(error, AssertionError) and (
+                line := line_of(error, self.exercises[i][0])
+            ):
                 print(f"      at line {line} of your file")
-            for line in [*said.strip().splitlines(), *(line for note in getattr(error, "__notes__", ()) for line in note.splitlines())]:
+            for line in [
+                *said.strip().splitlines(),
+                *(line for note in getattr(error, "__notes__", ()) for line in note.splitlines()),
+            ]:
                 print(f"      {line}")
             show(printed)
             print(f"      hint: {exercise.hint}")
@@ -89,7 +125,9 @@ class Check:
 
 def show(printed: list[str]) -> None:
     if printed:
-        print(f"      it printed{f', last of {len(printed)} lines' if len(printed) > PRINTED else ''}:")
+        print(
+            f"      it printed{f', last of {len(printed)} lines' if len(printed) > PRINTED else ''}:"
+        )
     for line in printed[-PRINTED:]:
         print(f"      | {line}")
 
@@ -98,9 +136,13 @@ def check(number: str | None, package: bool) -> int:
     """The exit code: 0 if all hold, 1 if some fail; an unknown lesson is a ValueError."""
     number = number and number.zfill(2)
     if number is not None and number not in LESSONS:
-        raise ValueError(f"lesson {number!r} has no exercises to check; choose one of {', '.join(LESSONS)}")
+        raise ValueError(
+            f"lesson {number!r} has no exercises to check; choose one of {', '.join(LESSONS)}"
+        )
     found = Check(LESSONS if number is None else (number,), package)
-    pytest.main(["-p", "no:terminal", "-p", "no:cacheprovider", str(Path(__file__))], plugins=[found])
+    pytest.main(
+        ["-p", "no:terminal", "-p", "no:cacheprovider", str(Path(__file__))], plugins=[found]
+    )
     for lesson_number in LESSONS if number is None else (number,):
         right = found.holds(lesson_number)
         print(f"{lesson_number} {lesson(lesson_number).TITLE}: {sum(right)} of {len(right)} hold")

@@ -18,7 +18,10 @@ TITLE = "first steps"
 
 def token_count(side, factor):
     halvings = int(math.log2(factor))
-    return TokenizerConfig(side, multipliers=(1,) * (halvings + 1), blocks=(0,) * (halvings + 1)).grid ** 2
+    return (
+        TokenizerConfig(side, multipliers=(1,) * (halvings + 1), blocks=(0,) * (halvings + 1)).grid
+        ** 2
+    )
 
 
 def bits_per_picture(tokens, codes):
@@ -48,7 +51,9 @@ def counts_the_patches(token_count):
         side = grid * factor
         laid = sum(1 for y in range(0, side, factor) for x in range(0, side, factor))
         got = token_count(side, factor)
-        assert got == laid and isinstance(got, int), f"{side} pixels, factor {factor}: {got!r}, not {laid}"
+        assert got == laid and isinstance(got, int), (
+            f"{side} pixels, factor {factor}: {got!r}, not {laid}"
+        )
 
     check()
 
@@ -67,7 +72,9 @@ def refuses_what_does_not_fit(token_count):
             got = token_count(side, factor)
         except ValueError as error:
             said = str(error)
-            assert str(side) in said and str(factor) in said, f"side {side}, factor {factor}: the message {said!r} has not both numbers"
+            assert str(side) in said and str(factor) in said, (
+                f"side {side}, factor {factor}: the message {said!r} has not both numbers"
+            )
         else:
             raise AssertionError(f"side {side}, factor {factor}: {got!r}, and no ValueError")
 
@@ -102,10 +109,14 @@ def puts_rows_below_each_other(unflatten):
     def check(B, h, w):
         ids = torch.arange(B * h * w).view(B, h * w)
         grid = unflatten(ids, h)
-        assert grid.shape == (B, h, w) and grid.dtype == ids.dtype, f"ids {tuple(ids.shape)}, h = {h}: {tuple(grid.shape)} {grid.dtype}"
+        assert grid.shape == (B, h, w) and grid.dtype == ids.dtype, (
+            f"ids {tuple(ids.shape)}, h = {h}: {tuple(grid.shape)} {grid.dtype}"
+        )
         for b in range(B):
             want = [[int(ids[b, y * w + x]) for x in range(w)] for y in range(h)]
-            assert grid[b].tolist() == want, f"ids {ids[b].tolist()} became {grid[b].tolist()}, not {want}"
+            assert grid[b].tolist() == want, (
+                f"ids {ids[b].tolist()} became {grid[b].tolist()}, not {want}"
+            )
 
     check()
 
@@ -116,9 +127,13 @@ def is_the_nearest_byte(to_bytes):
     for off in (0.0, 0.4, -0.4):  # in steps of a byte
         images = (own + off / 127.5).repeat(1, 3, 1, 1)
         got = to_bytes(images)
-        assert got.dtype == torch.uint8 and got.shape == images.shape, f"{got.dtype} {tuple(got.shape)}"
+        assert got.dtype == torch.uint8 and got.shape == images.shape, (
+            f"{got.dtype} {tuple(got.shape)}"
+        )
         wrong = (got[0, 0, 0] != torch.arange(256)).nonzero()[:, 0].tolist()
-        assert not wrong, f"{float(images[0, 0, 0, wrong[0]]):.5f} became {int(got[0, 0, 0, wrong[0]])}, not {wrong[0]}"
+        assert not wrong, (
+            f"{float(images[0, 0, 0, wrong[0]]):.5f} became {int(got[0, 0, 0, wrong[0]])}, not {wrong[0]}"
+        )
     for value, byte in ((-1.5, 0), (1.001, 255), (1.02, 255), (3.0, 255)):
         got = to_bytes(torch.full((1, 3, 2, 2), value))
         assert (got == byte).all(), f"{value} became {int(got.flatten()[0])}, not {byte}"
@@ -128,7 +143,9 @@ def leaves_the_picture_alone(to_bytes):
     images = torch.tensor([-2.0, -0.5, 0.5, 2.0]).expand(2, 3, 1, 4).clone()
     before = images.clone()
     to_bytes(images)
-    assert torch.equal(images, before), f"the picture given was changed in place, to {images[0, 0, 0].tolist()}"
+    assert torch.equal(images, before), (
+        f"the picture given was changed in place, to {images[0, 0, 0].tolist()}"
+    )
 
 
 def clamps_in_place(images):
@@ -144,11 +161,15 @@ EXERCISES = [
         wrong=(
             lambda side, f: side // f,  # a row of them
             lambda side, f: (side // f) ** 2,  # cuts off in silence
-            lambda side, f: -(-side // f) ** 2,  # pads in silence
+            lambda side, f: -((-side // f) ** 2),  # pads in silence
             lambda side, f: side * side // f,
             lambda side, f: (side / f) ** 2,  # a float
-            lambda side, f: side * side // (f * f) if side * side % f == 0 else token_count(side, f),  # lets 66 and 4 pass
-            lambda side, f: token_count(side, f) if side % f == 0 else int("not a number"),  # an error that says nothing
+            lambda side, f: (
+                side * side // (f * f) if side * side % f == 0 else token_count(side, f)
+            ),  # lets 66 and 4 pass
+            lambda side, f: (
+                token_count(side, f) if side % f == 0 else int("not a number")
+            ),  # an error that says nothing
         ),
     ),
     Exercise(
@@ -174,7 +195,9 @@ EXERCISES = [
             lambda ids, h: rearrange(ids, "B (w h) -> B w h", h=h),  # h columns
             lambda ids, h: ids.view(len(ids), h, h),  # squares only
             lambda ids, h: rearrange(ids, "B (h w) -> B h w", h=h).flip(1),  # from below
-            lambda ids, h: rearrange(ids.reshape(-1), "(h w B) -> B h w", h=h, B=len(ids)),  # pictures mixed
+            lambda ids, h: rearrange(
+                ids.reshape(-1), "(h w B) -> B h w", h=h, B=len(ids)
+            ),  # pictures mixed
         ),
     ),
     Exercise(
@@ -185,8 +208,12 @@ EXERCISES = [
         wrong=(
             lambda x: ((x.clamp(-1, 1) + 1) * 127.5).to(torch.uint8),  # towards zero
             lambda x: ((x + 1) * 127.5).round().long().remainder(256).to(torch.uint8),  # overflows
-            lambda x: ((x.clamp(-1, 1) + 1) * 128).round().clamp(0, 255).to(torch.uint8),  # 256 steps for 255
-            lambda x: (x.clamp(-1, 1) * 127.5).round().add(127).clamp(0, 255).to(torch.uint8),  # the middle is off
+            lambda x: (
+                ((x.clamp(-1, 1) + 1) * 128).round().clamp(0, 255).to(torch.uint8)
+            ),  # 256 steps for 255
+            lambda x: (
+                (x.clamp(-1, 1) * 127.5).round().add(127).clamp(0, 255).to(torch.uint8)
+            ),  # the middle is off
             lambda x: (x.clamp(0, 1) * 255).round().to(torch.uint8),  # from [0, 1]
             clamps_in_place,
         ),

@@ -30,7 +30,10 @@ def bernoulli(counts, tokens, generator):
 
 def ranked_over_the_batch(counts, tokens, generator):
     """Every token against the same place in the other images: at batch 1, where rank 0 is all there is, everything."""
-    return torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=0) < counts[:, None]
+    return (
+        torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=0)
+        < counts[:, None]
+    )
 
 
 def one_mask_for_the_batch(counts, tokens, generator):
@@ -47,7 +50,9 @@ def first_positions(counts, tokens, generator):
     return torch.arange(tokens)[None] < counts[:, None]
 
 
-def counts(masked, steps, of=None, least=1, angle=lambda s, S: math.pi / 2 * (s / S), cap=True, last=True):
+def counts(
+    masked, steps, of=None, least=1, angle=lambda s, S: math.pi / 2 * (s / S), cap=True, last=True
+):
     """masked_after with switches; without any, it is right."""
     unknown, left = masked, []
     for s in range(1, steps + 1):
@@ -80,9 +85,13 @@ EXERCISES = [
         wrong=(
             arccos_ratios,
             uniform,
-            lambda B, g: torch.cos(math.pi / 2 * uniform(1, g)).expand(B),  # one ratio for the batch
+            lambda B, g: torch.cos(math.pi / 2 * uniform(1, g)).expand(
+                B
+            ),  # one ratio for the batch
             lambda B, g: 1 - torch.cos(math.pi / 2 * uniform(B, g)),
-            lambda B, g: torch.cos(math.pi / 2 * torch.linspace(0, 1, B, dtype=torch.float64)),  # not drawn at all
+            lambda B, g: torch.cos(
+                math.pi / 2 * torch.linspace(0, 1, B, dtype=torch.float64)
+            ),  # not drawn at all
         ),
     ),
     Exercise(
@@ -100,7 +109,12 @@ EXERCISES = [
     Exercise(
         "random_masks",
         schedule.random_masks,
-        (masks.exact_count_in_every_row, masks.uniform_over_positions, masks.every_set_is_as_likely, masks.rows_are_independent),
+        (
+            masks.exact_count_in_every_row,
+            masks.uniform_over_positions,
+            masks.every_set_is_as_likely,
+            masks.rows_are_independent,
+        ),
         hint="a row of random numbers has a k-th smallest. Mind the axis, and try batches of one and of many.",
         wrong=(
             bernoulli,
@@ -108,21 +122,34 @@ EXERCISES = [
             one_mask_for_the_batch,
             first_positions,
             runs,
-            lambda c, n, g: torch.rand(len(c), n, generator=g).argsort(-1).argsort(-1) <= c[:, None],  # one too many
+            lambda c, n, g: (
+                torch.rand(len(c), n, generator=g).argsort(-1).argsort(-1) <= c[:, None]
+            ),  # one too many
         ),
     ),
     Exercise(
         "masked_after",
         schedule.masked_after,
-        (laws.reveals_everything_once, laws.reveals_follow_maskgit, laws.halves_exactly_at_two_thirds),
+        (
+            laws.reveals_everything_once,
+            laws.reveals_follow_maskgit,
+            laws.halves_exactly_at_two_thirds,
+        ),
         hint="N0 is what was masked at the start, not the size of the picture. And (k + 1) / steps is computed first: floor() sees the last bit.",
         wrong=(
             lambda n, S: counts(n, S, of=256),  # counts from the picture
             lambda n, S: counts(n, S, least=0),
-            lambda n, S: counts(n, S, angle=lambda s, S: math.pi / 2 * ((s - 1) / S)),  # off by one step
+            lambda n, S: counts(
+                n, S, angle=lambda s, S: math.pi / 2 * ((s - 1) / S)
+            ),  # off by one step
             lambda n, S: counts(n, S, last=False),  # one token stays masked
-            lambda n, S: [math.floor(n * math.cos(math.pi / 2 * (k + 1) / S)) for k in range(S)],  # no floor of one a step, and the last bit
-            lambda n, S: [int(n * float(np.cos(np.float32(np.pi / 2) * np.float32((k + 1) / S)))) for k in range(S)],
+            lambda n, S: [
+                math.floor(n * math.cos(math.pi / 2 * (k + 1) / S)) for k in range(S)
+            ],  # no floor of one a step, and the last bit
+            lambda n, S: [
+                int(n * float(np.cos(np.float32(np.pi / 2) * np.float32((k + 1) / S))))
+                for k in range(S)
+            ],
         ),
     ),
 ]

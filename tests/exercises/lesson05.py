@@ -23,12 +23,19 @@ def adds_row_and_column(grid_positions):
     @example(2, 3, 1, 0)
     def check(h, w, D, seed):
         draw = torch.Generator().manual_seed(seed)
-        rows, columns = torch.randint(-9, 10, (h, D), generator=draw).float(), torch.randint(-9, 10, (w, D), generator=draw).float()
+        rows, columns = (
+            torch.randint(-9, 10, (h, D), generator=draw).float(),
+            torch.randint(-9, 10, (w, D), generator=draw).float(),
+        )
         out = grid_positions(rows, columns)
-        assert out.shape == (h * w, D), f"{h} rows, {w} columns, D = {D}: the shape is {tuple(out.shape)}"
+        assert out.shape == (h * w, D), (
+            f"{h} rows, {w} columns, D = {D}: the shape is {tuple(out.shape)}"
+        )
         for n in range(h * w):
             wanted = [a + b for a, b in zip(rows[n // w].tolist(), columns[n % w].tolist())]
-            assert out[n].tolist() == wanted, f"rows {rows.tolist()}, columns {columns.tolist()}: token {n} has {out[n].tolist()}, not {wanted}"
+            assert out[n].tolist() == wanted, (
+                f"rows {rows.tolist()}, columns {columns.tolist()}: token {n} has {out[n].tolist()}, not {wanted}"
+            )
 
     check()
 
@@ -36,10 +43,14 @@ def adds_row_and_column(grid_positions):
 def hides_anywhere(hide):
     """Within one batch every place is hidden equally often, within 5 sigma, and rows have places of their own."""
     batch, tokens = 4000, 8
-    _, hidden = hide(torch.zeros(batch, tokens, dtype=torch.long), 1, torch.Generator().manual_seed(0))
+    _, hidden = hide(
+        torch.zeros(batch, tokens, dtype=torch.long), 1, torch.Generator().manual_seed(0)
+    )
     hits, share = hidden.double().mean(dim=0), float(hidden.double().mean())
     sigma = math.sqrt(share * (1 - share) / batch)
-    assert (hits - share).abs().max() < 5 * sigma, f"places are hidden with shares {[round(x, 3) for x in hits.tolist()]}"
+    assert (hits - share).abs().max() < 5 * sigma, (
+        f"places are hidden with shares {[round(x, 3) for x in hits.tolist()]}"
+    )
 
 
 def every_caption_has_its_own_coin(drop_captions):
@@ -47,12 +58,20 @@ def every_caption_has_its_own_coin(drop_captions):
     draw, times, share = torch.Generator().manual_seed(0), 3000, 0.3
     for rows in (1, 2):
         visible = torch.ones(rows, 3, dtype=torch.bool)
-        gone = torch.stack([~drop_captions(visible, share, draw).any(dim=-1) for _ in range(times)]).double()
+        gone = torch.stack(
+            [~drop_captions(visible, share, draw).any(dim=-1) for _ in range(times)]
+        ).double()
         assert visible.all(), "the mask that was given was changed in place"
         both = share**rows
         seen = float(gone.prod(dim=-1).mean())
-        what = "a batch of one is dropped" if rows == 1 else "both captions of a batch of two are dropped"
-        assert abs(seen - both) < 5 * math.sqrt(both * (1 - both) / times), f"share {share}: {what} with share {seen:.3f}, not {both:.3f}"
+        what = (
+            "a batch of one is dropped"
+            if rows == 1
+            else "both captions of a batch of two are dropped"
+        )
+        assert abs(seen - both) < 5 * math.sqrt(both * (1 - both) / times), (
+            f"share {share}: {what} with share {seen:.3f}, not {both:.3f}"
+        )
 
 
 # The package's functions, and planted bugs
@@ -70,26 +89,38 @@ def keeps_the_ids(ids, mask_id, generator):
 
 
 def hides_by_coin(ids, mask_id, generator):
-    hidden = torch.rand(ids.shape, generator=generator) < schedule.sample_ratios(len(ids), generator)[:, None]
+    hidden = (
+        torch.rand(ids.shape, generator=generator)
+        < schedule.sample_ratios(len(ids), generator)[:, None]
+    )
     return ids.masked_fill(hidden, mask_id), hidden
 
 
 def one_count_for_the_batch(ids, mask_id, generator):
-    counts = schedule.mask_counts(schedule.sample_ratios(1, generator), ids.shape[1]).expand(len(ids))
+    counts = schedule.mask_counts(schedule.sample_ratios(1, generator), ids.shape[1]).expand(
+        len(ids)
+    )
     hidden = schedule.random_masks(counts, ids.shape[1], generator)
     return ids.masked_fill(hidden, mask_id), hidden
 
 
 def one_order_for_the_batch(ids, mask_id, generator):
     counts = schedule.mask_counts(schedule.sample_ratios(len(ids), generator), ids.shape[1])
-    hidden = torch.rand(ids.shape[1], generator=generator).argsort().argsort()[None] < counts[:, None]
+    hidden = (
+        torch.rand(ids.shape[1], generator=generator).argsort().argsort()[None] < counts[:, None]
+    )
     return ids.masked_fill(hidden, mask_id), hidden
 
 
 def a_run(ids, mask_id, generator):
     """Neighbours, from a place that is drawn, around the end: each place as often as any other."""
-    counts, tokens = schedule.mask_counts(schedule.sample_ratios(len(ids), generator), ids.shape[1]), ids.shape[1]
-    hidden = (torch.arange(tokens) - torch.randint(tokens, (len(ids), 1), generator=generator)) % tokens < counts[:, None]
+    counts, tokens = (
+        schedule.mask_counts(schedule.sample_ratios(len(ids), generator), ids.shape[1]),
+        ids.shape[1],
+    )
+    hidden = (
+        torch.arange(tokens) - torch.randint(tokens, (len(ids), 1), generator=generator)
+    ) % tokens < counts[:, None]
     return ids.masked_fill(hidden, mask_id), hidden
 
 
@@ -108,7 +139,12 @@ def the_first_rows(visible, share, generator):
 
 
 def as_many_as_the_share_says(visible, share, generator):
-    return visible & (torch.randperm(len(visible), generator=generator) >= round(share * len(visible)))[:, None]
+    return (
+        visible
+        & (torch.randperm(len(visible), generator=generator) >= round(share * len(visible)))[
+            :, None
+        ]
+    )
 
 
 def as_many_on_average(visible, share, generator):
@@ -117,7 +153,9 @@ def as_many_on_average(visible, share, generator):
     return visible & (torch.randperm(len(visible), generator=generator) >= count)[:, None]
 
 
-def softmax_attention(q, k, v, visible=None, scale=None, fill=float("-inf"), dead=True, after=False):
+def softmax_attention(
+    q, k, v, visible=None, scale=None, fill=float("-inf"), dead=True, after=False
+):
     """attend with switches that break it."""
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if visible is None:
@@ -174,7 +212,12 @@ EXERCISES = [
     Exercise(
         "hide",
         maskgit.hide,
-        (masks.hides_by_replacing, hides_anywhere, masks.hides_any_places, masks.shares_differ_within_a_batch),
+        (
+            masks.hides_by_replacing,
+            hides_anywhere,
+            masks.hides_any_places,
+            masks.shares_differ_within_a_batch,
+        ),
         hint="a ratio, a count, places, each for every picture on its own; and what the model gets must not hold what it is asked.",
         wrong=(
             keeps_the_ids,
@@ -184,7 +227,10 @@ EXERCISES = [
             one_count_for_the_batch,
             one_order_for_the_batch,
             a_run,
-            lambda ids, m, g: (ids.masked_fill(h := maskgit.hide(ids, m, g).hidden, 0), h),  # a real code for the mask
+            lambda ids, m, g: (
+                ids.masked_fill(h := maskgit.hide(ids, m, g).hidden, 0),
+                h,
+            ),  # a real code for the mask
         ),
     ),
     Exercise(
@@ -193,19 +239,29 @@ EXERCISES = [
         (masks.drops_the_share_of_captions, every_caption_has_its_own_coin),
         hint="one coin for each caption, neither one for each word nor one for the batch. With share 0.1, nine in ten are kept.",
         wrong=(
-            lambda v, s, g: v & (torch.rand(len(v), generator=g) < s)[:, None],  # the published inversion
+            lambda v, s, g: (
+                v & (torch.rand(len(v), generator=g) < s)[:, None]
+            ),  # the published inversion
             lambda v, s, g: v & (torch.rand(v.shape, generator=g) >= s),  # word by word
             lambda v, s, g: v & (torch.rand(1, generator=g) >= s),  # all or none
             the_first_rows,
             as_many_as_the_share_says,
             as_many_on_average,
-            lambda v, s, g: v.masked_fill_((torch.rand(len(v), generator=g) < s)[:, None], False),  # in place
+            lambda v, s, g: v.masked_fill_(
+                (torch.rand(len(v), generator=g) < s)[:, None], False
+            ),  # in place
         ),
     ),
     Exercise(
         "attend",
         transformer.attend,
-        (attention.is_softmax_attention, attention.survives_large_scores, attention.equals_torch, attention.hidden_keys_do_not_matter, attention.nothing_visible_is_zero),
+        (
+            attention.is_softmax_attention,
+            attention.survives_large_scores,
+            attention.equals_torch,
+            attention.hidden_keys_do_not_matter,
+            attention.nothing_visible_is_zero,
+        ),
         hint="a hidden key must get no weight at all, so it leaves before the softmax. A softmax over nothing is 0/0, and its gradient stays "
         "NaN whatever you multiply it by: let such a row look at something, and take the answer away.",
         wrong=(

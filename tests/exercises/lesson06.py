@@ -37,9 +37,13 @@ def takes_the_highest_of_logits_and_noise(tempered_draw):
         logits, noise, temperature = case
         got = tempered_draw(torch.from_numpy(logits), torch.from_numpy(noise), temperature)
         said = f"logits {logits.tolist()}, noise {noise.tolist()}, temperature {temperature}: {got.tolist()}"
-        assert got.shape == logits.shape[:1] and got.dtype == torch.int64, f"ids are {tuple(got.shape)} {got.dtype}, not {logits.shape[:1]} int64"
+        assert got.shape == logits.shape[:1] and got.dtype == torch.int64, (
+            f"ids are {tuple(got.shape)} {got.dtype}, not {logits.shape[:1]} int64"
+        )
         for row, id in enumerate(got.tolist()):
-            score = [float(x) + temperature * float(g) for x, g in zip(logits[row], noise[row])]  # quarters: exact
+            score = [
+                float(x) + temperature * float(g) for x, g in zip(logits[row], noise[row])
+            ]  # quarters: exact
             assert 0 <= id < len(score) and score[id] == max(score), said
 
     check()
@@ -50,10 +54,17 @@ def frequencies_follow_the_tempered_softmax(tempered_draw):
     logits, n = torch.tensor([2.0, 1.0, 0.0, -1.0]), 20_000
     for temperature in (0.5, 1.0, 2.0):
         noise = ours.gumbel((n, 4), decoding.generator(1))
-        share = torch.bincount(tempered_draw(logits.expand(n, 4), noise, temperature), minlength=4).double() / n
+        share = (
+            torch.bincount(
+                tempered_draw(logits.expand(n, 4), noise, temperature), minlength=4
+            ).double()
+            / n
+        )
         wanted = (logits.double() / temperature).softmax(-1)
         off = (share - wanted).abs() / (wanted * (1 - wanted) / n).sqrt()
-        assert off.max() < 5, f"temperature {temperature}: drawn {share.tolist()}, softmax {wanted.tolist()}"
+        assert off.max() < 5, (
+            f"temperature {temperature}: drawn {share.tolist()}, softmax {wanted.tolist()}"
+        )
 
 
 @st.composite
@@ -80,12 +91,16 @@ def hides_the_lowest_again(hidden_again):
     def check(case):
         scores, hidden, left = case
         got = hidden_again(*map(torch.from_numpy, case))
-        assert got.dtype == torch.bool and got.shape == hidden.shape, f"{tuple(got.shape)} {got.dtype}, not {hidden.shape} bool"
+        assert got.dtype == torch.bool and got.shape == hidden.shape, (
+            f"{tuple(got.shape)} {got.dtype}, not {hidden.shape} bool"
+        )
         for b in range(len(scores)):
             listed = sorted(np.flatnonzero(hidden[b]).tolist(), key=lambda i: (-scores[b, i], i))
             wanted = sorted(listed[len(listed) - left[b] :])
             mine = got[b].nonzero().flatten().tolist()
-            assert mine == wanted, f"scores {scores[b].tolist()}, hidden {hidden[b].tolist()}, {left[b]} stay: {mine}, not {wanted}"
+            assert mine == wanted, (
+                f"scores {scores[b].tolist()}, hidden {hidden[b].tolist()}, {left[b]} stay: {mine}, not {wanted}"
+            )
 
     check()
 
@@ -97,13 +112,21 @@ def with_guidance(decode):
         if uncond is None:
             yield from decode(model, ids, mask_id, context, sampling, generator)
             return
-        rows = [(int(n), *laws.maskgit_counts(int(n), sampling.steps)) for n in (ids == mask_id).sum(-1)]
+        rows = [
+            (int(n), *laws.maskgit_counts(int(n), sampling.steps)) for n in (ids == mask_id).sum(-1)
+        ]
         due = iter([k for k in range(sampling.steps) if any(row[k] != row[k + 1] for row in rows)])
         both = context.join(uncond)
 
         def mixed(inputs, context, where=...):
-            t = schedule.guidance_at(next(due, sampling.steps - 1), sampling.steps, sampling.guidance, sampling.ramp)
-            return (ours.guide(*model(torch.cat([inputs, inputs]), both).chunk(2), t) if t else model(inputs, context))[where]
+            t = schedule.guidance_at(
+                next(due, sampling.steps - 1), sampling.steps, sampling.guidance, sampling.ramp
+            )
+            return (
+                ours.guide(*model(torch.cat([inputs, inputs]), both).chunk(2), t)
+                if t
+                else model(inputs, context)
+            )[where]
 
         yield from decode(mixed, ids, mask_id, context, sampling, generator)
 
@@ -124,12 +147,16 @@ def of_the_loop(prop):
 
 
 def package_step(logits, ids, hidden, left, token_noise, choice_noise, temperature):
-    return ours.step(logits, ids, hidden, left, token_noise, choice_noise, Sampling(temperature=temperature))
+    return ours.step(
+        logits, ids, hidden, left, token_noise, choice_noise, Sampling(temperature=temperature)
+    )
 
 
 def package_hidden_again(scores, hidden, left):
     only = torch.zeros(*scores.shape, 1)  # one code: each log-probability is 0
-    return package_step(only, torch.zeros_like(hidden).long(), hidden, left, only, scores, 1.0).hidden
+    return package_step(
+        only, torch.zeros_like(hidden).long(), hidden, left, only, scores, 1.0
+    ).hidden
 
 
 def package_decode(model, ids, mask_id, context, sampling, generator):
@@ -150,9 +177,13 @@ def again(scores, hidden, left, bug=None):
     """hidden_again with switches that break it."""
     scores = scores if bug == "known compete" else scores.masked_fill(~hidden, float("inf"))
     if bug == "cutoff":
-        return scores < scores.sort(-1).values.gather(-1, left[:, None].clamp(max=scores.shape[-1] - 1))
+        return scores < scores.sort(-1).values.gather(
+            -1, left[:, None].clamp(max=scores.shape[-1] - 1)
+        )
     if bug == "cutoff or equal":
-        return (scores <= scores.sort(-1).values.gather(-1, (left[:, None] - 1).clamp(min=0))) & (left[:, None] > 0)
+        return (scores <= scores.sort(-1).values.gather(-1, (left[:, None] - 1).clamp(min=0))) & (
+            left[:, None] > 0
+        )
     axis = 0 if bug == "wrong axis" else -1
     order = scores.argsort(dim=axis, descending=bug != "least confident first", stable=True)
     if bug == "last of equals":
@@ -165,13 +196,23 @@ def one_step(logits, ids, hidden, left, token_noise, choice_noise, temperature, 
     """A step with switches that break it."""
     drawn = (logits + (1 if bug == "no temperature" else temperature) * token_noise).argmax(-1)
     guess = drawn if bug == "known drawn again" else torch.where(hidden, drawn, ids)
-    of = (logits / temperature if temperature else logits) if bug == "tempered confidence" else logits
-    log_p = of.log_softmax(-1).gather(-1, (of.argmax(-1) if bug == "best, not drawn" else guess)[..., None])[..., 0]
+    of = (
+        (logits / temperature if temperature else logits)
+        if bug == "tempered confidence"
+        else logits
+    )
+    log_p = of.log_softmax(-1).gather(
+        -1, (of.argmax(-1) if bug == "best, not drawn" else guess)[..., None]
+    )[..., 0]
     if bug == "noise in the confidence":
         log_p = log_p + choice_noise
     if bug != "known compete":
         log_p = log_p.masked_fill(~hidden, float("inf"))
-    noisy = log_p if bug in ("choice noise forgotten", "noise in the confidence") else log_p + choice_noise
+    noisy = (
+        log_p
+        if bug in ("choice noise forgotten", "noise in the confidence")
+        else log_p + choice_noise
+    )
     return Step(guess, log_p, again(noisy, torch.ones_like(hidden), left, bug))
 
 
@@ -189,8 +230,14 @@ def loop(model, ids, mask_id, context, sampling, generator, bug=None):
             continue
         if bug == "starts again halfway" and k == S // 2:
             hidden = torch.ones_like(hidden)
-        logits = model(ids if bug == "guesses shown" and k else ids.masked_fill(hidden, mask_id), context)
-        tau = tau * (1 - (k + 1) / S) if bug == "annealed twice" else schedule.noise_at(k, S, sampling.choice_temperature)
+        logits = model(
+            ids if bug == "guesses shown" and k else ids.masked_fill(hidden, mask_id), context
+        )
+        tau = (
+            tau * (1 - (k + 1) / S)
+            if bug == "annealed twice"
+            else schedule.noise_at(k, S, sampling.choice_temperature)
+        )
         draw = None if bug == "global noise" else generator
         noises = ours.gumbel(logits.shape, draw), tau * ours.gumbel(ids.shape, draw)
         now = package_step(logits, ids, hidden, left, *noises, sampling.temperature)
@@ -214,7 +261,9 @@ EXERCISES = [
             annealed_twice,
             lambda k, S, tau: tau * (1 - k / S),  # the last step has noise
             lambda k, S, tau: tau,
-            lambda k, S, tau: tau * (1 - k / max(1, S - 1)),  # the first step has all of it, and so has the only one
+            lambda k, S, tau: (
+                tau * (1 - k / max(1, S - 1))
+            ),  # the first step has all of it, and so has the only one
             lambda k, S, tau: tau * (k + 1) / S,  # rises
         ),
     ),
@@ -226,10 +275,14 @@ EXERCISES = [
         wrong=(
             lambda shape, g: torch.log(-torch.log(uniform(shape, g))),  # upside down
             lambda shape, g: -torch.log(uniform(shape, g)),  # one logarithm: exponential
-            lambda shape, g: -torch.log(-torch.log(torch.rand(shape, generator=g))),  # infinite once in 16 million
+            lambda shape, g: (
+                -torch.log(-torch.log(torch.rand(shape, generator=g)))
+            ),  # infinite once in 16 million
             lambda shape, g: -torch.log(-torch.log(uniform(shape, g, torch.float16))).float(),
             lambda shape, g: -torch.log(-torch.log(uniform(shape, None))),  # another generator
-            lambda shape, g: -torch.log(-torch.log(torch.rand(shape, generator=g).clamp(1e-3, 1 - 1e-3))),  # without tails
+            lambda shape, g: (
+                -torch.log(-torch.log(torch.rand(shape, generator=g).clamp(1e-3, 1 - 1e-3)))
+            ),  # without tails
             lambda shape, g: torch.randn(shape, generator=g),
         ),
     ),
@@ -240,11 +293,15 @@ EXERCISES = [
         hint="which code wins must not change when all scores of a row are multiplied by the same positive number. Use that to avoid a division.",
         wrong=(
             lambda x, g, T: (x + g).argmax(-1),  # no temperature
-            lambda x, g, T: (x / T + g).argmax(-1) if T else (x + g).argmax(-1),  # temperature 0 is not special enough
+            lambda x, g, T: (
+                (x / T + g).argmax(-1) if T else (x + g).argmax(-1)
+            ),  # temperature 0 is not special enough
             lambda x, g, T: (T * x + g).argmax(-1),  # the other way round
             lambda x, g, T: (x.softmax(-1) + T * g).argmax(-1),
             lambda x, g, T: x.argmax(-1),
-            lambda x, g, T: torch.distributions.Categorical(logits=x / max(T, 1e-6)).sample(),  # another source of noise
+            lambda x, g, T: torch.distributions.Categorical(
+                logits=x / max(T, 1e-6)
+            ).sample(),  # another source of noise
         ),
     ),
     Exercise(
@@ -253,33 +310,67 @@ EXERCISES = [
         (hides_the_lowest_again,),
         hint="a rank is a whole number and no two positions of a row share it; a threshold knows nothing of ties. And who must never rank low?",
         wrong=planted(
-            again, "cutoff", "cutoff or equal", "known compete", "wrong axis", "least confident first", "last of equals", "order for rank"
-        ),  # fmt: skip
+            again,
+            "cutoff",
+            "cutoff or equal",
+            "known compete",
+            "wrong axis",
+            "least confident first",
+            "last of equals",
+            "order for rank",
+        ),
     ),
     Exercise(
         "step",
         package_step,
         (
-            decoding.hides_the_count_again, decoding.keeps_what_is_known,
-            decoding.draws_from_the_tempered_softmax, decoding.keeps_the_most_confident,
+            decoding.hides_the_count_again,
+            decoding.keeps_what_is_known,
+            decoding.draws_from_the_tempered_softmax,
+            decoding.keeps_the_most_confident,
         ),
         hint="three questions, in this order: what is guessed, how sure is the model of *that* guess, who is hidden again?",
         wrong=planted(
-            one_step, "no temperature", "known drawn again", "tempered confidence", "best, not drawn", "noise in the confidence",
-            "known compete", "choice noise forgotten", "cutoff", "last of equals",
-        ),  # fmt: skip
+            one_step,
+            "no temperature",
+            "known drawn again",
+            "tempered confidence",
+            "best, not drawn",
+            "noise in the confidence",
+            "known compete",
+            "choice noise forgotten",
+            "cutoff",
+            "last of equals",
+        ),
     ),
     Exercise(
         "decode",
         package_decode,
-        tuple(map(of_the_loop, (
-            decoding.follows_the_reference, decoding.never_shows_the_mask, decoding.revealed_tokens_stay, decoding.same_generator_same_output,
-            decoding.makes_no_idle_pass, decoding.model_sees_masks_only,
-        ))),
+        tuple(
+            map(
+                of_the_loop,
+                (
+                    decoding.follows_the_reference,
+                    decoding.never_shows_the_mask,
+                    decoding.revealed_tokens_stay,
+                    decoding.same_generator_same_output,
+                    decoding.makes_no_idle_pass,
+                    decoding.model_sees_masks_only,
+                ),
+            )
+        ),
         hint="keep two things between steps, ids full of guesses and who is hidden. What may the model see, what does the caller get, what is counted from what?",
         wrong=planted(
-            loop, "annealed twice", "counts from N", "last step hides one again", "idle passes", "guesses shown", "global noise",
-            "the state is shown", "in place", "starts again halfway",
-        ),  # fmt: skip
+            loop,
+            "annealed twice",
+            "counts from N",
+            "last step hides one again",
+            "idle passes",
+            "guesses shown",
+            "global noise",
+            "the state is shown",
+            "in place",
+            "starts again halfway",
+        ),
     ),
 ]

@@ -16,7 +16,9 @@ sixteenths = st.integers(-200, 200).map(lambda n: n / 16)
 
 
 def close(got, wanted):
-    return torch.allclose(got.double(), torch.as_tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    return torch.allclose(
+        got.double(), torch.as_tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9
+    )
 
 
 def names_the_same_logits(from_other_convention):
@@ -29,7 +31,9 @@ def names_the_same_logits(from_other_convention):
     def check(scale, c, u):
         t = from_other_convention(scale)
         ours, theirs = (1 + t) * c - t * u, u + scale * (c - u)
-        assert abs(ours - theirs) < 1e-9, f"scale {scale}, cond {c}, uncond {u}: {theirs}, but t = {t} gives {ours}"
+        assert abs(ours - theirs) < 1e-9, (
+            f"scale {scale}, cond {c}, uncond {u}: {theirs}, but t = {t} gives {ours}"
+        )
 
     check()
 
@@ -61,11 +65,18 @@ def is_the_ratio_of_powers(guided_probabilities):
     @given(tables())
     @example((np.array([[1, 1]]), np.array([[1, 3]]), 1))
     @example((np.array([[3, 1]]), np.array([[1, 1]]), 0))
-    @example((np.array([[1, 1], [1, 3]]), np.array([[1, 3], [1, 1]]), 1))  # rows are normalised one by one
+    @example(
+        (np.array([[1, 1], [1, 3]]), np.array([[1, 3], [1, 1]]), 1)
+    )  # rows are normalised one by one
     def check(case):
         cond, uncond, t = case
-        got, wanted = guided_probabilities(shares(cond), shares(uncond), t), ratio_of_powers(cond, uncond, t)
-        assert close(got, wanted), f"with caption {shares(cond).tolist()}, without {shares(uncond).tolist()}, t {t}: {got.tolist()}, not {wanted}"
+        got, wanted = (
+            guided_probabilities(shares(cond), shares(uncond), t),
+            ratio_of_powers(cond, uncond, t),
+        )
+        assert close(got, wanted), (
+            f"with caption {shares(cond).tolist()}, without {shares(uncond).tolist()}, t {t}: {got.tolist()}, not {wanted}"
+        )
 
     check()
 
@@ -79,9 +90,15 @@ def between_whole_numbers(guided_probabilities):
         cond, uncond, t = case
         half = guided_probabilities(shares(cond), shares(uncond), t + 0.5)
         # c^(3+2t) / u^(1+2t) is c times what guidance of 1 + 2t gives
-        square, whole = half**2, shares(cond) * torch.tensor(ratio_of_powers(cond, uncond, 2 * t + 1), dtype=torch.float64)
+        square, whole = (
+            half**2,
+            shares(cond)
+            * torch.tensor(ratio_of_powers(cond, uncond, 2 * t + 1), dtype=torch.float64),
+        )
         off = close(square / square.sum(-1, keepdim=True), whole / whole.sum(-1, keepdim=True))
-        assert off, f"with caption {shares(cond).tolist()}, without {shares(uncond).tolist()}, t {t + 0.5}: {half.tolist()}"
+        assert off, (
+            f"with caption {shares(cond).tolist()}, without {shares(uncond).tolist()}, t {t + 0.5}: {half.tolist()}"
+        )
 
     check()
 
@@ -90,8 +107,13 @@ def has_no_nan_at_strong_guidance(guided_probabilities):
     """t = 300: powers of single probabilities leave the range of a float, their ratio does not."""
     for cond, uncond in (([[1, 999]], [[10, 990]]), ([[1, 1, 998]], [[500, 1, 499]])):
         cond, uncond = np.array(cond), np.array(uncond)
-        got, wanted = guided_probabilities(shares(cond), shares(uncond), 300), ratio_of_powers(cond, uncond, 300)
-        assert close(got, wanted), f"with caption {shares(cond).tolist()}, without {shares(uncond).tolist()}, t 300: {got.tolist()}, not {wanted}"
+        got, wanted = (
+            guided_probabilities(shares(cond), shares(uncond), 300),
+            ratio_of_powers(cond, uncond, 300),
+        )
+        assert close(got, wanted), (
+            f"with caption {shares(cond).tolist()}, without {shares(uncond).tolist()}, t 300: {got.tolist()}, not {wanted}"
+        )
 
 
 @st.composite
@@ -99,7 +121,11 @@ def prompts(draw):
     shape = (draw(st.integers(1, 2)), draw(st.integers(1, 3)))
     logits = hnp.arrays(np.float64, shape, elements=sixteenths)
     M = draw(st.integers(0, 3))
-    return draw(logits), [draw(logits) for _ in range(M)], [draw(st.integers(-8, 16)) / 4 for _ in range(M)]
+    return (
+        draw(logits),
+        [draw(logits) for _ in range(M)],
+        [draw(st.integers(-8, 16)) / 4 for _ in range(M)],
+    )
 
 
 ONE = (np.array([[0.0, 1.0]]), [np.array([[2.0, 1.0]])], [3.0])
@@ -124,7 +150,7 @@ def adds_every_pull(compose):
                 wanted[i] += w * (c[i] - uncond[i])
         assert close(got, wanted), (
             f"uncond {uncond.tolist()}, conds {[c.tolist() for c in conds]}, weights {weights}: {got.tolist()}, not {wanted.tolist()}"
-        )  # fmt: skip
+        )
 
     check()
 
@@ -132,12 +158,16 @@ def adds_every_pull(compose):
 def a_negative_prompt_is_a_composition(compose):
     """Weights 1 + t and -t are Muse's guidance away from the second prompt: they sum to 1, and the null caption cancels."""
 
-    @given(hnp.arrays(np.float64, (3, 4), elements=sixteenths), st.integers(0, 32).map(lambda n: n / 4))
+    @given(
+        hnp.arrays(np.float64, (3, 4), elements=sixteenths), st.integers(0, 32).map(lambda n: n / 4)
+    )
     @example(np.array([[1.0], [2.0], [4.0]]), 1.0)
     def check(rows, t):
         uncond, cond, negative = torch.from_numpy(rows)
         got, wanted = compose(uncond, [cond, negative], [1 + t, -t]), (1 + t) * cond - t * negative
-        assert close(got, wanted), f"uncond {uncond.tolist()}, cond {cond.tolist()}, negative {negative.tolist()}, t {t}: {got.tolist()}"
+        assert close(got, wanted), (
+            f"uncond {uncond.tolist()}, cond {cond.tolist()}, negative {negative.tolist()}, t {t}: {got.tolist()}"
+        )
 
     check()
 
@@ -208,9 +238,13 @@ EXERCISES = [
             lambda c, u, t: normalised(c ** (1 + t) / u**t),  # 0 / 0
             lambda c, u, t: normalised(c**t / u**t),
             lambda c, u, t: normalised(c ** (1 + t) * u**t),
-            lambda c, u, t: normalised(((1 + t) * c - t * u).clamp(min=0)),  # of probabilities, not of logits
+            lambda c, u, t: normalised(
+                ((1 + t) * c - t * u).clamp(min=0)
+            ),  # of probabilities, not of logits
             lambda c, u, t: ((1 + t) * c - t * u).softmax(-1),
-            lambda c, u, t: ((1 + t) * c.log() - t * u.log()).flatten().softmax(0).view(c.shape),  # over all rows at once
+            lambda c, u, t: (
+                ((1 + t) * c.log() - t * u.log()).flatten().softmax(0).view(c.shape)
+            ),  # over all rows at once
             lambda c, u, t: ((1 + int(t)) * c.log() - int(t) * u.log()).softmax(-1),
         ),
     ),
@@ -220,13 +254,21 @@ EXERCISES = [
         (adds_every_pull, a_negative_prompt_is_a_composition),
         hint="draw uncond and two prompts as points on paper. How often does uncond itself count?",
         wrong=(
-            lambda u, cs, ws: u + sum(w * (c - u) for c, w in zip(cs, ws)) / max(1, len(cs)),  # a mean
-            lambda u, cs, ws: u + sum(w * (c - u) for c, w in zip(cs, ws)) / (sum(ws) or 1),  # weights normalised
-            lambda u, cs, ws: sum((u + w * (c - u) for c, w in zip(cs, ws)), torch.zeros_like(u)),  # uncond for every prompt
+            lambda u, cs, ws: (
+                u + sum(w * (c - u) for c, w in zip(cs, ws)) / max(1, len(cs))
+            ),  # a mean
+            lambda u, cs, ws: (
+                u + sum(w * (c - u) for c, w in zip(cs, ws)) / (sum(ws) or 1)
+            ),  # weights normalised
+            lambda u, cs, ws: sum(
+                (u + w * (c - u) for c, w in zip(cs, ws)), torch.zeros_like(u)
+            ),  # uncond for every prompt
             lambda u, cs, ws: u + sum(w * c for c, w in zip(cs, ws)),  # pulls from 0
             lambda u, cs, ws: u + sum((1 + w) * (c - u) for c, w in zip(cs, ws)),  # the other count
             lambda u, cs, ws: u + sum(abs(w) * (c - u) for c, w in zip(cs, ws)),
-            lambda u, cs, ws: [u, *(u := u + w * (c - u) for c, w in zip(cs, ws))][-1],  # each pulls from where the last one left
+            lambda u, cs, ws: [u, *(u := u + w * (c - u) for c, w in zip(cs, ws))][
+                -1
+            ],  # each pulls from where the last one left
         ),
     ),
 ]

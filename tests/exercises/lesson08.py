@@ -25,13 +25,17 @@ def is_the_mean_of_each_four(halve):
     @given(st.integers(1, 2), small, small, seeds)
     @example(1, 1, 2, 0)
     def check(B, h, w, seed):
-        images = torch.randint(-8, 9, (B, 3, 2 * h, 2 * w), generator=torch.Generator().manual_seed(seed)).float()
+        images = torch.randint(
+            -8, 9, (B, 3, 2 * h, 2 * w), generator=torch.Generator().manual_seed(seed)
+        ).float()
         out = halve(images)
         assert out.shape == (B, 3, h, w), f"{tuple(images.shape)} became {tuple(out.shape)}"
         for b, c, y, x in torch.cartesian_prod(*map(torch.arange, out.shape)).tolist():
             four = [images[b, c, 2 * y + dy, 2 * x + dx].item() for dy in (0, 1) for dx in (0, 1)]
             got = out[b, c, y, x].item()
-            assert abs(got - sum(four) / 4) < 1e-5, f"pixels {four} became {got}, at {(y, x)} of a picture of {2 * h} x {2 * w}"
+            assert abs(got - sum(four) / 4) < 1e-5, (
+                f"pixels {four} became {got}, at {(y, x)} of a picture of {2 * h} x {2 * w}"
+            )
 
     check()
 
@@ -42,7 +46,9 @@ def refuses_odd_sides(halve):
         try:
             halve(torch.zeros(1, 3, H, W))
         except ValueError as error:
-            assert str(H if H % 2 else W) in str(error), f"the error does not name the side: {error}"
+            assert str(H if H % 2 else W) in str(error), (
+                f"the error does not name the side: {error}"
+            )
         else:
             raise AssertionError(f"a picture of {H} x {W} was halved")
 
@@ -76,9 +82,14 @@ def counts_every_pair(attention_pairs):
     def check(windows, window):
         grid = windows * window
         seen = [seen_by(n, grid, window) for n in range(grid * grid)]
-        wanted = (grid**4, *(sum(len(sees[kind]) for sees in seen) for kind in ("local", "dilated")))
+        wanted = (
+            grid**4,
+            *(sum(len(sees[kind]) for sees in seen) for kind in ("local", "dilated")),
+        )
         got = tuple(int(x) for x in attention_pairs(grid, window))
-        assert got == wanted, f"grid {grid}, window {window}: {got}, not {wanted} (full, local, dilated)"
+        assert got == wanted, (
+            f"grid {grid}, window {window}: {got}, not {wanted} (full, local, dilated)"
+        )
 
     check()
 
@@ -100,10 +111,14 @@ def sees_through_others(sees_after):
         for kind in layers:
             wanted = [set().union(*(wanted[m] for m in sees[n][kind])) for n in range(grid * grid)]
         mask = sees_after(layers, grid, window)
-        assert mask.dtype == torch.bool and mask.shape == (grid**2, grid**2), f"{mask.dtype}, {tuple(mask.shape)}"
+        assert mask.dtype == torch.bool and mask.shape == (grid**2, grid**2), (
+            f"{mask.dtype}, {tuple(mask.shape)}"
+        )
         for n in range(grid * grid):
             got = mask[n].nonzero()[:, 0].tolist()
-            assert got == sorted(wanted[n]), f"grid {grid}, window {window}, layers {layers}: token {n} has seen {got}, not {sorted(wanted[n])}"
+            assert got == sorted(wanted[n]), (
+                f"grid {grid}, window {window}, layers {layers}: token {n} has seen {got}, not {sorted(wanted[n])}"
+            )
 
     check()
 
@@ -124,9 +139,13 @@ def gives_each_token_its_piece(spread):
             for y in range(grid):
                 for x in range(grid):
                     piece = y % i * i + x % i
-                    wanted = given[b, y // i * low_grid + x // i, piece * D : (piece + 1) * D].tolist()
+                    wanted = given[
+                        b, y // i * low_grid + x // i, piece * D : (piece + 1) * D
+                    ].tolist()
                     got = out[b, y * grid + x].tolist()
-                    assert got == wanted, f"{low_grid} x {low_grid} to {grid} x {grid}, D = {D}: token {(y, x)} has {got}, not {wanted}"
+                    assert got == wanted, (
+                        f"{low_grid} x {low_grid} to {grid} x {grid}, D = {D}: token {(y, x)} has {got}, not {wanted}"
+                    )
 
     check()
 
@@ -152,7 +171,9 @@ def sees_after_in_the_package(layers, grid, window):
         if kind == "shifted":
             inside = F.pad(rearrange(seen, "(y x) d -> d y x", y=grid), (up, down, up, down))
             out = averages(rearrange(inside, "d y x -> (y x) d"), grid + window, window)[0]
-            out = rearrange(out, "(y x) d -> y x d", y=grid + window)[up:-down or None, up:-down or None].flatten(0, 1)
+            out = rearrange(out, "(y x) d -> y x d", y=grid + window)[
+                up : -down or None, up : -down or None
+            ].flatten(0, 1)
         else:
             out = averages(seen, grid, window)[("local", "dilated").index(kind)]
         seen = (out > 0).float()
@@ -169,10 +190,22 @@ def spread_in_the_package(given, low_grid, grid):
     B, n, _ = given.shape
     same = lambda x: x
     stand_in = SimpleNamespace(
-        low_embedding=lambda ids: torch.zeros(B, n, 1), low_positions=lambda: 0.0, low_blocks=[], low_norm=same, text=same,
-        spread=lambda low: given, low_grid=low_grid, grid=grid, decoder=SimpleNamespace(keys_values=lambda both, visible, below: below),
-    )  # fmt: skip
-    return SuperRes.context(stand_in, torch.zeros(B, 1, 1), torch.ones(B, 1, dtype=torch.bool), torch.zeros(B, n, dtype=torch.long))
+        low_embedding=lambda ids: torch.zeros(B, n, 1),
+        low_positions=lambda: 0.0,
+        low_blocks=[],
+        low_norm=same,
+        text=same,
+        spread=lambda low: given,
+        low_grid=low_grid,
+        grid=grid,
+        decoder=SimpleNamespace(keys_values=lambda both, visible, below: below),
+    )
+    return SuperRes.context(
+        stand_in,
+        torch.zeros(B, 1, 1),
+        torch.ones(B, 1, dtype=torch.bool),
+        torch.zeros(B, n, dtype=torch.long),
+    )
 
 
 # Planted bugs
@@ -203,9 +236,17 @@ def near(y, x, window):
 def seen_after(layers, grid, window, bug=None):
     """sees_after with switches that break it."""
     y, x = torch.arange(grid * grid) // grid, torch.arange(grid * grid) % grid
-    s = {"shifted by a whole": window, "shifted up and left": -(window // 2), "half is rounded up": (window + 1) // 2}.get(bug, window // 2)
+    s = {
+        "shifted by a whole": window,
+        "shifted up and left": -(window // 2),
+        "half is rounded up": (window + 1) // 2,
+    }.get(bug, window // 2)
     masks = {
-        "local": near(y, x, window) if bug == "slides" else same(y // window) if bug == "rows only" else same(y // window, x // window),
+        "local": near(y, x, window)
+        if bug == "slides"
+        else same(y // window)
+        if bug == "rows only"
+        else same(y // window, x // window),
         "dilated": same(y % window, x % window),
         "shifted": same((y - s) // window, (x - s) // window),
     }
@@ -230,7 +271,9 @@ def spread_planted(pattern):
 
 def the_first_piece_for_all(given, low_grid, grid):
     pieces = (grid // low_grid) ** 2
-    return spread_in_the_package(given[..., : given.shape[-1] // pieces].repeat(1, 1, pieces), low_grid, grid)
+    return spread_in_the_package(
+        given[..., : given.shape[-1] // pieces].repeat(1, 1, pieces), low_grid, grid
+    )
 
 
 def axes(qkv, grid, window, swap=False, blocks=False, stay=False):
@@ -241,8 +284,13 @@ def axes(qkv, grid, window, swap=False, blocks=False, stay=False):
     back = "B H (y x i j) d" if stay else tokens[6:]
     grouped = lambda x, groups: attend(*rearrange(x, f"{tokens} -> three {groups} d", **sizes))
     attended = lambda x, groups: rearrange(grouped(x, groups), f"{groups} d -> {back}", **sizes)
-    local, dilated = (lambda x: attended(x, "(B y x) H (i j)")), (lambda x: attended(x, "(B i j) H (y x)"))
-    return torch.cat([dilated(first), local(second)] if swap else [local(first), dilated(second)], dim=1)
+    local, dilated = (
+        (lambda x: attended(x, "(B y x) H (i j)")),
+        (lambda x: attended(x, "(B i j) H (y x)")),
+    )
+    return torch.cat(
+        [dilated(first), local(second)] if swap else [local(first), dilated(second)], dim=1
+    )
 
 
 EXERCISES = [
@@ -271,7 +319,11 @@ EXERCISES = [
             lambda g, w: (g**4, g**2 * w**2, g**2 * w**2),  # right where window^2 = grid only
             lambda g, w: (g**4, w**4, (g // w) ** 4),  # of one group
             lambda g, w: (g**4, g**2 * w, g**2 * (g // w)),  # sides for areas
-            lambda g, w: (g**4 - g**2, g**2 * (w**2 - 1), g**2 * ((g // w) ** 2 - 1)),  # a token sees itself too
+            lambda g, w: (
+                g**4 - g**2,
+                g**2 * (w**2 - 1),
+                g**2 * ((g // w) ** 2 - 1),
+            ),  # a token sees itself too
         ),
     ),
     Exercise(
@@ -283,8 +335,16 @@ EXERCISES = [
         wrong=tuple(
             lambda layers, grid, window, bug=bug: seen_after(layers, grid, window, bug)
             for bug in (
-                "exchanged", "rows only", "slides", "last layer first", "one step each", "goes round", "shifted by a whole",
-                "shifted up and left", "half is rounded up", "counts in bytes",
+                "exchanged",
+                "rows only",
+                "slides",
+                "last layer first",
+                "one step each",
+                "goes round",
+                "shifted by a whole",
+                "shifted up and left",
+                "half is rounded up",
+                "counts in bytes",
             )
         ),
     ),
@@ -311,10 +371,18 @@ EXERCISES = [
         wrong=(
             lambda qkv, grid, window: attend(*qkv),  # over everything
             lambda qkv, grid, window: axes(qkv, grid, window, swap=True),
-            lambda qkv, grid, window: axes(qkv, grid, window, blocks=True),  # cut along the wrong axes
-            lambda qkv, grid, window: axes(qkv, grid, window, stay=True),  # tokens do not return to their places
-            lambda qkv, grid, window: torch.cat([axes(qkv, grid, window)[:, : qkv.shape[2] // 2]] * 2, dim=1),  # windows only
-            lambda qkv, grid, window: axes(qkv, grid, grid // window),  # windows as many as they should be large
+            lambda qkv, grid, window: axes(
+                qkv, grid, window, blocks=True
+            ),  # cut along the wrong axes
+            lambda qkv, grid, window: axes(
+                qkv, grid, window, stay=True
+            ),  # tokens do not return to their places
+            lambda qkv, grid, window: torch.cat(
+                [axes(qkv, grid, window)[:, : qkv.shape[2] // 2]] * 2, dim=1
+            ),  # windows only
+            lambda qkv, grid, window: axes(
+                qkv, grid, grid // window
+            ),  # windows as many as they should be large
         ),
     ),
 ]

@@ -29,13 +29,19 @@ def averages_decibels(psnr):
     def check(seed, B, H, W):
         draw = generator(seed)
         a = torch.rand(B, 3, H, W, generator=draw) * 2 - 1
-        b = a + torch.randn(B, 3, H, W, generator=draw) * torch.tensor([0.5, 0.01, 0.1])[:B, None, None, None]
+        b = (
+            a
+            + torch.randn(B, 3, H, W, generator=draw)
+            * torch.tensor([0.5, 0.01, 0.1])[:B, None, None, None]
+        )
         each = []
         for x, y in zip(a.flatten(1).tolist(), b.flatten(1).tolist()):
             mse = sum((p - q) ** 2 for p, q in zip(x, y)) / len(x)
             each.append(10 * math.log10(2**2 / max(mse, 1e-10)))
         got = float(psnr(a, b))
-        assert math.isclose(got, sum(each) / B, abs_tol=1e-3), f"pictures with {[round(e, 2) for e in each]} dB: {got}, not {sum(each) / B}"
+        assert math.isclose(got, sum(each) / B, abs_tol=1e-3), (
+            f"pictures with {[round(e, 2) for e in each]} dB: {got}, not {sum(each) / B}"
+        )
 
     check()
 
@@ -45,7 +51,9 @@ def knows_black_from_white(psnr):
     black = torch.full((1, 3, 2, 2), -1.0)
     for shift, wanted in ((2.0, 0.0), (0.2, 20.0), (0.02, 40.0), (0.0, 10 * math.log10(4e10))):
         got = float(psnr(black, black + shift))
-        assert math.isclose(got, wanted, abs_tol=1e-3), f"black, and black + {shift}: {got} dB, not {wanted}"
+        assert math.isclose(got, wanted, abs_tol=1e-3), (
+            f"black, and black + {shift}: {got} dB, not {wanted}"
+        )
 
 
 # Properties: crop
@@ -53,7 +61,9 @@ def knows_black_from_white(psnr):
 
 def maps(B, H, W):
     """Pictures (B, 3, H, W) that know where they are: picture, row and column."""
-    return torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in (B, H, W)), indexing="ij"), dim=1)
+    return torch.stack(
+        torch.meshgrid(*(torch.arange(float(n)) for n in (B, H, W)), indexing="ij"), dim=1
+    )
 
 
 def is_one_piece_for_all(crop):
@@ -70,9 +80,13 @@ def is_one_piece_for_all(crop):
         y, x = (int(v) for v in piece[0, 1:, 0, 0])
         assert y + side <= H and x + side <= W
         wanted = images[:, :, y : y + side, x : x + side]
-        assert torch.equal(piece, wanted), f"{side}x{side} of {B} pictures of {H}x{W}, of which the first begins at {y}, {x}: {piece[:, :, 0, 0].tolist()}"
+        assert torch.equal(piece, wanted), (
+            f"{side}x{side} of {B} pictures of {H}x{W}, of which the first begins at {y}, {x}: {piece[:, :, 0, 0].tolist()}"
+        )
         torch.manual_seed(seed + 1)
-        assert torch.equal(crop(images, side, generator(seed)), piece), "the same generator gives another piece"
+        assert torch.equal(crop(images, side, generator(seed)), piece), (
+            "the same generator gives another piece"
+        )
 
     check()
 
@@ -86,7 +100,9 @@ def is_anywhere_alike(crop, draws=3000, H=6, W=5, side=3):
         count[y, x] += 1
     p = 1 / count.numel()
     off = (count - draws * p).abs().max()
-    assert off < 5 * math.sqrt(draws * p * (1 - p)), f"a 3x3 piece of 6x5 pixels should begin {draws * p:.0f} times at each place: {count.int().tolist()}"
+    assert off < 5 * math.sqrt(draws * p * (1 - p)), (
+        f"a 3x3 piece of 6x5 pixels should begin {draws * p:.0f} times at each place: {count.int().tolist()}"
+    )
 
 
 # Properties: wider
@@ -96,7 +112,9 @@ PHI = {"tanh": torch.tanh, "relu": torch.relu, "square": torch.square, "silu": F
 
 def small_network(seed, J, I, O):
     draw = generator(seed)
-    return [torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((J, I), (J,), (O, J))]
+    return [
+        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((J, I), (J,), (O, J))
+    ]
 
 
 def run(phi, w1, b1, w2, x):
@@ -115,13 +133,19 @@ def computes_the_same(widen):
         old = small_network(seed, J, I, O)
         new = widen(*old, copies, generator(seed))
         shapes = [tuple(w.shape) for w in new]
-        assert shapes == [(copies * J, I), (copies * J,), (O, copies * J)], f"{J} units times {copies}: shapes {shapes}"
+        assert shapes == [(copies * J, I), (copies * J,), (O, copies * J)], (
+            f"{J} units times {copies}: shapes {shapes}"
+        )
         x = torch.randn(5, I, generator=generator(seed + 1), dtype=torch.float64)
-        gap = float((run(PHI[phi], *old, x) - run(PHI[phi], *(w.double() for w in new), x)).abs().max())
+        gap = float(
+            (run(PHI[phi], *old, x) - run(PHI[phi], *(w.double() for w in new), x)).abs().max()
+        )
         assert gap < 1e-4, f"{J} units times {copies}, {phi}: outputs differ by up to {gap:.2g}"
         torch.manual_seed(seed + 2)
         again = widen(*old, copies, generator(seed))
-        assert all(torch.equal(a, b) for a, b in zip(new, again)), "the same generator gives other weights"
+        assert all(torch.equal(a, b) for a, b in zip(new, again)), (
+            "the same generator gives other weights"
+        )
 
     check()
 
@@ -142,9 +166,13 @@ def has_every_unit_as_often(widen):
         w1, b1, w2 = small_network(seed, J, I, O)
         new1, newb, new2 = (w.double() for w in widen(w1, b1, w2, copies, generator(seed)))
         for j, found in enumerate(copies_of(w1, b1, new1, newb)):
-            assert len(found) == copies, f"{J} units times {copies}: {len(found)} units read what unit {j} did"
+            assert len(found) == copies, (
+                f"{J} units times {copies}: {len(found)} units read what unit {j} did"
+            )
             shares = new2[:, found] / w2[:, j : j + 1]
-            assert (shares > 0).all() and torch.allclose(shares.sum(dim=1), torch.ones(O).double(), atol=1e-4), f"unit {j} has shares {shares.tolist()}"
+            assert (shares > 0).all() and torch.allclose(
+                shares.sum(dim=1), torch.ones(O).double(), atol=1e-4
+            ), f"unit {j} has shares {shares.tolist()}"
 
     check()
 
@@ -158,12 +186,20 @@ def copies_part(widen):
         J, I, O = 3, 4, 2
         old = small_network(seed, J, I, O)
         new = [w.double().clone().requires_grad_() for w in widen(*old, copies, generator(seed))]
-        x, y = (torch.randn(20, n, generator=generator(seed + 1), dtype=torch.float64) for n in (I, O))
+        x, y = (
+            torch.randn(20, n, generator=generator(seed + 1), dtype=torch.float64) for n in (I, O)
+        )
         (run(torch.tanh, *new, x) - y).square().mean().backward()
         for j, found in enumerate(copies_of(*old[:2], *(w.detach() for w in new[:2]))):
             grads = new[0].grad[found]
-            gaps = [float((grads[a] - grads[b]).abs().max()) for a in range(len(found)) for b in range(a)]
-            assert gaps and min(gaps) > 1e-6 * float(grads.abs().max()), f"two copies of unit {j} get the same gradient: they stay equal for ever"
+            gaps = [
+                float((grads[a] - grads[b]).abs().max())
+                for a in range(len(found))
+                for b in range(a)
+            ]
+            assert gaps and min(gaps) > 1e-6 * float(grads.abs().max()), (
+                f"two copies of unit {j} get the same gradient: they stay equal for ever"
+            )
 
     check()
 
@@ -175,9 +211,16 @@ def shares_are_drawn(widen):
         columns = []
         for seed in (0, 1):
             new1, newb, new2 = (w.double() for w in widen(w1, b1, w2, copies, generator(seed)))
-            columns.append([sorted((new2[:, found] / w2[:, j : j + 1]).T.tolist()) for j, found in enumerate(copies_of(w1, b1, new1, newb))])
+            columns.append(
+                [
+                    sorted((new2[:, found] / w2[:, j : j + 1]).T.tolist())
+                    for j, found in enumerate(copies_of(w1, b1, new1, newb))
+                ]
+            )
         for j, (one, other) in enumerate(zip(*columns)):
-            assert not torch.allclose(torch.tensor(one), torch.tensor(other), atol=1e-5), f"two generators, one set of shares for unit {j}, copy by copy: {one}"
+            assert not torch.allclose(torch.tensor(one), torch.tensor(other), atol=1e-5), (
+                f"two generators, one set of shares for unit {j}, copy by copy: {one}"
+            )
 
 
 # Properties: deeper
@@ -196,7 +239,9 @@ def changes_nothing_yet(make):
     def check(seed, channels, B, side):
         x = torch.randn(B, channels, side, side + 1, generator=generator(seed)) * 3
         y = block_of(make, channels, seed)(x).detach()
-        assert y.shape == x.shape and torch.equal(y, x), f"{tuple(x.shape)} becomes {tuple(y.shape)}, off by up to {float((y - x).abs().max()) if y.shape == x.shape else math.nan:.2g}"
+        assert y.shape == x.shape and torch.equal(y, x), (
+            f"{tuple(x.shape)} becomes {tuple(y.shape)}, off by up to {float((y - x).abs().max()) if y.shape == x.shape else math.nan:.2g}"
+        )
 
     check()
 
@@ -216,7 +261,9 @@ def wakes_up(make):
                 for p in block.parameters():
                     p -= 0.1 * p.grad if p.grad is not None else 0
         still = [name for name, p in block.named_parameters() if torch.equal(p, before[name])]
-        assert not still, f"after three steps, {', '.join(still)} {'has' if len(still) == 1 else 'have'} not moved"
+        assert not still, (
+            f"after three steps, {', '.join(still)} {'has' if len(still) == 1 else 'have'} not moved"
+        )
 
 
 def sees_two_pixels_far(make):
@@ -228,12 +275,17 @@ def sees_two_pixels_far(make):
     x = torch.randn(1, 2, 9, 9, generator=draw).double().requires_grad_()
     (gradient,) = torch.autograd.grad(block(x)[0, :, 4, 4].sum(), x)
     rows, columns = (gradient.abs().sum(dim=(0, 1, d)).nonzero()[:, 0].tolist() for d in (3, 2))
-    assert rows == columns == list(range(2, 7)), f"output 4, 4 of 9x9 depends on rows {rows} and columns {columns}"
+    assert rows == columns == list(range(2, 7)), (
+        f"output 4, 4 of 9x9 depends on rows {rows} and columns {columns}"
+    )
 
 
 def is_two_convolutions_after_silu(make):
     """If both kernels let only their middle through, times a, and no bias is left, f(x) = a silu(a silu(x)), pixel by pixel."""
-    block, x = block_of(make, 1).double(), torch.linspace(-4, 4, 15, dtype=torch.float64).view(1, 1, 3, 5)
+    block, x = (
+        block_of(make, 1).double(),
+        torch.linspace(-4, 4, 15, dtype=torch.float64).view(1, 1, 3, 5),
+    )
     for a in (1.0, -2.0):
         with torch.no_grad():
             for p in block.parameters():
@@ -244,7 +296,9 @@ def is_two_convolutions_after_silu(make):
         silu = lambda z: z / (1 + math.exp(-z))
         for number, y in zip(x.flatten().tolist(), got):
             wanted = a * silu(a * silu(number))
-            assert math.isclose(y, wanted, rel_tol=1e-6, abs_tol=1e-6), f"kernels {a:g} in the middle, no biases: f({number:.3f}) = {y:.4f}, not {wanted:.4f}"
+            assert math.isclose(y, wanted, rel_tol=1e-6, abs_tol=1e-6), (
+                f"kernels {a:g} in the middle, no biases: f({number:.3f}) = {y:.4f}, not {wanted:.4f}"
+            )
 
 
 # What the package has under another signature
@@ -255,34 +309,64 @@ def widen_linear(w1, b1, w2, copies, generator):
     J, I, O = *w1.shape, len(w2)
     small, large = ([nn.Conv2d(I, width, 1), nn.Conv2d(width, O, 1)] for width in (J, copies * J))
     with torch.no_grad():
-        for target, weight in ((small[0].weight, w1[..., None, None]), (small[0].bias, b1), (small[1].weight, w2[..., None, None])):
+        for target, weight in (
+            (small[0].weight, w1[..., None, None]),
+            (small[0].bias, b1),
+            (small[1].weight, w2[..., None, None]),
+        ):
             target.copy_(weight)
     grow(small, large, generator)
-    return large[0].weight.detach()[..., 0, 0], large[0].bias.detach(), large[1].weight.detach()[..., 0, 0]
+    return (
+        large[0].weight.detach()[..., 0, 0],
+        large[0].bias.detach(),
+        large[1].weight.detach()[..., 0, 0],
+    )
 
 
 # What to refuse
 
 
-def widened(even=False, total=1.0, first_only=False, where="w2", bias=True, global_draw=False, rows="copies", fixed=False):
+def widened(
+    even=False,
+    total=1.0,
+    first_only=False,
+    where="w2",
+    bias=True,
+    global_draw=False,
+    rows="copies",
+    fixed=False,
+):
     """widen_linear with one bug at a time."""
 
     def widen(w1, b1, w2, copies, g):
         J = len(w1)
-        u = 0.5 * torch.rand(copies, len(w2), J, generator=None if global_draw else g, dtype=torch.float64)
+        u = 0.5 * torch.rand(
+            copies, len(w2), J, generator=None if global_draw else g, dtype=torch.float64
+        )
         if fixed:
             u = torch.arange(copies, dtype=torch.float64)[:, None, None].expand_as(u) / 2
         shares = torch.softmax(u * (not even), dim=0) * total
         if first_only:
             shares = torch.zeros_like(shares)
             shares[0] = 1
-        new1, newb = w1.repeat(copies, 1), b1.repeat(copies) if bias else torch.cat([b1, torch.zeros((copies - 1) * J, dtype=b1.dtype)])
+        new1, newb = (
+            w1.repeat(copies, 1),
+            b1.repeat(copies)
+            if bias
+            else torch.cat([b1, torch.zeros((copies - 1) * J, dtype=b1.dtype)]),
+        )
         if rows == "interleaved":  # w1 in one order, w2 in the other
             new1, newb = w1.repeat_interleave(copies, 0), b1.repeat_interleave(copies)
         if rows == "random":
-            new1 = torch.cat([w1, torch.randn((copies - 1) * J, w1.shape[1], generator=g, dtype=w1.dtype)])
+            new1 = torch.cat(
+                [w1, torch.randn((copies - 1) * J, w1.shape[1], generator=g, dtype=w1.dtype)]
+            )
         if where == "w1":
-            return new1 * shares[:, 0].reshape(-1, 1), newb * shares[:, 0].flatten(), w2.repeat(1, copies)
+            return (
+                new1 * shares[:, 0].reshape(-1, 1),
+                newb * shares[:, 0].flatten(),
+                w2.repeat(1, copies),
+            )
         return new1, newb, torch.cat([w2 * s for s in shares], dim=1)
 
     return widen
@@ -293,7 +377,10 @@ def decibels(a, b, peak=2.0, log=torch.log10, least=1e-10, dim=(1, 2, 3), times=
 
 
 def places(images, side, g, last=1):
-    return [int(torch.randint(length - side + last, (), generator=g)) if length > side else 0 for length in images.shape[-2:]]
+    return [
+        int(torch.randint(length - side + last, (), generator=g)) if length > side else 0
+        for length in images.shape[-2:]
+    ]
 
 
 def each_its_own(images, side, g):
@@ -328,7 +415,16 @@ def rolled(images, side, g):
 class Block(nn.Module):
     """x + f(x), with switches that break it."""
 
-    def __init__(self, channels, zero=("conv2",), kernels=(3, 3), skip=True, scale=1.0, frozen=False, acts=(F.silu, F.silu)):
+    def __init__(
+        self,
+        channels,
+        zero=("conv2",),
+        kernels=(3, 3),
+        skip=True,
+        scale=1.0,
+        frozen=False,
+        acts=(F.silu, F.silu),
+    ):
         super().__init__()
         self.conv1, self.conv2 = (nn.Conv2d(channels, channels, k, padding=k // 2) for k in kernels)
         for p in (p for name in zero for p in getattr(self, name).parameters()):
@@ -354,7 +450,9 @@ EXERCISES = [
             lambda a, b: -decibels(a, b),
             lambda a, b: decibels(a, b, least=0.0),  # infinite for equal pictures
             lambda a, b: decibels(a, b, times=20),
-            lambda a, b: float((20 * torch.log10(2 / (a - b).abs().mean(dim=(1, 2, 3)).clamp(min=1e-5))).mean()),  # of absolute errors
+            lambda a, b: float(
+                (20 * torch.log10(2 / (a - b).abs().mean(dim=(1, 2, 3)).clamp(min=1e-5))).mean()
+            ),  # of absolute errors
         ),
     ),
     Exercise(
@@ -369,7 +467,9 @@ EXERCISES = [
             in_the_middle,
             sides_exchanged,  # rows drawn by the height of columns
             rolled,  # around the border
-            lambda images, side, g: train.crop(images, side, torch.Generator().manual_seed(int(torch.randint(99, ())))),  # another generator
+            lambda images, side, g: train.crop(
+                images, side, torch.Generator().manual_seed(int(torch.randint(99, ())))
+            ),  # another generator
             lambda images, side, g: train.crop(images, side, g).transpose(-1, -2),
         ),
     ),
@@ -382,7 +482,11 @@ EXERCISES = [
             widened(even=True),  # twins for ever
             widened(fixed=True),  # uneven, and not drawn
             widened(total=2.0),
-            lambda w1, b1, w2, copies, g: (w1.repeat(copies, 1), b1.repeat(copies), w2.repeat(1, copies)),  # nothing divided
+            lambda w1, b1, w2, copies, g: (
+                w1.repeat(copies, 1),
+                b1.repeat(copies),
+                w2.repeat(1, copies),
+            ),  # nothing divided
             widened(where="w1"),  # phi is not linear
             widened(bias=False),
             widened(rows="interleaved"),

@@ -21,22 +21,44 @@ def stand_in(low=None, high=None, factor=1, factor_hi=2, side=1, **more):
     """As much of a Muse as `edit` looks at; its tokenizers see these ids (h, w) in every picture. A picture of one pixel fits any."""
     reader = lambda ids: SimpleNamespace(encode=lambda pixels: ids[None])
     zero, model = torch.zeros(1, 1, dtype=torch.long), SimpleNamespace(mask_id=-1)
-    tokenizers = {"tokenizer": SimpleNamespace(factor=factor), "tokenizer_hi": SimpleNamespace(factor=factor_hi, side=side)}
+    tokenizers = {
+        "tokenizer": SimpleNamespace(factor=factor),
+        "tokenizer_hi": SimpleNamespace(factor=factor_hi, side=side),
+    }
     config = SimpleNamespace(sampling=Sampling(guidance=0.0), **tokenizers)
-    parts = {"tokenizer": reader(zero if low is None else low), "tokenizer_hi": reader(zero if high is None else high)}
-    return SimpleNamespace(**{"config": config, "device": "cpu", "base": model, "superres": model, "sampling": lambda: (None, None), **parts, **more})
+    parts = {
+        "tokenizer": reader(zero if low is None else low),
+        "tokenizer_hi": reader(zero if high is None else high),
+    }
+    return SimpleNamespace(
+        **{
+            "config": config,
+            "device": "cpu",
+            "base": model,
+            "superres": model,
+            "sampling": lambda: (None, None),
+            **parts,
+            **more,
+        }
+    )
 
 
 def pad_in_the_package(pixels, unit, least):
     seen = []
     high = SimpleNamespace(encode=lambda padded: seen.append(padded) or torch.zeros(1, 1, 1))
     for picture in pixels:
-        edit._tokens(stand_in(factor=unit // 2, side=least, tokenizer_hi=high), picture, torch.zeros(picture.shape[1:], dtype=torch.bool))
+        edit._tokens(
+            stand_in(factor=unit // 2, side=least, tokenizer_hi=high),
+            picture,
+            torch.zeros(picture.shape[1:], dtype=torch.bool),
+        )
     return torch.cat(seen)
 
 
 def hidden_in_the_package(hole, factor):
-    _, high = edit._tokens(stand_in(factor=factor, factor_hi=factor), torch.zeros(3, *hole.shape), hole)
+    _, high = edit._tokens(
+        stand_in(factor=factor, factor_hi=factor), torch.zeros(3, *hole.shape), hole
+    )
     return (high == -1)[0, : hole.shape[0] // factor, : hole.shape[1] // factor]
 
 
@@ -65,7 +87,9 @@ def resample_in_the_package(ids, mask_id, share, generator, draw):
     more = {"base": model, "read": lambda *_: asked, "contexts": lambda *_: (None, None)}
     for row in ids:
         seed = int(torch.randint(2**31, (), generator=generator))
-        _, after = edit.edits(stand_in(row[None], **more), Image.new("RGB", (1, 1)), "", 1, seed=seed, share=share)
+        _, after = edit.edits(
+            stand_in(row[None], **more), Image.new("RGB", (1, 1)), "", 1, seed=seed, share=share
+        )
         rows.append(after)
     return torch.cat(rows)
 
@@ -77,7 +101,9 @@ def changed_in_the_package(before, after, ratio):
 
     h, w = before.shape
     high, seen = torch.zeros(h * ratio, w * ratio, dtype=torch.long), []
-    muse = stand_in(before, high, steps=steps, pixels=lambda high, _: torch.zeros(len(high), 3, 1, 1))
+    muse = stand_in(
+        before, high, steps=steps, pixels=lambda high, _: torch.zeros(len(high), 3, 1, 1)
+    )
     edit.finish(muse, Image.new("RGB", (1, 1)), "", after.flatten(1))
     return (seen[0] == -1).view(len(after), h * ratio, w * ratio)
 
@@ -94,7 +120,9 @@ def padded(more=whole_tokens, mode="replicate", before=False):
 
     def pad_to_tokens(pixels, unit, least):
         H, W = (more(length, unit, least) for length in pixels.shape[2:])
-        return F.pad(pixels, (W // 2, W - W // 2, H // 2, H - H // 2) if before else (0, W, 0, H), mode=mode)
+        return F.pad(
+            pixels, (W // 2, W - W // 2, H // 2, H - H // 2) if before else (0, W, 0, H), mode=mode
+        )
 
     return pad_to_tokens
 
@@ -123,7 +151,10 @@ def window_of(score, done=None, order=1):
     """next_window with another idea of which is best."""
 
     def next_window(hidden, grid):
-        counted = [(score(count), order * y, order * x) for count, y, x in editing.places(hidden.numpy(), grid)]
+        counted = [
+            (score(count), order * y, order * x)
+            for count, y, x in editing.places(hidden.numpy(), grid)
+        ]
         found = [place for place in counted if place[0] is not None]
         return (order * min(found)[1], order * min(found)[2]) if found else done
 
@@ -132,7 +163,9 @@ def window_of(score, done=None, order=1):
 
 def anywhere(hidden, grid):
     """Windows at every place, not half a window apart."""
-    spots = [(y, x) for y in range(hidden.shape[0] - grid + 1) for x in range(hidden.shape[1] - grid + 1)]
+    spots = [
+        (y, x) for y in range(hidden.shape[0] - grid + 1) for x in range(hidden.shape[1] - grid + 1)
+    ]
     found = [(int(n), y, x) for y, x in spots if (n := hidden[y : y + grid, x : x + grid].sum())]
     return min(found)[1:] if found else None
 
@@ -141,7 +174,13 @@ def seam(drawn, pixels, hole, width=3, bug=None):
     """feather with switches that break it."""
     inside, size = hole[None, None].float(), 2 * width - 1
     pad = (width - 1,) * 4
-    around = F.avg_pool2d(F.pad(inside, pad) if bug == "the border is an edge" else F.pad(inside, pad, mode="replicate"), size, stride=1)
+    around = F.avg_pool2d(
+        F.pad(inside, pad)
+        if bug == "the border is an edge"
+        else F.pad(inside, pad, mode="replicate"),
+        size,
+        stride=1,
+    )
     share = 2 * around - 1 if bug == "below 0" else (2 * around - 1).clamp(0, 1)
     if bug == "no blend":
         share = inside
@@ -170,7 +209,11 @@ def again(ids, mask_id, share, generator, draw, bug=None):
         counts = (share * torch.full((B,), N)).long().clamp(min=1)
     if bug == "may be none":
         counts = (share * torch.full((B,), N)).round().long()
-    hidden = schedule.random_masks(counts, N, torch.Generator().manual_seed(0) if bug == "starts the chance anew" else generator)
+    hidden = schedule.random_masks(
+        counts,
+        N,
+        torch.Generator().manual_seed(0) if bug == "starts the chance anew" else generator,
+    )
     if bug == "a coin for each":
         hidden = torch.rand(B, N, generator=generator) < share
     if bug == "one mask for the batch":
@@ -179,7 +222,9 @@ def again(ids, mask_id, share, generator, draw, bug=None):
         hidden = torch.arange(N) < counts[:, None]
     if bug == "another generator":
         hidden = schedule.random_masks(counts, N, None)
-    shown = ids.masked_fill_(hidden, mask_id) if bug == "in place" else ids.masked_fill(hidden, mask_id)
+    shown = (
+        ids.masked_fill_(hidden, mask_id) if bug == "in place" else ids.masked_fill(hidden, mask_id)
+    )
     guess = draw(ids if bug == "sees what is hidden" else shown)
     return guess if bug == "all drawn anew" else torch.where(hidden, guess, ids)
 
@@ -214,7 +259,9 @@ EXERCISES = [
             padded(before=True),  # in the middle: no token begins where it began
             padded(lambda length, unit, least: max(least - length, 0)),  # no whole tokens
             padded(lambda length, unit, least: -length % unit),  # not at least that
-            padded(lambda length, unit, least: max(least, (length // unit + 1) * unit) - length),  # one too many
+            padded(
+                lambda length, unit, least: max(least, (length // unit + 1) * unit) - length
+            ),  # one too many
             lambda x, unit, least: padded()(x.transpose(2, 3), unit, least),  # rows for columns
         ),
     ),
@@ -238,12 +285,23 @@ EXERCISES = [
         (editing.starts_half_a_window_apart,),
         hint="two things can go wrong at the end: tokens that no window sees, and a window that sees beyond. A set forgives duplicates.",
         wrong=(
-            lambda length, grid: list(range(0, length - grid + 1, max(1, grid // 2))),  # the last tokens are in none
+            lambda length, grid: list(
+                range(0, length - grid + 1, max(1, grid // 2))
+            ),  # the last tokens are in none
             lambda length, grid: list(range(0, length, max(1, grid // 2))),  # beyond the end
-            lambda length, grid: sorted({*range(0, length - grid, grid), length - grid}),  # side by side
-            lambda length, grid: [*range(0, length - grid + 1, max(1, grid // 2)), length - grid],  # the last one twice
-            lambda length, grid: sorted({*range(0, length - grid, (grid + 1) // 2), length - grid}),  # rounded up
-            lambda length, grid: list(range(length - grid + 1)),  # everywhere: four times as many, and no better
+            lambda length, grid: sorted(
+                {*range(0, length - grid, grid), length - grid}
+            ),  # side by side
+            lambda length, grid: [
+                *range(0, length - grid + 1, max(1, grid // 2)),
+                length - grid,
+            ],  # the last one twice
+            lambda length, grid: sorted(
+                {*range(0, length - grid, (grid + 1) // 2), length - grid}
+            ),  # rounded up
+            lambda length, grid: list(
+                range(length - grid + 1)
+            ),  # everywhere: four times as many, and no better
         ),
     ),
     Exercise(
@@ -267,9 +325,16 @@ EXERCISES = [
         hint="the mean of the hole over a square around each pixel says how far the edge is. What would it be on a straight edge itself, "
         "and which line makes that 0 and keeps 1? At the end, torch.where: 0 * x + 1 * y need not be y, bit for bit.",
         wrong=planted(
-            seam, "the border is an edge", "below 0", "no blend", "half at the edge of both", "upside down", "never all of it",
-            "too wide", "not bit for bit",
-        ),  # fmt: skip
+            seam,
+            "the border is an edge",
+            "below 0",
+            "no blend",
+            "half at the edge of both",
+            "upside down",
+            "never all of it",
+            "too wide",
+            "not bit for bit",
+        ),
     ),
     Exercise(
         "resample",
@@ -277,9 +342,18 @@ EXERCISES = [
         (editing.resamples_the_share, editing.every_position_gets_its_turn),
         hint="lesson 04 hides an exact number of tokens, uniformly. What does the model see of those that are hidden, and who else gets a new guess?",
         wrong=planted(
-            again, "rounds down", "may be none", "starts the chance anew", "a coin for each", "one mask for the batch", "the first ones",
-            "another generator", "in place", "sees what is hidden", "all drawn anew",
-        ),  # fmt: skip
+            again,
+            "rounds down",
+            "may be none",
+            "starts the chance anew",
+            "a coin for each",
+            "one mask for the batch",
+            "the first ones",
+            "another generator",
+            "in place",
+            "sees what is hidden",
+            "all drawn anew",
+        ),
     ),
     Exercise(
         "changed_below",
@@ -291,8 +365,15 @@ EXERCISES = [
             spread_by("rows"),
             spread_by("each", torch.eq),  # draws anew what stayed
             spread_by("each", torch.gt),  # a code is no quantity
-            lambda before, after, ratio: spread_by("each")(before, after[:1].expand_as(after), ratio),  # of the first picture
-            spread_by("each", lambda after, before: (after != before).flatten(1).any(-1)[:, None, None].expand_as(after)),  # everything
+            lambda before, after, ratio: spread_by("each")(
+                before, after[:1].expand_as(after), ratio
+            ),  # of the first picture
+            spread_by(
+                "each",
+                lambda after, before: (
+                    (after != before).flatten(1).any(-1)[:, None, None].expand_as(after)
+                ),
+            ),  # everything
         ),
     ),
 ]

@@ -35,7 +35,10 @@ def our_loss(means, counts):
 
 
 def our_rows(batch, processes, size):
-    return [[rows.tolist() for rows in torch.arange(batch).chunk(processes)[rank].split(size)] for rank in range(processes)]
+    return [
+        [rows.tolist() for rows in torch.arange(batch).chunk(processes)[rank].split(size)]
+        for rank in range(processes)
+    ]
 
 
 def our_places(indices, sizes):
@@ -62,7 +65,9 @@ def counts_every_product(block_flops):
         own = qkv + product(N, D, N) + product(N, N, D) + product(N, D, D)
         other = product(N, D, D) + product(N, D, T) + product(N, T, D) + product(N, D, D)
         got = block_flops(N, T, D)
-        assert got == own + other + mlp, f"{N} tokens, {T} of text, width {D}: {got}, not {own + other + mlp}"
+        assert got == own + other + mlp, (
+            f"{N} tokens, {T} of text, width {D}: {got}, not {own + other + mlp}"
+        )
 
     check()
 
@@ -81,13 +86,19 @@ def adds_up_the_tensors(bytes_per_gpu):
         for optimizer, each in (("adamw", 5), ("adafactor", 3)):
             got, whole = bytes_per_gpu(parameters, optimizer, gpus), 4 * each * parameters
             wanted = -(-whole // gpus)
-            assert isinstance(got, int) and got == wanted, f"{parameters} parameters, {optimizer}, {gpus} GPUs: {got} bytes, not {wanted}"
+            assert isinstance(got, int) and got == wanted, (
+                f"{parameters} parameters, {optimizer}, {gpus} GPUs: {got} bytes, not {wanted}"
+            )
 
     check()
 
 
 def is_the_mean_of_all_tokens(combine):
-    @given(st.lists(st.lists(st.floats(0, 20, width=32), max_size=6), min_size=1, max_size=5).filter(any))
+    @given(
+        st.lists(st.lists(st.floats(0, 20, width=32), max_size=6), min_size=1, max_size=5).filter(
+            any
+        )
+    )
     @example([[1.0], [2.0, 3.0, 4.0]])
     @example([[1.0, 3.0], [], [5.0]])
     @example([[2.0]])
@@ -96,7 +107,9 @@ def is_the_mean_of_all_tokens(combine):
         got = float(combine(means, torch.tensor([len(p) for p in parts])))
         everything = [x for p in parts for x in p]
         wanted = sum(everything) / len(everything)
-        assert math.isclose(got, wanted, rel_tol=1e-4, abs_tol=1e-4), f"tokens' losses {parts}: {got}, not {wanted}"
+        assert math.isclose(got, wanted, rel_tol=1e-4, abs_tol=1e-4), (
+            f"tokens' losses {parts}: {got}, not {wanted}"
+        )
 
     check()
 
@@ -109,9 +122,13 @@ def every_row_runs_once(rows_of_pass):
         batch = processes * each
         got = rows_of_pass(batch, processes, size)
         asked = f"{batch} rows, {processes} processes, passes of {size}: {got}"
-        assert len(got) == processes and len({len(passes) for passes in got}) == 1, f"{asked}; all need as many passes: they wait for each other"
+        assert len(got) == processes and len({len(passes) for passes in got}) == 1, (
+            f"{asked}; all need as many passes: they wait for each other"
+        )
         for rank, passes in enumerate(got):
-            assert all(passes) and [row for rows in passes for row in rows] == [*range(rank * each, (rank + 1) * each)], asked
+            assert all(passes) and [row for rows in passes for row in rows] == [
+                *range(rank * each, (rank + 1) * each)
+            ], asked
             assert all(len(rows) == size for rows in passes[:-1]) and len(passes[-1]) <= size, asked
 
     check()
@@ -128,7 +145,10 @@ def parts_draw_what_the_whole_draws(rows_of_pass):
 def finds_every_picture(locate):
     """Against a list of all pictures, in any order, with empty shards."""
 
-    @given(st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any), st.randoms(use_true_random=False))
+    @given(
+        st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any),
+        st.randoms(use_true_random=False),
+    )
     @example([3, 0, 2], None)
     @example([1], None)
     def check(sizes, random):
@@ -137,7 +157,9 @@ def finds_every_picture(locate):
         if random:
             random.shuffle(order)
         shards, rows = locate(torch.tensor(order), sizes)
-        assert shards.dtype == rows.dtype == torch.int64, f"shards are {shards.dtype}, rows {rows.dtype}, not int64"
+        assert shards.dtype == rows.dtype == torch.int64, (
+            f"shards are {shards.dtype}, rows {rows.dtype}, not int64"
+        )
         got = [*zip(shards.tolist(), rows.tolist())]
         assert got == [places[i] for i in order], f"shards of {sizes}, pictures {order}: {got}"
 
@@ -148,7 +170,9 @@ def finds_every_picture(locate):
 
 
 def flops(self_=4, cross=2, mlp=8, own=2, other=2, each=2):
-    return lambda N, T, D: each * (N * (self_ + cross + mlp) * D * D + own * N * N * D + other * N * T * D)
+    return lambda N, T, D: (
+        each * (N * (self_ + cross + mlp) * D * D + own * N * N * D + other * N * T * D)
+    )
 
 
 def count_no_attention(N, T, D):
@@ -180,7 +204,10 @@ def empty_ones_too(means, counts):
 
 
 def interleaved(batch, processes, size):
-    return [[rows.tolist() for rows in torch.arange(rank, batch, processes).split(size)] for rank in range(processes)]
+    return [
+        [rows.tolist() for rows in torch.arange(rank, batch, processes).split(size)]
+        for rank in range(processes)
+    ]
 
 
 def all_take_all(batch, processes, size):
@@ -188,13 +215,19 @@ def all_take_all(batch, processes, size):
 
 
 def so_many_passes(batch, processes, size):
-    return [[rows.tolist() for rows in part.chunk(size)] for part in torch.arange(batch).chunk(processes)]
+    return [
+        [rows.tolist() for rows in part.chunk(size)]
+        for part in torch.arange(batch).chunk(processes)
+    ]
 
 
 def the_rest_is_dropped(batch, processes, size):
     each = batch // processes
     size = min(size, each)
-    return [[[*range(rank * each + i, rank * each + i + size)] for i in range(0, each - size + 1, size)] for rank in range(processes)]
+    return [
+        [[*range(rank * each + i, rank * each + i + size)] for i in range(0, each - size + 1, size)]
+        for rank in range(processes)
+    ]
 
 
 def passes_first(batch, processes, size):
@@ -228,28 +261,53 @@ def sorted_first(indices, sizes):
 
 EXERCISES = (
     Exercise(
-        "block_flops", our_flops, (counts_every_product, knows_the_large_block),
+        "block_flops",
+        our_flops,
+        (counts_every_product, knows_the_large_block),
         "list the matrices that meet: three for queries, keys and values, ... ; then one product each",
-        (flops(each=1), flops(self_=3), flops(cross=4), flops(mlp=4), flops(own=1), flops(other=0), count_no_attention),
+        (
+            flops(each=1),
+            flops(self_=3),
+            flops(cross=4),
+            flops(mlp=4),
+            flops(own=1),
+            flops(other=0),
+            count_no_attention,
+        ),
     ),
     Exercise(
-        "bytes_per_gpu", our_bytes, (adds_up_the_tensors,),
+        "bytes_per_gpu",
+        our_bytes,
+        (adds_up_the_tensors,),
         "how many numbers are there for each parameter, before anybody optimizes?",
-        (bytes_of(adamw=16), bytes_of(adafactor=16), bytes_of(adafactor=8), bytes_of(up=False), bytes_of(shared=False), bytes_of(adamw=12, adafactor=20)),
+        (
+            bytes_of(adamw=16),
+            bytes_of(adafactor=16),
+            bytes_of(adafactor=8),
+            bytes_of(up=False),
+            bytes_of(shared=False),
+            bytes_of(adamw=12, adafactor=20),
+        ),
     ),
     Exercise(
-        "combine", our_loss, (is_the_mean_of_all_tokens,),
+        "combine",
+        our_loss,
+        (is_the_mean_of_all_tokens,),
         "a part's sum is its mean times its count; 0 times not-a-number is not a number",
         (mean_of_means, of_all_parts, nan_stays, empty_ones_too),
     ),
     Exercise(
-        "rows_of_pass", our_rows, (every_row_runs_once, parts_draw_what_the_whole_draws),
+        "rows_of_pass",
+        our_rows,
+        (every_row_runs_once, parts_draw_what_the_whole_draws),
         "first over the processes, then over the passes",
         (interleaved, all_take_all, so_many_passes, the_rest_is_dropped, passes_first),
     ),
     Exercise(
-        "locate", our_places, (finds_every_picture,),
+        "locate",
+        our_places,
+        (finds_every_picture,),
         "where does each shard begin? A running sum knows, and torch.searchsorted finds",
         (shards_alike, one_too_late, counted_from_the_end, empty_shards_left_out, sorted_first),
     ),
-)  # fmt: skip
+)

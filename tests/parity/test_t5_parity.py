@@ -1,6 +1,6 @@
 """Our T5 encoder against transformers' on the same random weights: an implementation we did not write.
 
-    pip install transformers; pytest tests/parity/test_t5_parity.py
+pip install transformers; pytest tests/parity/test_t5_parity.py
 """
 
 import pytest
@@ -16,8 +16,17 @@ SHAPES = {"narrower inside": (64, 8, 6), "wider inside": (48, 16, 8)}
 
 def pair(mlp, d_model, d_kv, num_heads, num_layers=3):
     torch.manual_seed(0)
-    sizes = dict(vocab_size=120, d_model=d_model, d_kv=d_kv, num_heads=num_heads, d_ff=80, num_layers=num_layers)
-    theirs = transformers.T5EncoderModel(transformers.T5Config(**sizes, feed_forward_proj=mlp)).eval()
+    sizes = dict(
+        vocab_size=120,
+        d_model=d_model,
+        d_kv=d_kv,
+        num_heads=num_heads,
+        d_ff=80,
+        num_layers=num_layers,
+    )
+    theirs = transformers.T5EncoderModel(
+        transformers.T5Config(**sizes, feed_forward_proj=mlp)
+    ).eval()
     for name, parameter in theirs.named_parameters():
         if "layer_norm" in name:  # ones by default, which would hide a norm that forgets its weight
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -57,7 +66,10 @@ def test_equal_under_padding(mlp):
 @torch.no_grad()
 def test_equal_with_twelve_layers(mlp):
     theirs, ours = pair(mlp, 64, 8, 6, num_layers=12)
-    ids, mask = torch.randint(3, 120, (4, 77)), torch.arange(77) < torch.tensor([77, 60, 12, 1])[:, None]
+    ids, mask = (
+        torch.randint(3, 120, (4, 77)),
+        torch.arange(77) < torch.tensor([77, 60, 12, 1])[:, None],
+    )
     expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     assert (ours(ids, mask) - expected)[mask].abs().max() <= 1e-5
 
@@ -71,7 +83,9 @@ def test_bf16_is_as_near_to_fp32_as_theirs(mlp, num_layers):
     ids, mask = torch.randint(3, 120, (16, 40)), torch.ones(16, 40, dtype=torch.bool)
     exact = ours(ids, mask)
     error = lambda x: float((x.float() - exact).norm() / exact.norm())
-    their_error = error(theirs.bfloat16()(input_ids=ids, attention_mask=mask.long()).last_hidden_state)
+    their_error = error(
+        theirs.bfloat16()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    )
     our_error = error(ours.bfloat16()(ids, mask))
     print(f"{mlp}, {num_layers} layers: {our_error:.4f}, theirs {their_error:.4f}")
     assert 0 < our_error <= 1.25 * their_error
@@ -82,8 +96,18 @@ def test_bf16_is_as_near_to_fp32_as_theirs(mlp, num_layers):
 def test_a_whole_t5_that_they_wrote(tmp_path, toy_directory, size):
     """Encoder and decoder, in shards (smaller ones than anybody publishes) or in one file."""
     torch.manual_seed(0)
-    sizes = dict(vocab_size=4128, d_model=16, d_kv=8, num_heads=3, d_ff=24, num_layers=2, num_decoder_layers=2)
-    theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, feed_forward_proj="gated-gelu", tie_word_embeddings=False)).eval()
+    sizes = dict(
+        vocab_size=4128,
+        d_model=16,
+        d_kv=8,
+        num_heads=3,
+        d_ff=24,
+        num_layers=2,
+        num_decoder_layers=2,
+    )
+    theirs = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**sizes, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    ).eval()
     theirs.save_pretrained(tmp_path, max_shard_size=size)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1 or size == "10GB"
     (tmp_path / "spiece.model").write_bytes((toy_directory / "spiece.model").read_bytes())

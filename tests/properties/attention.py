@@ -41,9 +41,15 @@ def is_softmax_attention(attend):
                 for n in range(N):
                     seen = [t for t in range(T) if visible[b, t]]
                     query, keys, values = q[b, h, n].tolist(), k[b, h].tolist(), v[b, h].tolist()
-                    wanted = slow_attention(query, [keys[t] for t in seen], [values[t] for t in seen])
-                    assert close(masked[b, h, n], wanted), f"visible {visible[b].tolist()}: {masked[b, h, n].tolist()}, not {wanted}"
-                    assert close(full[b, h, n], slow_attention(query, keys, values)), "wrong without a mask"
+                    wanted = slow_attention(
+                        query, [keys[t] for t in seen], [values[t] for t in seen]
+                    )
+                    assert close(masked[b, h, n], wanted), (
+                        f"visible {visible[b].tolist()}: {masked[b, h, n].tolist()}, not {wanted}"
+                    )
+                    assert close(full[b, h, n], slow_attention(query, keys, values)), (
+                        "wrong without a mask"
+                    )
 
     check()
 
@@ -54,7 +60,9 @@ def survives_large_scores(attend):
     v = torch.tensor([[[[1.0], [2.0], [3.0]]]])
     for visible, wanted in ((None, 3.0), (torch.tensor([[True, True, False]]), 1.0)):
         got = float(attend(q, k, v, visible))
-        assert abs(got - wanted) < 1e-6, f"scores 1000, -1000, 2000, values 1, 2, 3, visible {visible}: {got}, not {wanted}"
+        assert abs(got - wanted) < 1e-6, (
+            f"scores 1000, -1000, 2000, values 1, 2, 3, visible {visible}: {got}, not {wanted}"
+        )
 
 
 def equals_torch(attend):
@@ -65,7 +73,12 @@ def equals_torch(attend):
         q, k, v, visible = qkv_of(seed, 2, 2, N, T, 4)
         visible[:, 0] = True
         results = []
-        for function in (attend, lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m[:, None, None, :])):
+        for function in (
+            attend,
+            lambda q, k, v, m: F.scaled_dot_product_attention(
+                q, k, v, attn_mask=m[:, None, None, :]
+            ),
+        ):
             leaves = [x.clone().requires_grad_() for x in (q, k, v)]
             out = function(*leaves, visible)
             results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
@@ -86,7 +99,9 @@ def nothing_visible_is_zero(attend):
         out = attend(*leaves, visible)
         (out + 1).square().sum().backward()
         assert (out[0] == 0).all(), f"a row that sees nothing got {out[0].flatten().tolist()}"
-        assert all((x.grad[0] == 0).all() for x in leaves), "a row that sees nothing sends a gradient"
+        assert all((x.grad[0] == 0).all() for x in leaves), (
+            "a row that sees nothing sends a gradient"
+        )
         assert torch.allclose(out[1:], attend(*(x[1:] for x in leaves), None), atol=1e-6)
 
     check()
@@ -98,8 +113,16 @@ def hidden_keys_do_not_matter(attend):
     @given(seeds, sizes, sizes, st.integers(1, 4))
     def check(seed, N, T, more):
         q, k, v, visible = qkv_of(seed, 2, 2, N, T, 4)
-        pad = lambda x: torch.cat([torch.where(visible[:, None, :, None], x, -5 * x + 3), 9 * torch.ones(2, 2, more, 4, dtype=x.dtype)], dim=2)
-        padded = attend(q, pad(k), pad(v), torch.cat([visible, torch.zeros(2, more, dtype=torch.bool)], dim=1))
+        pad = lambda x: torch.cat(
+            [
+                torch.where(visible[:, None, :, None], x, -5 * x + 3),
+                9 * torch.ones(2, 2, more, 4, dtype=x.dtype),
+            ],
+            dim=2,
+        )
+        padded = attend(
+            q, pad(k), pad(v), torch.cat([visible, torch.zeros(2, more, dtype=torch.bool)], dim=1)
+        )
         assert torch.allclose(padded, attend(q, k, v, visible), rtol=1e-9, atol=1e-9)
 
     check()
@@ -117,20 +140,40 @@ def is_multi_axis(multi_axis):
     @example(0, 3, 1, 2)
     def check(seed, windows, window, H):
         grid, d = windows * window, 2
-        qkv = torch.randn(3, 2, H, grid * grid, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        qkv = torch.randn(
+            3,
+            2,
+            H,
+            grid * grid,
+            d,
+            generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float64,
+        )
         both = multi_axis(qkv, grid, window)
         for b in range(2):  # a batch, in which pictures might be mixed up; each is what it is alone
-            assert torch.allclose(both[b], multi_axis(qkv[:, b : b + 1], grid, window)[0]), f"picture {b} of two is not what it is alone"
+            assert torch.allclose(both[b], multi_axis(qkv[:, b : b + 1], grid, window)[0]), (
+                f"picture {b} of two is not what it is alone"
+            )
         b = seed % 2
         out, (q, k, v), places = both[b], qkv[:, b].tolist(), range(grid * grid)
         for h in range(H):
             for n in range(grid * grid):
                 y, x = divmod(n, grid)
                 if h < H // 2:
-                    seen = [m for m in places if (m // grid // window, m % grid // window) == (y // window, x // window)]
+                    seen = [
+                        m
+                        for m in places
+                        if (m // grid // window, m % grid // window) == (y // window, x // window)
+                    ]
                 else:
-                    seen = [m for m in places if (m // grid % window, m % grid % window) == (y % window, x % window)]
+                    seen = [
+                        m
+                        for m in places
+                        if (m // grid % window, m % grid % window) == (y % window, x % window)
+                    ]
                 wanted = slow_attention(q[h][n], [k[h][m] for m in seen], [v[h][m] for m in seen])
-                assert close(out[h, n], wanted), f"head {h} of {H}, position {(y, x)} of a {grid}x{grid} grid, window {window}"
+                assert close(out[h, n], wanted), (
+                    f"head {h} of {H}, position {(y, x)} of a {grid}x{grid} grid, window {window}"
+                )
 
     check()

@@ -26,7 +26,11 @@ def generator(seed=0):
 
 
 def log_softmax(x):
-    return x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    return (
+        x
+        - x.max(-1, keepdims=True)
+        - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    )
 
 
 # One step
@@ -43,18 +47,42 @@ def steps(draw):
     left = np.array([draw(st.integers(0, int(n))) for n in hidden.sum(-1)])
     token_noise = draw(hnp.arrays(np.float32, (B, N, K), elements=quarters))
     choice_noise = draw(hnp.arrays(np.float32, (B, N), elements=quarters))
-    return logits, ids, hidden, left, token_noise, choice_noise, draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+    return (
+        logits,
+        ids,
+        hidden,
+        left,
+        token_noise,
+        choice_noise,
+        draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])),
+    )
 
 
 def run_step(step, logits, ids, hidden, left, token_noise, choice_noise, temperature):
-    out = step(*map(torch.from_numpy, (logits, ids, hidden, left, token_noise, choice_noise)), temperature)
+    out = step(
+        *map(torch.from_numpy, (logits, ids, hidden, left, token_noise, choice_noise)), temperature
+    )
     return [x.numpy() for x in out]
 
 
-ALL_EQUAL = (np.zeros((1, 4, 2), np.float32), np.zeros((1, 4), np.int64), np.ones((1, 4), bool), np.array([2]),
-             np.zeros((1, 4, 2), np.float32), np.zeros((1, 4), np.float32), 1.0)  # fmt: skip
-KNOWN_LOOKS_BAD = (np.float32([[[0, 9], [5, 0]]]), np.array([[0, 0]]), np.array([[False, True]]), np.array([0]),
-                   np.zeros((1, 2, 2), np.float32), np.zeros((1, 2), np.float32), 1.0)  # fmt: skip
+ALL_EQUAL = (
+    np.zeros((1, 4, 2), np.float32),
+    np.zeros((1, 4), np.int64),
+    np.ones((1, 4), bool),
+    np.array([2]),
+    np.zeros((1, 4, 2), np.float32),
+    np.zeros((1, 4), np.float32),
+    1.0,
+)
+KNOWN_LOOKS_BAD = (
+    np.float32([[[0, 9], [5, 0]]]),
+    np.array([[0, 0]]),
+    np.array([[False, True]]),
+    np.array([0]),
+    np.zeros((1, 2, 2), np.float32),
+    np.zeros((1, 2), np.float32),
+    1.0,
+)
 
 
 def hides_the_count_again(step):
@@ -67,7 +95,9 @@ def hides_the_count_again(step):
         _, ids, hidden, left = case[:4]
         _, _, now = run_step(step, *case)
         assert (now.sum(-1) == left).all(), f"{now.sum(-1)} hidden, not {left}"
-        assert not (now & ~hidden).any(), f"known tokens were hidden: before {hidden.tolist()}, after {now.tolist()}"
+        assert not (now & ~hidden).any(), (
+            f"known tokens were hidden: before {hidden.tolist()}, after {now.tolist()}"
+        )
 
     check()
 
@@ -80,7 +110,9 @@ def keeps_what_is_known(step):
     def check(case):
         _, ids, hidden = case[:3]
         guess, log_p, _ = run_step(step, *case)
-        assert (guess == ids)[~hidden].all(), f"ids {ids.tolist()}, hidden {hidden.tolist()}, after {guess.tolist()}"
+        assert (guess == ids)[~hidden].all(), (
+            f"ids {ids.tolist()}, hidden {hidden.tolist()}, after {guess.tolist()}"
+        )
         assert np.isposinf(log_p[~hidden]).all() and np.isfinite(log_p[hidden]).all()
 
     check()
@@ -94,9 +126,15 @@ def draws_from_the_tempered_softmax(step):
         logits, _, hidden, _, token_noise, _, temperature = case
         guess, log_p, _ = run_step(step, *case)
         score = logits + np.float32(temperature) * token_noise  # quarters: exact
-        assert (guess == score.argmax(-1))[hidden].all(), f"guessed {guess.tolist()}, hidden {hidden.tolist()}"
-        wanted = np.take_along_axis(log_softmax(logits.astype(np.float64)), guess[..., None], -1)[..., 0]
-        assert np.allclose(log_p[hidden], wanted[hidden], atol=1e-5), f"confidence {log_p.tolist()}, not {wanted.tolist()}"
+        assert (guess == score.argmax(-1))[hidden].all(), (
+            f"guessed {guess.tolist()}, hidden {hidden.tolist()}"
+        )
+        wanted = np.take_along_axis(log_softmax(logits.astype(np.float64)), guess[..., None], -1)[
+            ..., 0
+        ]
+        assert np.allclose(log_p[hidden], wanted[hidden], atol=1e-5), (
+            f"confidence {log_p.tolist()}, not {wanted.tolist()}"
+        )
 
     check()
 
@@ -109,14 +147,23 @@ def keeps_the_most_confident(step):
     def check(case):
         logits, _, hidden, left, _, choice_noise, _ = case
         guess, _, now = run_step(step, *case)
-        p = np.take_along_axis(log_softmax(logits.astype(np.float64)), guess[..., None], -1)[..., 0] + choice_noise
+        p = (
+            np.take_along_axis(log_softmax(logits.astype(np.float64)), guess[..., None], -1)[..., 0]
+            + choice_noise
+        )
         for b in range(len(logits)):
             again, kept = np.flatnonzero(now[b]), np.flatnonzero(hidden[b] & ~now[b])
             for i in again:
                 for j in kept:
-                    same = (logits[b, i] == logits[b, j]).all() and guess[b, i] == guess[b, j] and choice_noise[b, i] == choice_noise[b, j]
+                    same = (
+                        (logits[b, i] == logits[b, j]).all()
+                        and guess[b, i] == guess[b, j]
+                        and choice_noise[b, i] == choice_noise[b, j]
+                    )
                     right = j < i if same else p[b, i] <= p[b, j] + NEAR
-                    assert right, f"row {b}: position {i} ({p[b, i]:.3f}) was hidden again, {j} ({p[b, j]:.3f}) kept"
+                    assert right, (
+                        f"row {b}: position {i} ({p[b, i]:.3f}) was hidden again, {j} ({p[b, j]:.3f}) kept"
+                    )
 
     check()
 
@@ -147,7 +194,9 @@ class Table:
 
     def __call__(self, ids, context, where=None):
         self.passes.append(ids.clone())
-        logits = torch.from_numpy(self.logits(ids.numpy(), context.rows.double().numpy())).to(self.dtype)
+        logits = torch.from_numpy(self.logits(ids.numpy(), context.rows.double().numpy())).to(
+            self.dtype
+        )
         return logits if where is None else logits[where]
 
 
@@ -171,11 +220,23 @@ class Problem:
         self.cond = rows(self.seed + 1, B, self.codes)
         self.uncond = rows(self.seed + 2, B, self.codes) if self.guided else None
         ids = torch.from_numpy(self.ids)
-        return list(decode(self.model, ids, self.codes, self.cond, self.uncond, self.sampling, generator(self.seed)))
+        return list(
+            decode(
+                self.model,
+                ids,
+                self.codes,
+                self.cond,
+                self.uncond,
+                self.sampling,
+                generator(self.seed),
+            )
+        )
 
     def schedule(self):
         """(k, left) of every step that reveals something."""
-        counts = np.array([maskgit_counts(int(n), self.sampling.steps) for n in (self.ids == self.codes).sum(-1)]).T
+        counts = np.array(
+            [maskgit_counts(int(n), self.sampling.steps) for n in (self.ids == self.codes).sum(-1)]
+        ).T
         before = np.vstack([(self.ids == self.codes).sum(-1), counts[:-1]])
         return [(k, now) for k, (was, now) in enumerate(zip(before, counts)) if (was != now).any()]
 
@@ -187,16 +248,23 @@ def problems(draw, max_steps=8):
     whole = draw(st.booleans())  # an empty grid, or a hole of its own in each row
     hidden = np.ones((B, N), bool) if whole else draw(hnp.arrays(bool, (B, N)))
     sampling = Sampling(
-        steps=draw(st.integers(1, max_steps)), guidance=draw(st.sampled_from([0.0, 0.5, 3.0])), ramp=draw(st.booleans()),
-        temperature=draw(st.sampled_from([0.0, 1.0])), choice_temperature=draw(st.sampled_from([0.0, 4.5])),
-    )  # fmt: skip
+        steps=draw(st.integers(1, max_steps)),
+        guidance=draw(st.sampled_from([0.0, 0.5, 3.0])),
+        ramp=draw(st.booleans()),
+        temperature=draw(st.sampled_from([0.0, 1.0])),
+        choice_temperature=draw(st.sampled_from([0.0, 4.5])),
+    )
     return Problem(np.where(hidden, K, ids), K, sampling, draw(st.booleans()), draw(seeds))
 
 
-HOLE = Problem(np.array([[4] * 5 + [0, 1, 2, 3] * 6]), 4, Sampling(steps=4), False, 3)  # 5 of 29 tokens
+HOLE = Problem(
+    np.array([[4] * 5 + [0, 1, 2, 3] * 6]), 4, Sampling(steps=4), False, 3
+)  # 5 of 29 tokens
 EMPTY = Problem(np.full((2, 16), 4), 4, Sampling(steps=6), True, 5)
 UNGUIDED = Problem(np.full((2, 64), 12), 12, Sampling(steps=6), False, 5)
-ONE_STEP = Problem(np.full((2, 4), 3), 3, Sampling(steps=1), True, 1)  # a plain draw, guided in full
+ONE_STEP = Problem(
+    np.full((2, 4), 3), 3, Sampling(steps=1), True, 1
+)  # a plain draw, guided in full
 UNEVEN = Problem(np.array([[4] * 9, [4] + [1] * 8, [2] * 9]), 4, Sampling(steps=5), True, 7)
 
 
@@ -215,29 +283,54 @@ def follows_the_reference(decode):
     @example(ONE_STEP)
     def check(problem):
         taken = problem.run(decode)
-        ids, sampling, K, noise = problem.ids, problem.sampling, problem.codes, generator(problem.seed)
+        ids, sampling, K, noise = (
+            problem.ids,
+            problem.sampling,
+            problem.codes,
+            generator(problem.seed),
+        )
         hidden = ids == K
-        gumbel = lambda *shape: -np.log(-np.log(torch.rand(shape, generator=noise).double().numpy().clip(1e-20, 1 - 1e-7)))
-        assert len(taken) == len(problem.schedule()), f"{len(taken)} steps, not {len(problem.schedule())}"
+        gumbel = lambda *shape: (
+            -np.log(
+                -np.log(torch.rand(shape, generator=noise).double().numpy().clip(1e-20, 1 - 1e-7))
+            )
+        )
+        assert len(taken) == len(problem.schedule()), (
+            f"{len(taken)} steps, not {len(problem.schedule())}"
+        )
         for step, (k, left) in zip(taken, problem.schedule()):
             guess, confidence, now = (x.numpy() for x in step)
             inputs = np.where(hidden, K, ids)
             logits = problem.model.logits(inputs, problem.cond.rows.numpy())
             if problem.guided:
                 t = sampling.guidance * ((k + 1) / sampling.steps if sampling.ramp else 1)
-                logits = (1 + t) * logits - t * problem.model.logits(inputs, problem.uncond.rows.numpy())
+                logits = (1 + t) * logits - t * problem.model.logits(
+                    inputs, problem.uncond.rows.numpy()
+                )
             score = logits + sampling.temperature * gumbel(*logits.shape)
             assert (guess == ids)[~hidden].all(), f"step {k}: known tokens changed"
-            assert 0 <= guess.min() <= guess.max() < K, f"step {k}: ids {guess.tolist()}, codes 0..{K - 1}"
+            assert 0 <= guess.min() <= guess.max() < K, (
+                f"step {k}: ids {guess.tolist()}, codes 0..{K - 1}"
+            )
             drawn = np.take_along_axis(score, guess[..., None], -1)[..., 0]
-            assert (drawn >= score.max(-1) - NEAR)[hidden].all(), f"step {k}: guessed {guess.tolist()}, likeliest {score.argmax(-1).tolist()}"
+            assert (drawn >= score.max(-1) - NEAR)[hidden].all(), (
+                f"step {k}: guessed {guess.tolist()}, likeliest {score.argmax(-1).tolist()}"
+            )
             log_p = np.take_along_axis(log_softmax(logits), guess[..., None], -1)[..., 0]
-            assert np.allclose(confidence[hidden], log_p[hidden], atol=NEAR), f"step {k}: confidence {confidence.tolist()}, not {log_p.tolist()}"
-            noisy = log_p + sampling.choice_temperature * (1 - (k + 1) / sampling.steps) * gumbel(*ids.shape)
-            assert (now.sum(-1) == left).all() and not (now & ~hidden).any(), f"step {k}: {now.sum(-1)} hidden, not {left}"
+            assert np.allclose(confidence[hidden], log_p[hidden], atol=NEAR), (
+                f"step {k}: confidence {confidence.tolist()}, not {log_p.tolist()}"
+            )
+            noisy = log_p + sampling.choice_temperature * (1 - (k + 1) / sampling.steps) * gumbel(
+                *ids.shape
+            )
+            assert (now.sum(-1) == left).all() and not (now & ~hidden).any(), (
+                f"step {k}: {now.sum(-1)} hidden, not {left}"
+            )
             for b in np.flatnonzero(now.any(-1) & (hidden & ~now).any(-1)):
                 again, kept = noisy[b][now[b]].max(), noisy[b][hidden[b] & ~now[b]].min()
-                assert again <= kept + NEAR, f"step {k}, row {b}: hid {again:.3f} again and kept {kept:.3f}"
+                assert again <= kept + NEAR, (
+                    f"step {k}, row {b}: hid {again:.3f} again and kept {kept:.3f}"
+                )
             ids, hidden = guess, now
         assert not hidden.any(), "tokens are hidden after the last step"
 
@@ -255,8 +348,12 @@ def never_shows_the_mask(decode):
         taken = problem.run(decode)
         for step in taken:
             ids = step.ids.numpy()
-            assert 0 <= ids.min() <= ids.max() < problem.codes, f"ids {ids.tolist()}, codes 0..{problem.codes - 1}"
-            assert (ids == problem.ids)[given_].all(), f"given {problem.ids.tolist()}, got {ids.tolist()}"
+            assert 0 <= ids.min() <= ids.max() < problem.codes, (
+                f"ids {ids.tolist()}, codes 0..{problem.codes - 1}"
+            )
+            assert (ids == problem.ids)[given_].all(), (
+                f"given {problem.ids.tolist()}, got {ids.tolist()}"
+            )
         assert not taken or not taken[-1].hidden.any(), "tokens are hidden after the last step"
         assert taken or given_.all(), "no step was taken"
 
@@ -272,7 +369,9 @@ def revealed_tokens_stay(decode):
         taken = problem.run(decode)
         for before, after in zip(taken, taken[1:]):
             shown = ~before.hidden
-            assert torch.equal(before.ids[shown], after.ids[shown]) and not after.hidden[shown].any()
+            assert (
+                torch.equal(before.ids[shown], after.ids[shown]) and not after.hidden[shown].any()
+            )
 
     check()
 
@@ -309,9 +408,13 @@ def makes_no_idle_pass(decode):
     def check(problem):
         taken, passes = problem.run(decode), problem.model.passes
         due = len(problem.schedule())
-        assert len(taken) == len(passes) == due, f"{len(passes)} passes, {len(taken)} steps, {due} reveal something"
+        assert len(taken) == len(passes) == due, (
+            f"{len(passes)} passes, {len(taken)} steps, {due} reveal something"
+        )
         width = len(problem.ids) * (2 if problem.guided and problem.sampling.guidance else 1)
-        assert all(len(ids) == width for ids in passes), f"batches of {[len(ids) for ids in passes]}, not {width}"
+        assert all(len(ids) == width for ids in passes), (
+            f"batches of {[len(ids) for ids in passes]}, not {width}"
+        )
 
     check()
 
@@ -322,45 +425,79 @@ def model_sees_masks_only(decode):
     @given(problems())
     @example(EMPTY)
     def check(problem):
-        taken, ids, hidden = problem.run(decode), torch.from_numpy(problem.ids), torch.from_numpy(problem.ids == problem.codes)
+        taken, ids, hidden = (
+            problem.run(decode),
+            torch.from_numpy(problem.ids),
+            torch.from_numpy(problem.ids == problem.codes),
+        )
         for step, seen in zip(taken, problem.model.passes):
             for half in seen.split(len(ids)):
-                assert torch.equal(half, ids.masked_fill(hidden, problem.codes)), f"the model saw {half.tolist()}"
+                assert torch.equal(half, ids.masked_fill(hidden, problem.codes)), (
+                    f"the model saw {half.tolist()}"
+                )
             ids, hidden = step.ids, step.hidden
 
     check()
 
 
-def every_sampler_keeps_its_promises(decode, samplers=("confidence", "halton", "random", "entropy")):
+def every_sampler_keeps_its_promises(
+    decode, samplers=("confidence", "halton", "random", "entropy")
+):
     """Whichever chooses: given tokens are untouched, what is revealed stays, ids are codes, all is done within S steps, a
     seed gives one picture, confidences are finite in half precision. Counts are the schedule's; entropy may only be faster, and
     reveals something in every row at every step."""
 
-    @given(problems(max_steps=12), st.sampled_from(samplers), st.integers(0, 3), st.sampled_from([0.0, 1.0]), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    @given(
+        problems(max_steps=12),
+        st.sampled_from(samplers),
+        st.integers(0, 3),
+        st.sampled_from([0.0, 1.0]),
+        st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    )
     @example(HOLE, samplers[0], 0, 0.0, torch.float32)
     @example(EMPTY, samplers[-1], 2, 0.0, torch.float32)
     @example(UNEVEN, samplers[-1], 0, 1.0, torch.float32)
     def check(problem, sampler, top_k, bound, dtype):
-        sampling = replace(problem.sampling, sampler=sampler, top_k=top_k, choice_temperature=4.5, entropy_bound=bound)
+        sampling = replace(
+            problem.sampling,
+            sampler=sampler,
+            top_k=top_k,
+            choice_temperature=4.5,
+            entropy_bound=bound,
+        )
         problem = replace(problem, sampling=sampling)
         taken, hidden = problem.run(decode, dtype), problem.ids == problem.codes
         ids, left = problem.ids, dict(problem.schedule())
-        assert len(taken) <= problem.sampling.steps and (sampler == "entropy" or len(taken) == len(left))
+        assert len(taken) <= problem.sampling.steps and (
+            sampler == "entropy" or len(taken) == len(left)
+        )
         for step, (k, due) in zip(taken, left.items()):
             guess, log_p, now = (x.numpy() for x in step)
-            assert 0 <= guess.min() <= guess.max() < problem.codes, f"ids {guess.tolist()}, codes 0..{problem.codes - 1}"
-            assert (guess == ids)[~hidden].all() and not (now & ~hidden).any(), f"{sampler}, step {k}: known tokens changed"
-            assert np.isfinite(log_p[hidden]).all(), f"{sampler}, {dtype}: confidences {log_p.tolist()}"
+            assert 0 <= guess.min() <= guess.max() < problem.codes, (
+                f"ids {guess.tolist()}, codes 0..{problem.codes - 1}"
+            )
+            assert (guess == ids)[~hidden].all() and not (now & ~hidden).any(), (
+                f"{sampler}, step {k}: known tokens changed"
+            )
+            assert np.isfinite(log_p[hidden]).all(), (
+                f"{sampler}, {dtype}: confidences {log_p.tolist()}"
+            )
             counts, before = now.sum(-1), hidden.sum(-1)
             if sampler == "entropy":
-                assert ((counts < before) | (before == 0)).all(), f"step {k}: {before} hidden before, {counts} after"
-                assert (counts <= due).all(), f"step {k}: {counts} hidden, the schedule asks for {due}"
+                assert ((counts < before) | (before == 0)).all(), (
+                    f"step {k}: {before} hidden before, {counts} after"
+                )
+                assert (counts <= due).all(), (
+                    f"step {k}: {counts} hidden, the schedule asks for {due}"
+                )
             else:
                 assert (counts == due).all(), f"{sampler}, step {k}: {counts} hidden, not {due}"
             ids, hidden = guess, now
         assert not hidden.any(), f"{sampler}: tokens are hidden after the last step"
         again = problem.run(decode, dtype)
-        assert all(torch.equal(a, b) for one, two in zip(taken, again) for a, b in zip(one, two)), f"{sampler} is not a function of the seed"
+        assert all(torch.equal(a, b) for one, two in zip(taken, again) for a, b in zip(one, two)), (
+            f"{sampler} is not a function of the seed"
+        )
 
     check()
 
@@ -371,7 +508,9 @@ def draws_from_the_k_likeliest(draw):
     likeliest = [1, 4, 3, 0, 2]
     for k in range(6):
         drawn = set(draw(logits, noise, 1.0, k).tolist())
-        assert drawn == set(likeliest[: k or 5]), f"top_k {k} drew {sorted(drawn)} of logits {logits[0].tolist()}"
+        assert drawn == set(likeliest[: k or 5]), (
+            f"top_k {k} drew {sorted(drawn)} of logits {logits[0].tolist()}"
+        )
 
 
 def gumbel_of(shape):
@@ -385,13 +524,23 @@ def visits_every_place_evenly(order):
     """
     for side in (1, 2, 4, 8, 16):
         ranks = order(side * side).reshape(side, side)
-        assert sorted(ranks.flatten().tolist()) == list(range(side * side)), f"side {side}: ranks {ranks.tolist()}"
+        assert sorted(ranks.flatten().tolist()) == list(range(side * side)), (
+            f"side {side}: ranks {ranks.tolist()}"
+        )
         if side >= 4:
             half = side // 2
             for seen in (side * side // 4, side * side // 2):
-                quarters = [int((ranks[y : y + half, x : x + half] < seen).sum()) for y in (0, half) for x in (0, half)]
-                assert max(quarters) - min(quarters) <= 2 + side // 8, f"side {side}: of the first {seen} places {quarters} lie in the quarters"
-    mirrored = lambda i, base: float(sum(int(d) * base ** -(1 + n) for n, d in enumerate(reversed(np.base_repr(i, base)))))
+                quarters = [
+                    int((ranks[y : y + half, x : x + half] < seen).sum())
+                    for y in (0, half)
+                    for x in (0, half)
+                ]
+                assert max(quarters) - min(quarters) <= 2 + side // 8, (
+                    f"side {side}: of the first {seen} places {quarters} lie in the quarters"
+                )
+    mirrored = lambda i, base: float(
+        sum(int(d) * base ** -(1 + n) for n, d in enumerate(reversed(np.base_repr(i, base))))
+    )
     first = [(int(mirrored(i, 2) * 16), int(mirrored(i, 3) * 16)) for i in range(1, 20)]
     for rank, (y, x) in enumerate(dict.fromkeys(first)):
         assert int(order(256).reshape(16, 16)[y, x]) == rank, f"place {rank} is row {y}, column {x}"
@@ -400,7 +549,11 @@ def visits_every_place_evenly(order):
 def reveals_as_many_as_are_safe(entropy):
     """The most certain tokens, as many as keep the sum of their entropies, but the largest, within the bound (in float64, one by one)."""
 
-    @given(hnp.arrays(np.float32, (2, 5, 3), elements=quarters), hnp.arrays(bool, (2, 5)), st.sampled_from([0.0, 0.7, 1.3, 9.0]))
+    @given(
+        hnp.arrays(np.float32, (2, 5, 3), elements=quarters),
+        hnp.arrays(bool, (2, 5)),
+        st.sampled_from([0.0, 0.7, 1.3, 9.0]),
+    )
     @example(np.zeros((2, 5, 3), np.float32), np.ones((2, 5), bool), 1.3)
     @example(np.float32([[[9, 0, 0]] * 5] * 2), np.ones((2, 5), bool), 0.7)
     def check(logits, hidden, bound):
@@ -408,17 +561,34 @@ def reveals_as_many_as_are_safe(entropy):
         spread = -(p * np.log(p)).sum(-1)
         counts = hidden.sum(-1)
         zeros = torch.zeros(2, 5)
-        arguments = torch.from_numpy(logits), zeros, torch.from_numpy(hidden), torch.from_numpy(counts), zeros
+        arguments = (
+            torch.from_numpy(logits),
+            zeros,
+            torch.from_numpy(hidden),
+            torch.from_numpy(counts),
+            zeros,
+        )
         score, left = entropy(*arguments, Sampling(sampler="entropy", entropy_bound=bound))
         for b in range(2):
             rising = np.sort(spread[b][hidden[b]])
             sums = rising.cumsum() - rising
-            least, most = (int((sums <= bound + slack).sum()) for slack in (-NEAR, NEAR))  # float32 may fall on either side
+            least, most = (
+                int((sums <= bound + slack).sum()) for slack in (-NEAR, NEAR)
+            )  # float32 may fall on either side
             safe = int(counts[b] - left[b])
-            assert max(least, min(1, counts[b])) <= safe <= most, f"entropies {rising.tolist()}, bound {bound}: {safe} revealed"
+            assert max(least, min(1, counts[b])) <= safe <= most, (
+                f"entropies {rising.tolist()}, bound {bound}: {safe} revealed"
+            )
             order = score[b].numpy()[hidden[b]]
-            assert (np.diff(spread[b][hidden[b]][np.argsort(-order, kind="stable")]) >= -NEAR).all(), "not the most certain first"
-        _, early = entropy(*arguments[:3], torch.zeros(2, dtype=torch.int64), zeros, Sampling(sampler="entropy", entropy_bound=0.0))
+            assert (
+                np.diff(spread[b][hidden[b]][np.argsort(-order, kind="stable")]) >= -NEAR
+            ).all(), "not the most certain first"
+        _, early = entropy(
+            *arguments[:3],
+            torch.zeros(2, dtype=torch.int64),
+            zeros,
+            Sampling(sampler="entropy", entropy_bound=0.0),
+        )
         assert not early.any(), "fewer are revealed than the schedule asks"
 
     check()
@@ -430,19 +600,32 @@ def takes_half_precision(decode):
     The same where there is no guidance, whose products half precision rounds.
     """
 
-    @given(problems(), st.sampled_from([torch.bfloat16, torch.float16]), st.sampled_from([1.0, 1.0, 300.0]))
+    @given(
+        problems(),
+        st.sampled_from([torch.bfloat16, torch.float16]),
+        st.sampled_from([1.0, 1.0, 300.0]),
+    )
     @example(EMPTY, torch.bfloat16, 1.0)
     @example(UNGUIDED, torch.bfloat16, 1.0)
     @example(HOLE, torch.float16, 1.0)
     def check(problem, dtype, scale):
-        hidden, taken = torch.from_numpy(problem.ids == problem.codes), problem.run(decode, dtype, scale)
+        hidden, taken = (
+            torch.from_numpy(problem.ids == problem.codes),
+            problem.run(decode, dtype, scale),
+        )
         for step in taken:
             assert 0 <= int(step.ids.min()) <= int(step.ids.max()) < problem.codes
-            assert step.confidence[hidden].isfinite().all(), f"confidence {step.confidence.tolist()}"
+            assert step.confidence[hidden].isfinite().all(), (
+                f"confidence {step.confidence.tolist()}"
+            )
             hidden = step.hidden
         if scale == 1.0 and not (problem.guided and problem.sampling.guidance):
             exact = problem.run(decode)
-            assert all(torch.equal(a.float(), b.float()) for one, two in zip(taken, exact) for a, b in zip(one, two)), f"{dtype} is not float32"
+            assert all(
+                torch.equal(a.float(), b.float())
+                for one, two in zip(taken, exact)
+                for a, b in zip(one, two)
+            ), f"{dtype} is not float32"
 
     check()
 
@@ -456,7 +639,9 @@ def noise_is_standard_gumbel(gumbel):
     """
     for seed in (0, 146):
         noise = gumbel((400, 100), generator(seed))
-        assert noise.isfinite().all(), f"{int((~noise.isfinite()).sum())} of 40,000 are not finite: {noise[~noise.isfinite()].tolist()[:3]}"
+        assert noise.isfinite().all(), (
+            f"{int((~noise.isfinite()).sum())} of 40,000 are not finite: {noise[~noise.isfinite()].tolist()[:3]}"
+        )
     noise = gumbel((400, 100), generator())
     assert noise.shape == (400, 100) and noise.dtype == torch.float32
     law = torch.exp(-torch.exp(-noise.double().flatten().sort().values)).numpy()
@@ -465,4 +650,6 @@ def noise_is_standard_gumbel(gumbel):
     assert torch.equal(noise, gumbel((400, 100), generator())), "not a function of the generator"
     u = torch.rand((400, 100), generator=generator()).double()
     off = torch.where((u > 1e-6) & (u < 1 - 1e-6), (noise - -torch.log(-torch.log(u))).abs(), 0)
-    assert off.max() < 1e-3, f"the uniform {u.flatten()[off.argmax()]:.6f} became {noise.flatten()[off.argmax()]:.4f}, not {-(-u.log()).log().flatten()[off.argmax()]:.4f}"
+    assert off.max() < 1e-3, (
+        f"the uniform {u.flatten()[off.argmax()]:.6f} became {noise.flatten()[off.argmax()]:.4f}, not {-(-u.log()).log().flatten()[off.argmax()]:.4f}"
+    )

@@ -24,7 +24,9 @@ def pads_by_the_nearest_pixel(pad_to_tokens):
     pad_to_tokens(pixels (B, 3, H, W), unit, least), `least` whole tokens too -> (B, 3, H', W').
     """
 
-    @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3).map(lambda n: 2 * n), small, seeds)
+    @given(
+        st.integers(1, 9), st.integers(1, 9), st.integers(1, 3).map(lambda n: 2 * n), small, seeds
+    )
     @example(4, 8, 4, 1, 0)  # nothing to add
     @example(5, 2, 4, 1, 0)
     @example(1, 9, 2, 3, 0)
@@ -32,10 +34,16 @@ def pads_by_the_nearest_pixel(pad_to_tokens):
         pixels, least = torch.rand(1, 3, H, W, generator=generator(seed)), tokens * unit
         out = pad_to_tokens(pixels, unit, least)
         sides = [max(least, math.ceil(length / unit) * unit) for length in (H, W)]
-        assert list(out.shape) == [1, 3, *sides], f"{H} x {W}, tokens of {unit}, at least {least}: {tuple(out.shape)}, not {(1, 3, *sides)}"
-        rows, columns = (torch.arange(side).clamp(max=length - 1) for side, length in zip(sides, (H, W)))
+        assert list(out.shape) == [1, 3, *sides], (
+            f"{H} x {W}, tokens of {unit}, at least {least}: {tuple(out.shape)}, not {(1, 3, *sides)}"
+        )
+        rows, columns = (
+            torch.arange(side).clamp(max=length - 1) for side, length in zip(sides, (H, W))
+        )
         off = (out != pixels[:, :, rows][..., columns])[0].any(0).nonzero().tolist()
-        assert not off, f"{H} x {W} became {sides[0]} x {sides[1]}: at {tuple(off[0])} is not the nearest pixel"
+        assert not off, (
+            f"{H} x {W} became {sides[0]} x {sides[1]}: at {tuple(off[0])} is not the nearest pixel"
+        )
 
     check()
 
@@ -67,10 +75,14 @@ def one_pixel_hides_its_token(hidden_tokens):
         hole, factor = case
         got = hidden_tokens(torch.from_numpy(hole), factor)
         h, w = (side // factor for side in hole.shape)
-        assert got.dtype == torch.bool and got.shape == (h, w), f"{tuple(got.shape)} {got.dtype}, not {(h, w)} bool"
+        assert got.dtype == torch.bool and got.shape == (h, w), (
+            f"{tuple(got.shape)} {got.dtype}, not {(h, w)} bool"
+        )
         wanted = sorted({(y // factor, x // factor) for y, x in np.argwhere(hole).tolist()})
         mine = [tuple(place) for place in got.nonzero().tolist()]
-        assert mine == wanted, f"hole {np.argwhere(hole).tolist()}, tokens of {factor} pixels: {mine} are hidden, not {wanted}"
+        assert mine == wanted, (
+            f"hole {np.argwhere(hole).tolist()}, tokens of {factor} pixels: {mine} are hidden, not {wanted}"
+        )
 
     check()
 
@@ -91,16 +103,22 @@ def starts_half_a_window_apart(window_starts):
         length, starts = grid + more, [int(s) for s in window_starts(grid + more, grid)]
         said = f"{length} tokens, windows of {grid}: {starts}"
         seen = {n for s in starts for n in range(s, s + grid)}
-        assert seen == set(range(length)), f"{said}: {sorted(set(range(length)) - seen)} in no window, {sorted(seen - set(range(length)))} outside"
+        assert seen == set(range(length)), (
+            f"{said}: {sorted(set(range(length)) - seen)} in no window, {sorted(seen - set(range(length)))} outside"
+        )
         half, steps = max(1, grid // 2), [b - a for a, b in zip(starts, starts[1:])]
-        assert all(step == half for step in steps[:-1]) and all(0 < step <= half for step in steps[-1:]), f"{said}: steps of {steps}, not {half}"
+        assert all(step == half for step in steps[:-1]) and all(
+            0 < step <= half for step in steps[-1:]
+        ), f"{said}: steps of {steps}, not {half}"
 
     check()
 
 
 def places(hidden, grid):
     """Every window that may be next: how many tokens are hidden in it, and where it starts."""
-    rows, columns = (sorted({*range(0, side - grid, max(1, grid // 2)), side - grid}) for side in hidden.shape)
+    rows, columns = (
+        sorted({*range(0, side - grid, max(1, grid // 2)), side - grid}) for side in hidden.shape
+    )
     return [(int(hidden[y : y + grid, x : x + grid].sum()), y, x) for y in rows for x in columns]
 
 
@@ -108,7 +126,15 @@ def places(hidden, grid):
 def fields(draw):
     grid = draw(small)
     shape = grid + draw(st.integers(0, 4)), grid + draw(st.integers(0, 4))
-    return draw(hnp.arrays(bool, shape, elements=st.sampled_from([True, False] if draw(st.booleans()) else [False] * 9 + [True]))), grid
+    return draw(
+        hnp.arrays(
+            bool,
+            shape,
+            elements=st.sampled_from(
+                [True, False] if draw(st.booleans()) else [False] * 9 + [True]
+            ),
+        )
+    ), grid
 
 
 def goes_where_most_is_seen(next_window):
@@ -130,7 +156,9 @@ def goes_where_most_is_seen(next_window):
         got = next_window(torch.from_numpy(hidden), grid)
         wanted = min((place for place in places(hidden, grid) if place[0]), default=(0, None))[1:]
         mine = (None,) if got is None else tuple(int(x) for x in got)
-        assert mine == wanted, f"hidden {hidden.astype(int).tolist()}, windows of {grid}: {got}, not {wanted if len(wanted) > 1 else None}"
+        assert mine == wanted, (
+            f"hidden {hidden.astype(int).tolist()}, windows of {grid}: {got}, not {wanted if len(wanted) > 1 else None}"
+        )
 
     check()
 
@@ -161,18 +189,32 @@ def blends_inside_only(feather):
     def check(case):
         hole, width, seed = case
         H, W = hole.shape
-        pixels, drawn = torch.rand(3, H, W, generator=generator(seed)), 2 + torch.rand(2, 3, H, W, generator=generator(seed + 1))
-        out, outside = feather(drawn, pixels, torch.from_numpy(hole), width), torch.from_numpy(~hole)
+        pixels, drawn = (
+            torch.rand(3, H, W, generator=generator(seed)),
+            2 + torch.rand(2, 3, H, W, generator=generator(seed + 1)),
+        )
+        out, outside = (
+            feather(drawn, pixels, torch.from_numpy(hole), width),
+            torch.from_numpy(~hole),
+        )
         assert out.shape == drawn.shape, f"{tuple(drawn.shape)} became {tuple(out.shape)}"
         said = f"hole {hole.astype(int).tolist()}, width {width}"
-        assert torch.equal(out[..., outside], pixels.expand_as(drawn)[..., outside]), f"{said}: pixels outside are not those of the picture, bit for bit"
+        assert torch.equal(out[..., outside], pixels.expand_as(drawn)[..., outside]), (
+            f"{said}: pixels outside are not those of the picture, bit for bit"
+        )
         share = ((out - pixels) / (drawn - pixels)).flatten(0, 1)
-        assert -1e-5 <= share.min() and share.max() <= 1 + 1e-5, f"{said}: shares from {share.min():.3f} to {share.max():.3f}"
-        assert (share - share[0]).abs().max() < 1e-5, f"{said}: channels or pictures are blended with other shares"
+        assert -1e-5 <= share.min() and share.max() <= 1 + 1e-5, (
+            f"{said}: shares from {share.min():.3f} to {share.max():.3f}"
+        )
+        assert (share - share[0]).abs().max() < 1e-5, (
+            f"{said}: channels or pictures are blended with other shares"
+        )
         around = np.pad(hole, width - 1, mode="edge")
         for y, x in np.argwhere(hole).tolist():
             if around[y : y + 2 * width - 1, x : x + 2 * width - 1].all():
-                assert abs(share[0, y, x] - 1) < 1e-5, f"{said}: ({y}, {x}) is far inside, and its share is {share[0, y, x]:.3f}"
+                assert abs(share[0, y, x] - 1) < 1e-5, (
+                    f"{said}: ({y}, {x}) is far inside, and its share is {share[0, y, x]:.3f}"
+                )
 
     check()
 
@@ -185,8 +227,12 @@ def rises_from_the_edge(feather):
             out = feather(torch.ones(1, 3, 14, 14), torch.zeros(3, 14, 14), hole, width)
             share = torch.rot90(out[0, 0], -turn)[7, 4:]
             rising = [round(float(x), 3) for x in share[:width]]
-            assert all(a < b for a, b in zip([0.0, *rising], rising)), f"width {width}: from the edge on the shares are {rising}"
-            assert abs(rising[-1] - 1) < 1e-3 and (width == 1 or rising[0] <= 0.5), f"width {width}: from the edge on the shares are {rising}"
+            assert all(a < b for a, b in zip([0.0, *rising], rising)), (
+                f"width {width}: from the edge on the shares are {rising}"
+            )
+            assert abs(rising[-1] - 1) < 1e-3 and (width == 1 or rising[0] <= 0.5), (
+                f"width {width}: from the edge on the shares are {rising}"
+            )
 
 
 # Without a mask
@@ -216,23 +262,33 @@ def resamples_the_share(resample):
 
         def draw(given):
             seen.append(given.clone())
-            return torch.full_like(given, K)  # a code that no token had, so that one sees where it went
+            return torch.full_like(
+                given, K
+            )  # a code that no token had, so that one sees where it went
 
         out = resample(ids, K + 1, share, generator(seed), draw)
         assert torch.equal(ids, before), "the ids given were changed in place"
         assert out.shape == (B, N), f"{(B, N)} became {tuple(out.shape)}"
         given, count = torch.cat(seen), max(1, math.ceil(share * N))
         hidden = given == K + 1
-        assert hidden.sum(-1).tolist() == [count] * B, f"share {share} of {N} tokens: {hidden.sum(-1).tolist()} are hidden, not {count} in each row"
-        assert torch.equal(given, before.masked_fill(hidden, K + 1)), f"{before.tolist()} was shown as {given.tolist()}"
-        assert torch.equal(out, before.masked_fill(hidden, K)), f"{before.tolist()} became {out.tolist()}; hidden were {hidden.int().tolist()}"
+        assert hidden.sum(-1).tolist() == [count] * B, (
+            f"share {share} of {N} tokens: {hidden.sum(-1).tolist()} are hidden, not {count} in each row"
+        )
+        assert torch.equal(given, before.masked_fill(hidden, K + 1)), (
+            f"{before.tolist()} was shown as {given.tolist()}"
+        )
+        assert torch.equal(out, before.masked_fill(hidden, K)), (
+            f"{before.tolist()} became {out.tolist()}; hidden were {hidden.int().tolist()}"
+        )
 
     check()
 
 
 def where_it_hides(resample, rows, tokens, share, draw):
     """(rows, tokens) bool: what a call of resample changes."""
-    return resample(torch.zeros(rows, tokens, dtype=torch.long), 2, share, draw, torch.ones_like) == 1
+    return (
+        resample(torch.zeros(rows, tokens, dtype=torch.long), 2, share, draw, torch.ones_like) == 1
+    )
 
 
 def every_position_gets_its_turn(resample):
@@ -245,14 +301,20 @@ def every_position_gets_its_turn(resample):
     first, second = (where_it_hides(resample, 3, 60, 0.5, draw) for _ in range(2))
     assert not torch.equal(first[0], first[1]), "all rows of a batch have the same tokens hidden"
     assert not torch.equal(first, second), "two iterations with one generator hid the same tokens"
-    assert torch.equal(first, where_it_hides(resample, 3, 60, 0.5, generator(1))), "the same generator hid other tokens"
+    assert torch.equal(first, where_it_hides(resample, 3, 60, 0.5, generator(1))), (
+        "the same generator hid other tokens"
+    )
 
 
 @st.composite
 def changes(draw):
     B, h, w, ratio = (draw(st.integers(1, 3)) for _ in range(4))
     codes = st.integers(0, 2)
-    return draw(hnp.arrays(np.int64, (h, w), elements=codes)), draw(hnp.arrays(np.int64, (B, h, w), elements=codes)), ratio
+    return (
+        draw(hnp.arrays(np.int64, (h, w), elements=codes)),
+        draw(hnp.arrays(np.int64, (B, h, w), elements=codes)),
+        ratio,
+    )
 
 
 def redraws_what_lies_under_a_change(changed_below):
@@ -269,9 +331,13 @@ def redraws_what_lies_under_a_change(changed_below):
         before, after, ratio = case
         got = changed_below(torch.from_numpy(before), torch.from_numpy(after), ratio)
         shape = (len(after), before.shape[0] * ratio, before.shape[1] * ratio)
-        assert got.dtype == torch.bool and got.shape == shape, f"{tuple(got.shape)} {got.dtype}, not {shape} bool"
+        assert got.dtype == torch.bool and got.shape == shape, (
+            f"{tuple(got.shape)} {got.dtype}, not {shape} bool"
+        )
         for b, y, x in np.ndindex(shape):
             wanted = before[y // ratio, x // ratio] != after[b, y // ratio, x // ratio]
-            assert bool(got[b, y, x]) == wanted, f"{before.tolist()} became {after[b].tolist()}, ratio {ratio}: token ({y}, {x}) is {bool(got[b, y, x])}"
+            assert bool(got[b, y, x]) == wanted, (
+                f"{before.tolist()} became {after[b].tolist()}, ratio {ratio}: token ({y}, {x}) is {bool(got[b, y, x])}"
+            )
 
     check()

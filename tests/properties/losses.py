@@ -34,13 +34,17 @@ def is_one_mean_over_hidden_tokens(masked_token_loss):
                     costs.append(math.log(sum(math.exp(x - row[true]) for x in row)))
                     right.append(max(row) == row[true])
         mean = sum(costs) / len(costs)
-        assert math.isclose(float(loss), mean, rel_tol=1e-4, abs_tol=1e-5), f"loss {float(loss)}, not {mean}; hidden {hidden.tolist()}"
+        assert math.isclose(float(loss), mean, rel_tol=1e-4, abs_tol=1e-5), (
+            f"loss {float(loss)}, not {mean}; hidden {hidden.tolist()}"
+        )
         assert math.isclose(float(correct), sum(right) / len(right), rel_tol=1e-5)
 
     check()
     logits = torch.tensor([[1000.0, 0.0]], requires_grad=True)
     loss, _ = masked_token_loss(logits, torch.tensor([[1]]), torch.tensor([[True]]))
-    assert abs(float(loss.detach()) - 1000) < 1e-2, f"logits 1000 and 0, the second is true: the loss is {float(loss.detach())}, not 1000"
+    assert abs(float(loss.detach()) - 1000) < 1e-2, (
+        f"logits 1000 and 0, the second is true: the loss is {float(loss.detach())}, not 1000"
+    )
     assert loss.requires_grad, "the loss has no gradient"
 
 
@@ -54,16 +58,28 @@ def does_not_depend_on_the_split(masked_token_loss):
         hidden = torch.rand(4, 8, generator=draw) < torch.tensor([[0.2], [0.9], [0.5], [0.7]])
         hidden[:, 0] = True
         whole = masked_token_loss(full[hidden], ids, hidden)[0]
-        parts = [(masked_token_loss(full[r][hidden[r]], ids[r], hidden[r])[0], int(hidden[r].sum())) for r in (slice(0, 1), slice(1, 4))]
-        assert torch.allclose(sum(loss * n for loss, n in parts) / sum(n for _, n in parts), whole, atol=1e-5)
+        parts = [
+            (masked_token_loss(full[r][hidden[r]], ids[r], hidden[r])[0], int(hidden[r].sum()))
+            for r in (slice(0, 1), slice(1, 4))
+        ]
+        assert torch.allclose(
+            sum(loss * n for loss, n in parts) / sum(n for _, n in parts), whole, atol=1e-5
+        )
 
     check()
 
 
 def is_the_hinge(discriminator_loss):
     """(max(0, 1 - real) + max(0, 1 + fake)) / 2, averaged: by hand. discriminator_loss(real, fake)."""
-    by_hand = [([2.0, 5.0], [-3.0, -1.0], 0.0), ([1.0], [-1.0], 0.0), ([0.0], [0.0], 1.0), ([-1.0], [1.0], 2.0),
-               ([0.5, 3.0], [-2.0, -0.5], 0.25), ([0.0], [-4.0], 0.5), ([4.0], [0.0], 0.5)]  # fmt: skip
+    by_hand = [
+        ([2.0, 5.0], [-3.0, -1.0], 0.0),
+        ([1.0], [-1.0], 0.0),
+        ([0.0], [0.0], 1.0),
+        ([-1.0], [1.0], 2.0),
+        ([0.5, 3.0], [-2.0, -0.5], 0.25),
+        ([0.0], [-4.0], 0.5),
+        ([4.0], [0.0], 0.5),
+    ]
     for real, fake, wanted in by_hand:
         got = float(discriminator_loss(torch.tensor(real), torch.tensor(fake)))
         assert abs(got - wanted) < 1e-6, f"real {real}, fake {fake}: {got}, not {wanted}"
@@ -74,7 +90,9 @@ def raises_the_judged_logits(generator_loss):
     fake = torch.tensor([[-7.0, 0.0], [1.0, 30.0]], requires_grad=True)
     loss = generator_loss(fake)
     (grad,) = torch.autograd.grad(loss, fake)
-    assert abs(loss.item() + 6.0) < 1e-6 and torch.allclose(grad, torch.full_like(fake, -0.25)), f"loss {loss.item()}, gradient {grad.tolist()}"
+    assert abs(loss.item() + 6.0) < 1e-6 and torch.allclose(grad, torch.full_like(fake, -0.25)), (
+        f"loss {loss.item()}, gradient {grad.tolist()}"
+    )
 
 
 def balances_gradients(adaptive_weight):
@@ -92,13 +110,19 @@ def balances_gradients(adaptive_weight):
         weight = adaptive_weight(rec, adv, layer)
         assert not weight.requires_grad, "autograd must take the weight for a constant"
         long, short = 5 * a, b * math.sqrt(2)
-        assert math.isclose(float(weight), long / short, rel_tol=0.02), f"weight {float(weight)} for gradients {long} and {short}"
+        assert math.isclose(float(weight), long / short, rel_tol=0.02), (
+            f"weight {float(weight)} for gradients {long} and {short}"
+        )
         scaled = torch.autograd.grad(weight * adv, layer)[0].norm()
         assert math.isclose(float(scaled), 5 * a, rel_tol=0.02), "the gradients differ in length"
 
     check()
     layer = torch.ones(2, requires_grad=True)
-    for reconstruction, adversarial in ((layer.sum(), 0 * layer.sum()), (0 * layer.sum(), layer.sum()), (0 * layer.sum(), 0 * layer.sum())):
+    for reconstruction, adversarial in (
+        (layer.sum(), 0 * layer.sum()),
+        (0 * layer.sum(), layer.sum()),
+        (0 * layer.sum(), 0 * layer.sum()),
+    ):
         weight = adaptive_weight(reconstruction, adversarial, layer)
         assert weight.isfinite() and weight <= 1e4, f"weight {float(weight)} with a zero gradient"
 
@@ -110,20 +134,32 @@ def keeps_the_sides_apart(picture_loss, discriminator, adversarial_share, decode
     spectral norms at rest); with adversarial False, what else there is. decoder(z) -> pictures.
     """
     draw = torch.Generator().manual_seed(0)
-    z, real = torch.randn(2, 4, 16, 16, generator=draw), torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1
+    z, real = (
+        torch.randn(2, 4, 16, 16, generator=draw),
+        torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1,
+    )
     (last_layer, *_), judge = decoder.parameters(), list(discriminator.parameters())
     fake = decoder(z)
     loss, _ = picture_loss(fake, real, last_layer, True)
     together = torch.autograd.grad(loss, [last_layer, *judge], allow_unused=True)
-    hinge = (torch.relu(1 - discriminator(real)).mean() + torch.relu(1 + discriminator(decoder(z).detach())).mean()) / 2
+    hinge = (
+        torch.relu(1 - discriminator(real)).mean()
+        + torch.relu(1 + discriminator(decoder(z).detach())).mean()
+    ) / 2
     for got, wanted in zip(together[1:], torch.autograd.grad(hinge, judge)):
-        assert got is not None and torch.allclose(got, wanted, atol=1e-6), "the discriminator gets more, or less, than its own gradient"
+        assert got is not None and torch.allclose(got, wanted, atol=1e-6), (
+            "the discriminator gets more, or less, than its own gradient"
+        )
     fake = decoder(z)
     pixel, _ = picture_loss(fake, real, last_layer, False)
     judged = -discriminator(fake).mean()
-    (g_pixel,), (g_judged,) = (torch.autograd.grad(x, last_layer, retain_graph=True) for x in (pixel, judged))
+    (g_pixel,), (g_judged,) = (
+        torch.autograd.grad(x, last_layer, retain_graph=True) for x in (pixel, judged)
+    )
     wanted = g_pixel + adversarial_share * g_pixel.norm() / (g_judged.norm() + 1e-4) * g_judged
-    assert torch.allclose(together[0], wanted, rtol=1e-3, atol=1e-6), "the decoder gets more, or less, than its own gradient"
+    assert torch.allclose(together[0], wanted, rtol=1e-3, atol=1e-6), (
+        "the decoder gets more, or less, than its own gradient"
+    )
     assert all(p.requires_grad for p in judge), "the discriminator stays frozen"
 
 

@@ -34,9 +34,13 @@ def exact_count_in_every_row(random_masks):
     def check(case):
         tokens, counts, seed = case
         masks = random_masks(torch.tensor(counts), tokens, generator(seed))
-        assert masks.dtype == torch.bool and masks.shape == (len(counts), tokens), f"masks are {tuple(masks.shape)} {masks.dtype}, not {(len(counts), tokens)} bool"
+        assert masks.dtype == torch.bool and masks.shape == (len(counts), tokens), (
+            f"masks are {tuple(masks.shape)} {masks.dtype}, not {(len(counts), tokens)} bool"
+        )
         assert masks.sum(dim=-1).tolist() == counts, f"rows have {masks.sum(dim=-1).tolist()}"
-        assert torch.equal(masks, random_masks(torch.tensor(counts), tokens, generator(seed))), "the same generator gave other masks"
+        assert torch.equal(masks, random_masks(torch.tensor(counts), tokens, generator(seed))), (
+            "the same generator gave other masks"
+        )
 
     check()
 
@@ -44,11 +48,21 @@ def exact_count_in_every_row(random_masks):
 def uniform_over_positions(random_masks):
     """Every position is masked equally often, within 5 sigma: a small share and a large one, in one batch and row by row."""
     tokens = 9
-    for count, batch, times in ((1, 4000, 1), (4, 4000, 1), (8, 4000, 1), (4, 1, 1500), (4, 3, 500)):
+    for count, batch, times in (
+        (1, 4000, 1),
+        (4, 4000, 1),
+        (8, 4000, 1),
+        (4, 1, 1500),
+        (4, 3, 500),
+    ):
         draw, share = generator(count), count / tokens
-        masks = torch.cat([random_masks(torch.full((batch,), count), tokens, draw) for _ in range(times)])
+        masks = torch.cat(
+            [random_masks(torch.full((batch,), count), tokens, draw) for _ in range(times)]
+        )
         hits, sigma = masks.double().mean(dim=0), math.sqrt(share * (1 - share) / len(masks))
-        assert (hits - share).abs().max() < 5 * sigma, f"{count} of {tokens}, batches of {batch}: positions are masked with shares {hits.tolist()}"
+        assert (hits - share).abs().max() < 5 * sigma, (
+            f"{count} of {tokens}, batches of {batch}: positions are masked with shares {hits.tolist()}"
+        )
 
 
 def sets_come_as_often(masks):
@@ -58,11 +72,15 @@ def sets_come_as_often(masks):
     """
     tokens = masks.shape[1]
     for count in range(1, tokens):
-        seen = Counter(tuple(row.nonzero()[:, 0].tolist()) for row in masks[masks.sum(dim=-1) == count])
+        seen = Counter(
+            tuple(row.nonzero()[:, 0].tolist()) for row in masks[masks.sum(dim=-1) == count]
+        )
         share, rows = 1 / math.comb(tokens, count), seen.total()
         for places in itertools.combinations(range(tokens), count):
             off = abs(seen[places] - rows * share)
-            assert off <= 5 * math.sqrt(rows * share * (1 - share)), f"of {rows} rows with {count} of {tokens} True, {seen[places]} have just {places}, not {rows * share:.0f}"
+            assert off <= 5 * math.sqrt(rows * share * (1 - share)), (
+                f"of {rows} rows with {count} of {tokens} True, {seen[places]} have just {places}, not {rows * share:.0f}"
+            )
 
 
 def every_set_is_as_likely(random_masks):
@@ -78,7 +96,9 @@ def rows_are_independent(random_masks):
     overlap = (masks[0::2] & masks[1::2]).sum(dim=-1).double()
     share = count / tokens  # the overlap is hypergeometric
     sigma = math.sqrt(count * share * (1 - share) * (tokens - count) / (tokens - 1) / pairs)
-    assert abs(overlap.mean() - count * share) < 5 * sigma, f"neighbours share {overlap.mean():.3f} positions, not {count * share:.3f}"
+    assert abs(overlap.mean() - count * share) < 5 * sigma, (
+        f"neighbours share {overlap.mean():.3f} positions, not {count * share:.3f}"
+    )
 
 
 def hides_by_replacing(hide):
@@ -91,9 +111,15 @@ def hides_by_replacing(hide):
         before = ids.clone()
         masked, hidden = hide(ids, codes, generator(seed + 1))
         assert torch.equal(ids, before), "the ids given were changed in place"
-        assert hidden.dtype == torch.bool and hidden.any(dim=-1).all(), "a row without a hidden token"
-        assert torch.equal(hide(ids, codes, generator(seed + 1))[1], hidden), "the same generator hid other tokens"
-        assert torch.equal(masked, torch.where(hidden, codes, ids)), f"{ids.tolist()} became {masked.tolist()}, hidden {hidden.tolist()}"
+        assert hidden.dtype == torch.bool and hidden.any(dim=-1).all(), (
+            "a row without a hidden token"
+        )
+        assert torch.equal(hide(ids, codes, generator(seed + 1))[1], hidden), (
+            "the same generator hid other tokens"
+        )
+        assert torch.equal(masked, torch.where(hidden, codes, ids)), (
+            f"{ids.tolist()} became {masked.tolist()}, hidden {hidden.tolist()}"
+        )
 
     check()
 
@@ -127,7 +153,9 @@ def hidden_tokens_do_not_matter(predict):
         ids = torch.randint(5, (3, 16), generator=generator(seed))
         logits, hidden = predict(ids, generator(seed))
         others, again = predict(torch.where(hidden, (ids + change) % 5, ids), generator(seed))
-        assert torch.equal(hidden, again) and torch.equal(logits, others), f"logits moved by up to {(logits - others).abs().max():.2g}"
+        assert torch.equal(hidden, again) and torch.equal(logits, others), (
+            f"logits moved by up to {(logits - others).abs().max():.2g}"
+        )
 
     check()
 
@@ -144,13 +172,22 @@ def drops_the_share_of_captions(drop_captions):
         kept = drop_captions(visible, share, generator(1))
         dropped = ~kept.any(dim=-1)
         assert torch.equal(kept, visible & ~dropped[:, None]), "a caption was dropped in part"
-        assert torch.equal(drop_captions(visible, share, generator(1)), kept), "the same generator dropped other captions"
+        assert torch.equal(drop_captions(visible, share, generator(1)), kept), (
+            "the same generator dropped other captions"
+        )
         sigma = math.sqrt(share * (1 - share) / rows)
         seen = float(dropped.double().mean())
         assert abs(seen - share) <= 5 * sigma, f"{seen:.3f} of the captions are gone, not {share}"
     draw, batch, times, share = generator(2), 8, 1000, 0.3
-    gone = [int((~drop_captions(torch.ones(batch, 2, dtype=torch.bool), share, draw).any(dim=-1)).sum()) for _ in range(times)]
+    gone = [
+        int((~drop_captions(torch.ones(batch, 2, dtype=torch.bool), share, draw).any(dim=-1)).sum())
+        for _ in range(times)
+    ]
     variance = batch * share * (1 - share)
-    sigma = variance * math.sqrt((2 + (1 / variance - 6 / batch)) / times)  # of a variance: by the fourth moment of a binomial law
+    sigma = variance * math.sqrt(
+        (2 + (1 / variance - 6 / batch)) / times
+    )  # of a variance: by the fourth moment of a binomial law
     off = abs(np.var(gone) - variance)
-    assert off <= 5 * sigma, f"batches of {batch}, share {share}: the number that is gone has variance {np.var(gone):.2f}, not {variance:.2f}; the first are {gone[:8]}"
+    assert off <= 5 * sigma, (
+        f"batches of {batch}, share {share}: the number that is gone has variance {np.var(gone):.2f}, not {variance:.2f}; the first are {gone[:8]}"
+    )

@@ -54,14 +54,18 @@ def where_selects(case):
     assert full.shape == (B, case.tokens, case.codes)
     for chosen in (where, torch.ones_like(where), torch.zeros_like(where)):
         some = case.logits(ids, context, chosen)
-        assert some.shape == (int(chosen.sum()), case.codes) and torch.allclose(some, full[chosen], atol=1e-5)
+        assert some.shape == (int(chosen.sum()), case.codes) and torch.allclose(
+            some, full[chosen], atol=1e-5
+        )
 
 
 def mask_is_no_code(case):
     """The mask has the id K, after the codes 0 .. K-1; there is no logit for it, so that it is never drawn."""
     ids, text, visible = inputs(case)
     logits = case.logits(ids, case.context(text, visible), None)
-    assert case.mask_id == logits.shape[-1] == case.codes, f"mask id {case.mask_id}, {logits.shape[-1]} logits, {case.codes} codes"
+    assert case.mask_id == logits.shape[-1] == case.codes, (
+        f"mask id {case.mask_id}, {logits.shape[-1]} logits, {case.codes} codes"
+    )
     shown = ids.clone()
     shown[0, 0] = 0
     moved = (case.logits(shown, case.context(text, visible), None) - logits)[0].abs().max()
@@ -81,7 +85,9 @@ def rows_do_not_mix(case):
     together = case.logits(ids, case.context(text, visible), None)
     ids, text = ids.clone(), text.clone()
     ids[1:], text[1:] = 0, -text[1:]
-    assert torch.allclose(case.logits(ids, case.context(text, visible), None)[0], together[0], atol=1e-5)
+    assert torch.allclose(
+        case.logits(ids, case.context(text, visible), None)[0], together[0], atol=1e-5
+    )
 
 
 def padding_does_not_matter(case):
@@ -89,10 +95,18 @@ def padding_does_not_matter(case):
     ids, text, visible = inputs(case)
     plain = case.logits(ids, case.context(text, visible), None)
     for more in (0, 1, 6):
-        padded = torch.cat([torch.where(visible[..., None], text, text * -3 + 1), torch.full((B, more, case.text_width), 2.0)], dim=1)
+        padded = torch.cat(
+            [
+                torch.where(visible[..., None], text, text * -3 + 1),
+                torch.full((B, more, case.text_width), 2.0),
+            ],
+            dim=1,
+        )
         mask = torch.cat([visible, torch.zeros(B, more, dtype=torch.bool)], dim=1)
         got = case.logits(ids, case.context(padded, mask), None)
-        assert torch.allclose(got, plain, atol=1e-4), f"{more} more tokens of padding move the logits by {(got - plain).abs().max():.2g}"
+        assert torch.allclose(got, plain, atol=1e-4), (
+            f"{more} more tokens of padding move the logits by {(got - plain).abs().max():.2g}"
+        )
 
 
 def no_caption_is_no_text(case):
@@ -111,7 +125,9 @@ def no_caption_is_no_text(case):
     assert (text.grad[0] != 0).any() and text.grad.isfinite().all()
     other = text.detach().clone()
     other[1] = -3 * other[1] + 1
-    assert torch.equal(case.logits(ids, case.context(other, visible), None)[1], logits[1].detach()), "a dropped caption changes the logits"
+    assert torch.equal(
+        case.logits(ids, case.context(other, visible), None)[1], logits[1].detach()
+    ), "a dropped caption changes the logits"
 
 
 def low_res_matters(context_of, logits, low_ids, codes):

@@ -29,7 +29,10 @@ def latents_and_codes(draw):
     """z (M, D) and a codebook (K, D), float32 in eighths, so that ties occur."""
     D = draw(st.integers(1, 4))
     eighths = st.integers(-32, 32).map(lambda n: n / 8)
-    z, codebook = (draw(hnp.arrays(np.float32, (draw(st.integers(1, 6)), D), elements=eighths)) for _ in range(2))
+    z, codebook = (
+        draw(hnp.arrays(np.float32, (draw(st.integers(1, 6)), D), elements=eighths))
+        for _ in range(2)
+    )
     return torch.from_numpy(z), torch.from_numpy(codebook)
 
 
@@ -47,7 +50,9 @@ def is_the_nearest(nearest):
         assert ids.shape == z.shape[:-1] and ids.dtype == torch.int64
         distance = (z[:, None].double() - codebook[None].double()).square().sum(-1)
         chosen = distance.gather(1, ids[:, None])[:, 0]
-        assert (chosen <= distance.amin(dim=1) + 1e-5).all(), f"z {z.tolist()}, codes {codebook.tolist()}: {ids.tolist()}"
+        assert (chosen <= distance.amin(dim=1) + 1e-5).all(), (
+            f"z {z.tolist()}, codes {codebook.tolist()}: {ids.tolist()}"
+        )
 
     check()
 
@@ -57,7 +62,9 @@ def codes_are_their_own(nearest):
 
     @given(seeds, st.integers(1, 40), st.integers(1, 6))
     def check(seed, K, D):
-        codebook = torch.from_numpy(np.random.default_rng(seed).permutation(max(K, 9))[:K, None] / 8 + np.zeros((K, D))).float()
+        codebook = torch.from_numpy(
+            np.random.default_rng(seed).permutation(max(K, 9))[:K, None] / 8 + np.zeros((K, D))
+        ).float()
         assert nearest(codebook, codebook).tolist() == list(range(K))
 
     check()
@@ -87,10 +94,18 @@ def passes_straight_through(quantize):
     def check(case, seed):
         z, codebook = case[0].clone().requires_grad_(), case[1]
         code, ids, _ = quantize(z, codebook)
-        assert torch.allclose(code, codebook[ids], atol=1e-5), f"{code.tolist()} is not code {ids.tolist()}"
+        assert torch.allclose(code, codebook[ids], atol=1e-5), (
+            f"{code.tolist()} is not code {ids.tolist()}"
+        )
         weights = normal(*z.shape, seed=seed)
-        (grad,) = torch.autograd.grad((code * weights).sum(), z, allow_unused=True) if code.requires_grad else (None,)
-        assert grad is not None and torch.equal(grad, weights), f"gradient {grad}, not {weights.tolist()}"
+        (grad,) = (
+            torch.autograd.grad((code * weights).sum(), z, allow_unused=True)
+            if code.requires_grad
+            else (None,)
+        )
+        assert grad is not None and torch.equal(grad, weights), (
+            f"gradient {grad}, not {weights.tolist()}"
+        )
 
     check()
 
@@ -103,11 +118,17 @@ def commitment_moves_the_latents_only(quantize):
     def check(case):
         z, codebook = case[0].clone().requires_grad_(), case[1]
         _, ids, commitment = quantize(z, codebook)
-        (grad,) = torch.autograd.grad(commitment, z, allow_unused=True) if commitment.requires_grad else (None,)
+        (grad,) = (
+            torch.autograd.grad(commitment, z, allow_unused=True)
+            if commitment.requires_grad
+            else (None,)
+        )
         grad = torch.zeros_like(z) if grad is None else grad
         error = (z - codebook[ids]).detach()
         assert torch.allclose(commitment, error.square().mean(), atol=1e-6)
-        assert torch.allclose(grad, 2 * error / z.numel(), atol=1e-6), f"z gets {grad.tolist()}, not {(2 * error / z.numel()).tolist()}"
+        assert torch.allclose(grad, 2 * error / z.numel(), atol=1e-6), (
+            f"z gets {grad.tolist()}, not {(2 * error / z.numel()).tolist()}"
+        )
         assert not codebook.requires_grad
 
     check()
@@ -121,7 +142,13 @@ def batches(seed, codes, width, updates):
     rng = np.random.default_rng(seed)
     share = rng.dirichlet(np.full(codes, 0.3))
     sizes = rng.integers(3, 12, size=updates)
-    return [(torch.from_numpy(rng.normal(size=(n, width))).float(), torch.from_numpy(rng.choice(codes, n, p=share))) for n in sizes]
+    return [
+        (
+            torch.from_numpy(rng.normal(size=(n, width))).float(),
+            torch.from_numpy(rng.choice(codes, n, p=share)),
+        )
+        for n in sizes
+    ]
 
 
 def averages_latents(make):
@@ -136,7 +163,11 @@ def averages_latents(make):
     def check(seed, updates, decay):
         K, D = 5, 2
         quantizer = make(K, D, decay, 0.0)
-        codebook, mass, total = quantizer.codebook.double().numpy().copy(), np.zeros(K), np.zeros((K, D))
+        codebook, mass, total = (
+            quantizer.codebook.double().numpy().copy(),
+            np.zeros(K),
+            np.zeros((K, D)),
+        )
         for i, (z, ids) in enumerate(batches(seed, K, D, updates)):
             restarted = quantizer.update(z, ids, generator())
             keep = decay if i else 0.0
@@ -147,8 +178,12 @@ def averages_latents(make):
                 if mass[k] > 0:
                     codebook[k] = total[k] / mass[k]
             assert restarted == 0
-            assert np.allclose(quantizer.codebook, codebook, atol=1e-4), f"after update {i}: {quantizer.codebook.tolist()}, not {codebook.tolist()}"
-            assert np.allclose(quantizer.mass, mass, atol=1e-4) and np.allclose(quantizer.total, total, atol=1e-4)
+            assert np.allclose(quantizer.codebook, codebook, atol=1e-4), (
+                f"after update {i}: {quantizer.codebook.tolist()}, not {codebook.tolist()}"
+            )
+            assert np.allclose(quantizer.mass, mass, atol=1e-4) and np.allclose(
+                quantizer.total, total, atol=1e-4
+            )
 
     check()
 
@@ -169,8 +204,12 @@ def stays_in_the_hull(make):
                 if seen[k]:
                     points = torch.stack(seen[k])
                     low, high = points.amin(0) - 1e-4, points.amax(0) + 1e-4
-                    assert ((quantizer.codebook[k] >= low) & (quantizer.codebook[k] <= high)).all(), f"code {k} left its latents"
-        assert abs(float(quantizer.mass.sum()) - size) < 1e-3 * size, f"mass {float(quantizer.mass.sum())}, not {size}"
+                    assert (
+                        (quantizer.codebook[k] >= low) & (quantizer.codebook[k] <= high)
+                    ).all(), f"code {k} left its latents"
+        assert abs(float(quantizer.mass.sum()) - size) < 1e-3 * size, (
+            f"mass {float(quantizer.mass.sum())}, not {size}"
+        )
 
     check()
 
@@ -193,8 +232,12 @@ def restarts_dead_codes_only(make):
         moved = (with_restarts.codebook != without.codebook).any(dim=1)
         assert torch.equal(moved, dead), f"dead {dead.tolist()}, moved {moved.tolist()}"
         for code in with_restarts.codebook[dead]:
-            assert (z == code).all(dim=1).any(), f"restarted at {code.tolist()}, which is no latent of the batch"
-        assert len(with_restarts.codebook[dead].unique(dim=0)) == int(dead.sum()), "two codes restarted on one latent"
+            assert (z == code).all(dim=1).any(), (
+                f"restarted at {code.tolist()}, which is no latent of the batch"
+            )
+        assert len(with_restarts.codebook[dead].unique(dim=0)) == int(dead.sum()), (
+            "two codes restarted on one latent"
+        )
         again = with_restarts.mass >= below * 40 / K
         assert again.all(), "a restarted code is dead at once"
 
@@ -212,15 +255,21 @@ def starts_among_the_latents(make):
     def check(seed):
         K, D = 12, 2
         centres = normal(6, D, seed=seed) * 5
-        z = centres[torch.randint(6, (8, 10), generator=generator(seed))] + 0.1 * normal(8, 10, D, seed=seed + 1)
+        z = centres[torch.randint(6, (8, 10), generator=generator(seed))] + 0.1 * normal(
+            8, 10, D, seed=seed + 1
+        )
         near, again = make(K, D, 0.9, 0.1), make(K, D, 0.9, 0.1)
         near.start(z, generator(seed))
         again.start(z, generator(seed))
         error = float((z - near.lookup(near.nearest(z))).norm(dim=-1).mean())
         spread = float((z - z.mean(dim=(0, 1))).norm(dim=-1).mean())
-        assert error < 0.25 * spread, f"mean distance to the nearest code {error:.2f}, to the mean of all {spread:.2f}"
+        assert error < 0.25 * spread, (
+            f"mean distance to the nearest code {error:.2f}, to the mean of all {spread:.2f}"
+        )
         low, high = z.flatten(0, 1).amin(0) - 1e-3, z.flatten(0, 1).amax(0) + 1e-3
-        assert ((near.codebook >= low) & (near.codebook <= high)).all(), "codes outside of the latents"
+        assert ((near.codebook >= low) & (near.codebook <= high)).all(), (
+            "codes outside of the latents"
+        )
         assert torch.equal(near.codebook, again.codebook)
         assert torch.isfinite(near.codebook).all() and (near.mass > 0).all()
 
@@ -237,7 +286,9 @@ def perplexity_is_bounded(perplexity):
     def check(ids):
         value, used = perplexity(torch.tensor(ids), 8)
         shares = [ids.count(i) / len(ids) for i in set(ids)]
-        assert used == len(shares) and 1 - 1e-9 <= value <= used + 1e-9 <= 8 + 1e-9, f"perplexity {value}, {used} used"
+        assert used == len(shares) and 1 - 1e-9 <= value <= used + 1e-9 <= 8 + 1e-9, (
+            f"perplexity {value}, {used} used"
+        )
         assert math.isclose(value, math.prod(p**-p for p in shares), rel_tol=1e-9)
 
     check()
@@ -256,12 +307,18 @@ def every_id_is_reachable(make):
         quantizer, K = make(tuple(levels)), math.prod(levels)
         ids = torch.arange(K)
         codes = quantizer.lookup(ids)
-        assert codes.shape == (K, len(levels)) and codes.abs().max() <= 1 and len(codes.unique(dim=0)) == K
+        assert (
+            codes.shape == (K, len(levels))
+            and codes.abs().max() <= 1
+            and len(codes.unique(dim=0)) == K
+        )
         # a latent per combination of digits, in the middle of its cell
         digits = torch.tensor(list(itertools.product(*(range(n) for n in levels))))
         middle = (digits / (torch.tensor(levels) - 1)).clamp(1e-4, 1 - 1e-4)
         got = quantizer.nearest(torch.logit(middle))
-        assert sorted(got.tolist()) == list(range(K)), f"levels {levels}: ids {sorted(set(got.tolist()))} of {K}"
+        assert sorted(got.tolist()) == list(range(K)), (
+            f"levels {levels}: ids {sorted(set(got.tolist()))} of {K}"
+        )
         assert torch.allclose(quantizer.lookup(got), middle * 2 - 1, atol=1e-3)
 
     check()
@@ -277,7 +334,9 @@ def rounds_with_a_gradient(make):
         z[0], z[1] = 1e6, -1e6
         code, ids, commitment = quantizer(z.requires_grad_())
         assert 0 <= int(ids.min()) <= int(ids.max()) < K and float(commitment) == 0
-        assert torch.equal(ids, quantizer.nearest(z)) and torch.allclose(code, quantizer.lookup(ids), atol=1e-5)
+        assert torch.equal(ids, quantizer.nearest(z)) and torch.allclose(
+            code, quantizer.lookup(ids), atol=1e-5
+        )
         code.sum().backward()
         assert (z.grad[2:] > 0).all() and z.grad.isfinite().all()
 
@@ -301,5 +360,7 @@ def is_local(encode, factor, radius):
     assert cut - radius >= factor, "the picture is too small for this radius"
     near = (cut - radius) // factor  # tokens whose field ends before the cut
     moved = (encode(changed) - plain).abs().amax(dim=(0, 1, 3))
-    assert moved[near - 1] < 1e-5 and moved[:near].max() < 1e-5, f"columns left of {near} move by up to {moved[:near].max():.2g}"
+    assert moved[near - 1] < 1e-5 and moved[:near].max() < 1e-5, (
+        f"columns left of {near} move by up to {moved[:near].max():.2g}"
+    )
     assert moved[cut // factor :].min() > 1e-3, "changed pixels change nothing"

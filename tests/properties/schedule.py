@@ -20,7 +20,9 @@ def is_a_mask_schedule(gamma):
     @example(0.0, 1e-9)
     def check(r, s):
         less, more = float(gamma(min(r, s))), float(gamma(max(r, s)))
-        assert 0 <= more <= less + 1e-12 and less <= 1, f"gamma({min(r, s)}) = {less}, gamma({max(r, s)}) = {more}"
+        assert 0 <= more <= less + 1e-12 and less <= 1, (
+            f"gamma({min(r, s)}) = {less}, gamma({max(r, s)}) = {more}"
+        )
 
     check()
 
@@ -31,7 +33,9 @@ def is_the_cosine(gamma):
     @given(unit)
     @example(1 / 3)
     def check(r):
-        assert abs(float(gamma(r)) - math.cos(math.pi / 2 * r)) < 1e-12, f"gamma({r}) is {float(gamma(r))}"
+        assert abs(float(gamma(r)) - math.cos(math.pi / 2 * r)) < 1e-12, (
+            f"gamma({r}) is {float(gamma(r))}"
+        )
 
     check()
 
@@ -44,12 +48,23 @@ def ratios_follow_the_arcsine_law(sample_ratios):
     """
     generator = torch.Generator().manual_seed(0)
     for batch, times in ((8000, 1), (8, 1000), (1, 2000)):
-        ratios = torch.cat([sample_ratios(batch, generator) for _ in range(times)]).double().sort().values.numpy()
-        assert ratios.shape == (batch * times,), f"{times} batches of {batch}: the shape is {ratios.shape}"
-        assert 0 <= ratios.min() <= ratios.max() <= 1, f"ratios from {ratios.min()} to {ratios.max()}"
+        ratios = (
+            torch.cat([sample_ratios(batch, generator) for _ in range(times)])
+            .double()
+            .sort()
+            .values.numpy()
+        )
+        assert ratios.shape == (batch * times,), (
+            f"{times} batches of {batch}: the shape is {ratios.shape}"
+        )
+        assert 0 <= ratios.min() <= ratios.max() <= 1, (
+            f"ratios from {ratios.min()} to {ratios.max()}"
+        )
         law = 2 / np.pi * np.arcsin(ratios)
         gap = np.abs(law - (np.arange(len(ratios)) + 0.5) / len(ratios)).max()
-        assert gap < 2.7 / len(ratios) ** 0.5, f"batches of {batch}: the distribution is off by up to {gap:.3f}"
+        assert gap < 2.7 / len(ratios) ** 0.5, (
+            f"batches of {batch}: the distribution is off by up to {gap:.3f}"
+        )
     twice = [sample_ratios(3, torch.Generator().manual_seed(1)).tolist() for _ in range(2)]
     assert twice[0] == twice[1], f"one generator state gave {twice[0]} and then {twice[1]}"
 
@@ -57,14 +72,19 @@ def ratios_follow_the_arcsine_law(sample_ratios):
 def rounds_up_to_at_least_one(mask_counts):
     """ceil(ratio * tokens), at least 1 and at most all. mask_counts(ratios (B,), tokens) -> (B,) integers."""
 
-    @given(st.lists(st.one_of(st.just(0.0), st.just(1.0), unit), min_size=1, max_size=5), st.integers(1, 300))
+    @given(
+        st.lists(st.one_of(st.just(0.0), st.just(1.0), unit), min_size=1, max_size=5),
+        st.integers(1, 300),
+    )
     @example([0.0], 1)
     @example([1e-9, 0.5, 1.0], 4)
     def check(ratios, tokens):
         counts = mask_counts(torch.tensor(ratios, dtype=torch.float64), tokens)
         assert counts.dtype == torch.int64, f"counts are {counts.dtype}, not int64"
         counts = counts.tolist()
-        assert counts == [max(1, math.ceil(r * tokens)) for r in ratios], f"{ratios} of {tokens} tokens: {counts}"
+        assert counts == [max(1, math.ceil(r * tokens)) for r in ratios], (
+            f"{ratios} of {tokens} tokens: {counts}"
+        )
 
     check()
 
@@ -76,7 +96,9 @@ def maskgit_counts(masked: int, steps: int) -> list[int]:
         if k == steps - 1:
             unknown = 0
         elif unknown > 0:
-            unknown = max(1, min(unknown - 1, math.floor(masked * math.cos(math.pi / 2 * ((k + 1) / steps)))))
+            unknown = max(
+                1, min(unknown - 1, math.floor(masked * math.cos(math.pi / 2 * ((k + 1) / steps))))
+            )
         out.append(unknown)
     return out
 
@@ -109,7 +131,9 @@ def reveals_follow_maskgit(masked_after):
     Pinned: N0 = 256 in 8 steps reveals 5, 15, 24, 31, 39, 45, 48, 49. (MaskGIT, section 3.2.)
     """
     left = masked_after(256, 8)
-    assert [a - b for a, b in zip([256, *left], left)] == [5, 15, 24, 31, 39, 45, 48, 49], f"left {left}"
+    assert [a - b for a, b in zip([256, *left], left)] == [5, 15, 24, 31, 39, 45, 48, 49], (
+        f"left {left}"
+    )
 
     @given(st.integers(0, 300), st.integers(1, 40))
     @example(51, 8)
@@ -152,8 +176,12 @@ def ramp_reaches_its_value(guidance_at):
     @example(1, 3.0)
     def check(steps, guidance):
         ramp = [guidance_at(k, steps, guidance) for k in range(steps)]
-        assert math.isclose(ramp[-1], guidance, rel_tol=1e-12), f"the last of {steps} steps has {ramp[-1]}, not {guidance}"
-        assert np.allclose(ramp, [guidance * (k + 1) / steps for k in range(steps)], rtol=1e-12, atol=0), f"{ramp}"
+        assert math.isclose(ramp[-1], guidance, rel_tol=1e-12), (
+            f"the last of {steps} steps has {ramp[-1]}, not {guidance}"
+        )
+        assert np.allclose(
+            ramp, [guidance * (k + 1) / steps for k in range(steps)], rtol=1e-12, atol=0
+        ), f"{ramp}"
 
     check()
 
@@ -169,6 +197,11 @@ def noise_falls_linearly_to_zero(noise_at):
     def check(steps, temperature):
         scales = [noise_at(k, steps, temperature) for k in range(steps)]
         assert abs(scales[-1]) < 1e-12, f"the last of {steps} steps has noise {scales[-1]}"
-        assert np.allclose(scales, [temperature * (steps - 1 - k) / steps for k in range(steps)], rtol=1e-9, atol=1e-12), f"{scales}"
+        assert np.allclose(
+            scales,
+            [temperature * (steps - 1 - k) / steps for k in range(steps)],
+            rtol=1e-9,
+            atol=1e-12,
+        ), f"{scales}"
 
     check()
