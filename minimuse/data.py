@@ -9,28 +9,82 @@ Each source has its file in `data/`: `shapes.py`, `emoji_pack.py`, and `folder.p
 from a shuffle: nothing moves a picture into training. Left out: augmentation, and streaming (all pictures are in memory as uint8).
 """
 
-import hashlib
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.resources import files
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from einops import rearrange
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 
-from minimuse import shapes
+ASSETS = files("minimuse.assets")  # what ships: presets, emoji, weights
 
-DATA = Path(__file__).resolve().parents[1] / "data"
-SPLITS = {
-    "shapes": ("train", "validation", "heldout"),
-    "emoji": ("train", "heldout", "heldout-concept"),
-    "folder": ("train", "heldout"),
-}
+
+def edges(lengths) -> torch.Tensor:
+    """Where each of some pieces begins, laid end to end, and where the last one ends."""
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+class Tokens:
+    """Shards as if they were one."""
+
+    def __init__(self, shards: list[dict[str, torch.Tensor]]):
+        self.shards, self.edges = shards, edges(len(shard["low"]) for shard in shards)
+
+    def __len__(self) -> int:
+        return int(self.edges[-1])
+
+    def rows(self, indices: torch.Tensor) -> list[tuple[dict, int]]:
+        """The shard of each picture, and its row there."""
+        which = torch.searchsorted(self.edges, indices, right=True) - 1
+        return [
+            (self.shards[s], i)
+            for s, i in zip(which.tolist(), (indices - self.edges[which]).tolist())
+        ]
+
+    def ids(self, resolution: str, indices: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids (B, N) of resolution "low" or "high"; of all pictures, if no indices are given."""
+        return torch.stack(
+            [
+                shard[resolution][i]
+                for shard, i in self.rows(torch.arange(len(self)) if indices is None else indices)
+            ]
+        ).long()
+
+    def choose(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None
+    ) -> list[torch.Tensor]:
+        """A caption of each picture (a random one, or the first): embeddings (T, E), which are not looked at yet."""
+        u = (
+            torch.rand(len(indices), generator=generator).tolist()
+            if generator
+            else [0.0] * len(indices)
+        )
+        chosen = []
+        for (shard, i), x in zip(self.rows(indices), u):
+            first, last = shard["owns"][i : i + 2].tolist()
+            caption = int(shard["variants"][first + int(x * (last - first))])
+            chosen.append(shard["text"][slice(*shard["starts"][caption : caption + 2].tolist())])
+        return chosen
+
+    def captions(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The chosen captions: embeddings (B, T, E), mask (B, T)."""
+        return pad(self.choose(indices, generator))
+
+
+def pad(chosen: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Captions (T, E) of different lengths -> (B, T, E), zero where padded, and mask (B, T)."""
+    one = chosen[0].new_zeros(1, chosen[0].shape[1])  # where all captions are empty, T is 1 still
+    text = pad_sequence([*chosen, one], batch_first=True)[:-1].float()
+    return text, torch.arange(text.shape[1]) < torch.tensor([len(x) for x in chosen])[:, None]
 
 
 @dataclass(frozen=True, eq=False)  # eq: two tensors have no single truth value
-class Pictures:
+class Images:
     pixels: torch.Tensor  # (M, 3, H, W) uint8
     captions: list[tuple[str, ...]]  # one or more variants per picture, the plainest first
     names: list[str]
@@ -51,74 +105,20 @@ def halve(images: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(images, 2)
 
 
-def load(
-    source: str,
-    split: str,
-    side: int,
-    count: int | None = None,
-    seed: int = 0,
-    data_dir: Path = DATA,
-    smallest: int = 8,
-    skip: bool = False,
-) -> Pictures:
-    """The pictures of one split, side x side: `count` shapes, or at most `count` of emoji or a folder, chosen by `seed`. In a folder,
-    `smallest` is the least side (the tokenizer's factor f), and `skip` drops damaged ones."""
-    if split not in (splits := SPLITS[kind := source if source in SPLITS else "folder"]):
-        raise ValueError(f"split {split!r} of {source}; there is {', '.join(splits)}")
-    if (count is None and kind == "shapes") or (count is not None and count < 1):
-        raise ValueError(
-            f"count={count}; give 1 or more (shapes are endless, so they need a count)"
-        )
-    if (
-        kind == "shapes"
-    ):  # training takes the even scene numbers and validation the odd ones, so no seeds can meet
-        numbers = [2 * (seed * 10**9 + i) + (split == "validation") for i in range(count)]
-        scenes = [shapes.scene(n, "heldout" if split == "heldout" else "train") for n in numbers]
-        return Pictures(
-            shapes.render(scenes, side),
-            [(shapes.caption(s),) for s in scenes],
-            [f"shapes/{split}/{n}" for n in numbers],
-        )
-    from minimuse import emoji_pack, folder  # here, for they need this file
-
-    found = (
-        emoji_pack.find(split, side, Path(data_dir))
-        if kind == "emoji"
-        else folder.find(Path(source), split, side, smallest, skip)
-    )
-    if count is not None and count < len(found):
-        chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:count]
-        found = [found[i] for i in sorted(chosen.tolist())]
-    pixels = torch.empty((len(found), 3, side, side), dtype=torch.uint8)
-    for i, (_, _, read) in enumerate(found):
-        pixels[i] = torch.from_numpy(np.array(read())).permute(2, 0, 1)
-    return Pictures(pixels, [captions for _, captions, _ in found], [name for name, _, _ in found])
-
-
-def stable_hash(text: str) -> int:
-    """An even spread over the integers that is the same everywhere (Python's hash() is not)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def read_picture(path: Path) -> Image.Image:
-    """A PNG, JPEG or WebP file as RGB, turned as it was taken."""
-    try:
-        with warnings.catch_warnings(
-            action="error", category=Image.DecompressionBombWarning
-        ):  # refuse, do not only warn
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-                return on_white(
-                    ImageOps.exif_transpose(image)
-                )  # phones store the turn, not the turned pixels
-    except Exception as error:  # PIL's readers raise whatever a broken file makes them trip over
-        raise ValueError(
-            f"{path} cannot be read ({error}); save it again as a smaller 8-bit PNG, or remove it"
-        ) from None
-
-
 def on_white(image: Image.Image) -> Image.Image:
     """Any 8-bit picture as RGB, on white where it is transparent."""
     if image.mode.startswith(("I", "F")):  # PIL would clip these to white
         raise ValueError("more than 8 bits a channel")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def from_pil(image: Image.Image) -> torch.Tensor:
+    """Any PIL image -> (3, H, W) in [-1, 1]; on white where it is transparent."""
+    return torch.from_numpy(np.array(on_white(image))).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """images (B, 3, H, W) in [-1, 1] -> PIL."""
+    bytes_ = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+    return [Image.fromarray(x.numpy()) for x in rearrange(bytes_, "B C H W -> B H W C")]

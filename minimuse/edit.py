@@ -21,14 +21,10 @@ from einops import repeat
 from PIL import Image
 
 from minimuse import schedule
-from minimuse.data import on_white
+from minimuse.data import from_pil, on_white, to_pil
 from minimuse.decode import decode
-from minimuse.muse import Muse, autocast, to_pil
-
-
-def pixels_of(image: Image.Image) -> torch.Tensor:
-    """Any PIL image -> (3, H, W) in [-1, 1]; on white where it is transparent."""
-    return torch.from_numpy(np.array(on_white(image))).permute(2, 0, 1).float() / 127.5 - 1
+from minimuse.device import autocast
+from minimuse.muse import Muse
 
 
 def hole_of(mask: Image.Image, width: int, height: int) -> torch.Tensor:
@@ -58,7 +54,7 @@ def inpaint(
     hole = hole_of(mask, image.width, image.height)
     if not hole.any():
         warnings.warn("the mask is empty: there is nothing to draw", stacklevel=2)
-    return fill(muse, pixels_of(image), hole, prompt, **how)
+    return fill(muse, from_pil(image), hole, prompt, **how)
 
 
 def outpaint(
@@ -80,7 +76,7 @@ def outpaint(
     before_x, before_y = (
         math.ceil(p / unit) * unit for p in (left, top)
     )  # the image starts with a token
-    pixels = F.pad(pixels_of(image)[None], (before_x, right, before_y, bottom), mode="replicate")[0]
+    pixels = F.pad(from_pil(image)[None], (before_x, right, before_y, bottom), mode="replicate")[0]
     hole = torch.ones(pixels.shape[1:], dtype=torch.bool)
     hole[before_y : before_y + image.height, before_x : before_x + image.width] = False
     return [
@@ -134,7 +130,7 @@ def edits(
         raise ValueError(
             f"iterations {iterations} and share {share}: give 0 or more, and a share in (0, 1]"
         )
-    pixels, side = pixels_of(image), muse.config.tokenizer_hi.side
+    pixels, side = from_pil(image), muse.config.tokenizer_hi.side
     if max(pixels.shape[1:]) > side:
         raise ValueError(
             f"the picture is {image.width}x{image.height}; {side}x{side} is the most that can be edited: shrink it"
@@ -178,7 +174,7 @@ def finish(
     **given,
 ) -> list[Image.Image]:
     """Pictures for low-res tokens (n, N) of `edits`: super-resolution redraws what lies under tokens that changed, sampling as `given`."""
-    was, high = _tokens(muse, pixels_of(image))
+    was, high = _tokens(muse, from_pil(image))
     changed = (
         (low.view(-1, *was.shape[1:]) != was)
         .repeat_interleave(ratio := high.shape[1] // was.shape[1], 1)

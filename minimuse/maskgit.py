@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minimuse import schedule
-from minimuse.transformer import Context, TokenDecoder, initialize_weights, norm, start_white
+from minimuse.transformer import Context, TokenDecoder, initialize_weights, layer_norm, start_white
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MaskGit(nn.Module):
 
     def __init__(self, config: BaseConfig, codes: int, grid: int, text_width: int):
         super().__init__()
-        self.text = nn.Sequential(nn.Linear(text_width, config.width), norm(config.width))
+        self.text = nn.Sequential(nn.Linear(text_width, config.width), layer_norm(config.width))
         self.decoder, self.mask_id = (
             TokenDecoder(codes, grid, config.width, config.heads, config.layers),
             codes,

@@ -8,58 +8,29 @@ caption -> frozen T5 -> base model: 16x16 tokens -> super-resolution: 64x64 toke
 figure 3; fewer in the toys). A model directory holds `config.json` and one safetensors file per part; the text encoder stays in its own.
 """
 
-import json
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from minimuse import config as configs
-from minimuse.checkpoint import save_tensors, write_json
-from minimuse.data import DATA
+from minimuse.data import to_pil
 from minimuse.decode import Sampling, Step, decode
-from minimuse.maskgit import MaskGit
-from minimuse.superres import SuperRes
+from minimuse.device import autocast
+from minimuse.plumbing import config as configs
+from minimuse.plumbing.files import write_json
+from minimuse.plumbing.parts import PARTS, find_model, load_part, read_about, save_part
+from minimuse.plumbing.t5_files import load_t5
 from minimuse.t5_frozen import FrozenT5
 from minimuse.transformer import Context
-from minimuse.vq import Decoder, Tokenizer
-
-PARTS = ("tokenizer", "tokenizer_hi", "base", "superres", "decoder")
 
 
-def autocast(device: str | torch.device, worth: bool = True) -> AbstractContextManager:
-    """bf16 where it is `worth` it and the device is fast at it (CUDA; CPUs with AMX or AVX512-BF16, unless ATEN_CPU_CAPABILITY=avx2), else fp32."""
-    kind, capability = torch.device(device).type, torch.backends.cpu.get_cpu_capability()
-    fast = kind == "cuda" or (
-        kind == "cpu"
-        and "512" in capability
-        and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-    )
-    return torch.autocast(kind, torch.bfloat16, enabled=worth and fast)
-
-
-def build(part: str, config: configs.Config, text_width: int) -> nn.Module:
-    """A fresh, untrained part."""
-    low, high = config.tokenizer, config.tokenizer_hi
-    if part == "base":
-        return MaskGit(config.base, low.codes, low.grid, text_width)
-    if part == "superres":
-        return SuperRes(config.superres, low.codes, low.grid, high.codes, high.grid, text_width)
-    if part == "decoder":
-        return Decoder(config.decoder).to(memory_format=torch.channels_last)
-    return Tokenizer(low if part == "tokenizer" else high).to(memory_format=torch.channels_last)
-
-
-class Asked(NamedTuple):
+class Prompts(NamedTuple):
     """What to draw, as the models see it: P prompts for each of B pictures, and what to steer away from."""
 
     text: torch.Tensor  # (P B, T, E), prompt by prompt
@@ -86,9 +57,9 @@ class Muse:
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", t5: str | None = None) -> "Muse":
         """A model that ships in `data/`, by name, or a model directory; t5: where its text encoder is now. Errors name file and remedy."""
-        about = read_about(directory := find(name))
+        about = read_about(directory := find_model(name))
         config = configs.from_json(about["config"])
-        text = load_text(t5 or about["text"]["name"], device)
+        text = load_t5(t5 or about["text"]["name"], device)
         if text.fingerprint != about["text"]["fingerprint"]:
             raise ValueError(
                 f"{directory} was trained with text encoder {about['text']['fingerprint']}, not {text.fingerprint}; give its directory with --t5"
@@ -103,7 +74,7 @@ class Muse:
             save_part(directory, name, part, dtype)
         write_json(directory / "config.json", self.about)
 
-    def read(self, prompts: list[str], negative: str = "", plain: bool = False) -> Asked:
+    def read(self, prompts: list[str], negative: str = "", plain: bool = False) -> Prompts:
         """Prompts of B pictures, through the text encoder. "" is the null caption; "one thing AND another:0.5" composes two, unless `plain`."""
         if not prompts:
             raise ValueError("nothing to draw; ask for at least 1 picture")
@@ -124,11 +95,11 @@ class Muse:
         texts = [row[i][0] for i in range(len(parts[0])) for row in parts]  # prompt by prompt
         text, visible = self.text([*texts, negative])  # together, so that all have one length
         against = text[-1:].expand(len(prompts), -1, -1), visible[-1:].expand(len(prompts), -1)
-        return Asked(text[:-1], visible[:-1], against, weights.pop())
+        return Prompts(text[:-1], visible[:-1], against, weights.pop())
 
     @torch.no_grad()
     def contexts(
-        self, model: nn.Module, asked: Asked, guidance: float, *low: torch.Tensor
+        self, model: nn.Module, asked: Prompts, guidance: float, *low: torch.Tensor
     ) -> tuple[Context, Context | None]:
         """What a model looks at, and what it is steered away from, computed once for all steps; super-resolution's low-res ids (B, n) too."""
         with autocast(self.device):
@@ -227,92 +198,3 @@ class Muse:
             k: v for k, v in given.items() if k != "steps"
         }  # `steps` counts the base model's passes
         return replace(self.config.sampling, **given), replace(self.config.sampling_hi, **high)
-
-
-def to_pil(images: torch.Tensor) -> list[Image.Image]:
-    """images (B, 3, H, W) in [-1, 1] -> PIL."""
-    bytes_ = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
-    return [Image.fromarray(x.numpy()) for x in rearrange(bytes_, "B C H W -> B H W C")]
-
-
-def find(name: str | Path) -> Path:
-    """A directory, or the name of a model in data/."""
-    for directory in (Path(name), DATA / str(name)):
-        if (directory / "config.json").is_file():
-            return directory
-    shipped = ", ".join(sorted(p.parent.name for p in DATA.glob("*/base.safetensors")))
-    raise FileNotFoundError(
-        f"no model {str(name)!r}; give a directory with a config.json, or one of: {shipped}"
-    )
-
-
-def load_text(name: str, device: str = "cpu") -> FrozenT5:
-    """The text encoder in data/NAME, or in the directory NAME."""
-    return FrozenT5.load(DATA / name if (DATA / name).is_dir() else name, device)
-
-
-def read_about(directory: Path) -> dict:
-    """config.json: settings, data, text encoder and its fingerprint."""
-    path = directory / "config.json"
-    try:
-        about = json.loads(path.read_text())
-        about["config"] = json.loads(
-            json.dumps(asdict(configs.from_json(about["config"])))
-        )  # with today's defaults
-        about["text"]["name"], about["text"]["fingerprint"], about["data"], about["seed"]
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} is missing; {directory} is not a model directory"
-        ) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a model's config.json ({type(error).__name__}: {error})"
-        ) from None
-    return about
-
-
-def save_part(
-    directory: Path, name: str, part: nn.Module, dtype: torch.dtype = torch.float32
-) -> None:
-    """Write NAME.safetensors. torch.int8 keeps a matrix as multiples of a 127th of each row's largest value, and in fp16 all else:
-    tokenizers too, since an encoder that is a little different gives other ids than the transformers were trained on."""
-    state = {}
-    for k, v in part.state_dict().items():
-        if whole := dtype == torch.int8 and v.dim() > 1 and not name.startswith("tokenizer"):
-            state[f"{k}/scale"] = scale = (
-                v.abs().amax(dim=tuple(range(1, v.dim())), keepdim=True).clamp(min=1e-9) / 127
-            )
-        state[k] = (
-            (v / scale).round().to(dtype)
-            if whole
-            else v.to(torch.float16 if dtype == torch.int8 else dtype)
-        )
-    save_tensors(directory / f"{name}.safetensors", state)
-
-
-def load_part(directory: Path, name: str, config: configs.Config, text_width: int) -> nn.Module:
-    """Build a part and fill it from NAME.safetensors."""
-    path = directory / f"{name}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; make it with: minimuse train {name.replace('_', '-')} --out {directory}"
-        )
-    part = build(name, config, text_width)
-    try:
-        state = load_file(path)
-        part.load_state_dict(
-            {
-                k: v.float() * state.get(f"{k}/scale", 1)
-                for k, v in state.items()
-                if not k.endswith("/scale")
-            }
-        )
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file ({error}); train or copy it again"
-        ) from None
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} does not fit config.json ({str(error).splitlines()[-1].strip()}); it belongs to another model"
-        ) from None
-    return part

@@ -13,6 +13,8 @@ import torch
 # gamma(r): the share of tokens still masked after a share r of the decoding, from 1 to 0. Concave laws (cosine and above) reveal few
 # tokens while the model knows little. The scale of `exp` and `log` is MaskGIT's number of tokens, here fixed: functions of r alone.
 SCALE = 256
+
+
 LAWS = {
     "exp": lambda r: (SCALE - SCALE**r) / (SCALE - 1),
     "cubic": lambda r: 1 - r**3,

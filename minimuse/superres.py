@@ -22,7 +22,7 @@ from minimuse.transformer import (
     GridPositions,
     TokenDecoder,
     initialize_weights,
-    norm,
+    layer_norm,
     start_like,
     start_white,
 )
@@ -58,13 +58,13 @@ class SuperRes(nn.Module):
             raise ValueError(
                 f"a grid of {grid} tokens cannot be cut into pieces of {self.piece}, each what some low-res tokens cover"
             )
-        self.text = nn.Sequential(nn.Linear(text_width, width), norm(width))
+        self.text = nn.Sequential(nn.Linear(text_width, width), layer_norm(width))
         self.low_embedding = nn.Embedding(low_codes, width)
         self.low_positions = GridPositions(low_grid, width)
         self.low_blocks = nn.ModuleList(
             Block(width, config.heads, low_grid, cross=False) for _ in range(config.encoder_layers)
         )
-        self.low_norm = norm(width)
+        self.low_norm = layer_norm(width)
         self.spread = nn.Linear(width, (grid // low_grid) ** 2 * width, bias=False)
         self.decoder, self.mask_id = (
             TokenDecoder(codes, self.piece, width, config.heads, config.layers, config.window),

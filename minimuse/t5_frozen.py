@@ -9,28 +9,19 @@ Papers: T5 (1910.10683), section 2.1; the gated MLP of v1.1 is 2002.05202. Left 
 Letters: B batch, T text tokens, S tokens attended to, E text width, H heads.
 """
 
-import hashlib
-import json
 import math
-import pickle
 import warnings
-import zipfile
-from dataclasses import dataclass, fields
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass
 
 import sentencepiece
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 PAD, EOS, UNK = 0, 1, 2
-DECODER = (
-    "decoder.",
-    "lm_head.",
-)  # how the names of a checkpoint's other half begin: it is never read
+
+
 MAX_TOKENS = 77
 
 
@@ -54,21 +45,6 @@ class T5Config:
             raise ValueError(
                 f"feed_forward_proj is {self.feed_forward_proj!r}; T5 has 'relu' (v1.0) or 'gated-gelu' (v1.1)"
             )
-
-    @classmethod
-    def from_json(cls, path):
-        try:
-            values = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not JSON ({error}); download it again") from None
-        strange = lambda value, kind: (
-            type(value) is not kind or (kind is int and not 0 < value < 2**31)
-        )
-        if wrong := [f.name for f in fields(cls) if strange(values.get(f.name, f.default), f.type)]:
-            raise ValueError(
-                f"{path} lacks {', '.join(wrong)}, or says something else there than a T5's config.json"
-            )
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 def relative_position_bucket(distance, bidirectional, num_buckets, max_distance):
@@ -148,14 +124,14 @@ class FeedForward(nn.Module):
         )
 
 
-def norm(config):
+def rms_norm(config):
     """LayerNorm without the mean and without the bias. Its variance is in fp32: T5's residual stream grows to thousands."""
     return nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
 
 
 def residual(config, **part):
     """The part and the norm of x + part(norm(x)), by their names in the checkpoints, whose the capitals are."""
-    return nn.ModuleDict(part | {"layer_norm": norm(config)})
+    return nn.ModuleDict(part | {"layer_norm": rms_norm(config)})
 
 
 class T5Encoder(nn.Module):
@@ -176,7 +152,7 @@ class T5Encoder(nn.Module):
         blocks = nn.ModuleList(
             nn.ModuleDict({"layer": layer(i == 0)}) for i in range(config.num_layers)
         )
-        self.encoder = nn.ModuleDict({"block": blocks, "final_layer_norm": norm(config)})
+        self.encoder = nn.ModuleDict({"block": blocks, "final_layer_norm": rms_norm(config)})
 
     def forward(self, ids, mask):
         """ids (B, T) int64, mask (B, T) bool, True = real token -> (B, T, E), zero where padded."""
@@ -194,7 +170,7 @@ class T5Encoder(nn.Module):
         return self.encoder.final_layer_norm(x).masked_fill(~mask[:, :, None], 0.0)
 
 
-class Tokenizer:
+class TextTokenizer:
     """Text to ids with a SentencePiece model: pad 0, eos 1 at the end, unknown 2."""
 
     def __init__(self, path):
@@ -225,126 +201,13 @@ class Tokenizer:
         return ids, ids != PAD  # no text encodes to the pad
 
 
-def weight_files(directory):
-    """The file of a checkpoint's weights, or the shards of it that have some of the encoder's."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (directory / name).is_file():
-            return [directory / name]
-        if (index := directory / f"{name}.index.json").is_file():
-            try:
-                shards = {
-                    shard
-                    for tensor, shard in json.loads(index.read_text())["weight_map"].items()
-                    if not tensor.startswith(DECODER)
-                }
-                return [
-                    directory / Path(shard).name for shard in sorted(shards)
-                ]  # its name alone: an index cannot lead out of here
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{index} is damaged ({error!r}); download it again") from None
-    raise FileNotFoundError(
-        f"{directory} has no model.safetensors and no pytorch_model.bin, whole or in shards; give the directory that has them (--t5)"
-    )
-
-
-def tensors(path):
-    """(name, tensor) of each of a file's tensors that is not a decoder's."""
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                yield from (
-                    (name, file.get_tensor(name))
-                    for name in file.keys()
-                    if not name.startswith(DECODER)
-                )
-        elif zipfile.is_zipfile(
-            path
-        ):  # mmap: read when it is looked at; weights_only: no code in it is run
-            state = torch.load(path, "cpu", weights_only=True, mmap=True)
-            yield from ((name, x) for name, x in state.items() if not name.startswith(DECODER))
-        else:
-            raise OSError(
-                "no zip archive; if it is from before PyTorch 1.6, load and save it with a newer one"
-            )
-    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path} is damaged or cut short ({' '.join(str(error).split())[:200]}); download it again"
-        ) from None
-
-
-def read_weights(path, files, expected, dtype, device):
-    """The tensors of an encoder whose state dict looks like `expected`, from files in the directory `path`, one after the other."""
-    weights = {name: x.to(device, dtype) for file in files for name, x in tensors(file)}
-    if (
-        "encoder.embed_tokens.weight" in weights
-    ):  # the embedding's second name; some files have both
-        weights.setdefault("shared.weight", weights.pop("encoder.embed_tokens.weight"))
-    for name in [*expected, *weights]:
-        if name not in weights:
-            raise ValueError(
-                f"{path} lacks {name}; {'is it a T5 of the size that config.json says?' if weights else 'it has a decoder alone'}"
-            )
-        if name not in expected:
-            raise ValueError(f"{path} has {name}, which no T5 encoder of config.json's size has")
-        if (here := tuple(weights[name].shape)) != (asked := tuple(expected[name].shape)):
-            raise ValueError(f"{path}: {name} is {here}, config.json asks for {asked}")
-    if not weights["shared.weight"].any():
-        raise ValueError(
-            f"{path}: shared.weight is all zero, a faulty conversion; take another copy"
-        )
-    return weights
-
-
 class FrozenT5:
     """Captions in, embeddings and mask out. Not an nn.Module: a model that holds one must not train, count or save it."""
 
-    def __init__(self, encoder, tokenizer, weight_paths):
+    def __init__(self, encoder, tokenizer, fingerprint=""):
         self.encoder = encoder.eval().requires_grad_(False)
-        self.tokenizer, self.weight_paths = tokenizer, weight_paths
+        self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.width, self.device = encoder.config.d_model, encoder.shared.weight.device
-
-    @classmethod
-    def load(cls, directory, device="cpu", dtype=None):
-        """A directory with config.json, spiece.model, and weights as model.safetensors or pytorch_model.bin, whole or in shards; by
-        default in float32, or in bfloat16 from a billion parameters on: XXL then fits into 11 GB."""
-        if dtype not in (None, torch.float32, torch.bfloat16):
-            raise ValueError(
-                f"dtype is {dtype}, in which the inner values of T5's MLP overflow (float16 ends at 65504); take torch.bfloat16"
-            )
-        paths = [Path(directory) / name for name in ("config.json", "spiece.model")] + weight_files(
-            Path(directory)
-        )
-        if missing := [path for path in paths if not path.is_file()]:
-            raise FileNotFoundError(
-                f"{missing[0]} is missing; the directory of a T5 holds {', '.join(p.name for p in paths)}"
-            )
-        config, tokenizer = T5Config.from_json(paths[0]), Tokenizer(paths[1])
-        if (pieces := tokenizer.pieces.get_piece_size()) > config.vocab_size:
-            raise ValueError(
-                f"{directory}: {pieces} pieces in spiece.model, vocab_size {config.vocab_size} in config.json"
-            )
-        with torch.device(
-            "meta"
-        ):  # shapes without memory: the file's tensors are put in, not copied
-            encoder = T5Encoder(config)
-        dtype = dtype or (
-            torch.bfloat16 if sum(p.numel() for p in encoder.parameters()) > 1e9 else torch.float32
-        )
-        encoder.load_state_dict(
-            read_weights(directory, paths[2:], encoder.state_dict(), dtype, device), assign=True
-        )
-        return cls(encoder, tokenizer, paths[2:])
-
-    @cached_property
-    def fingerprint(self):
-        """Twelve hex digits of the weights' SHA-256: the encoder that another model was trained with."""
-        digest = hashlib.sha256()
-        for path in self.weight_paths:
-            with open(path, "rb") as file:
-                hashlib.file_digest(
-                    file, lambda: digest
-                )  # piece by piece: XXL's files are larger than most memories
-        return digest.hexdigest()[:12]
 
     @torch.no_grad()
     def __call__(self, texts, max_length=MAX_TOKENS):

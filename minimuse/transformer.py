@@ -163,7 +163,7 @@ class CrossAttention(nn.Module):
         return self.out(rearrange(attend(q, k, v, visible), "B H N d -> B N (H d)"))
 
 
-def norm(width: int) -> nn.LayerNorm:
+def layer_norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, bias=False)
 
 
@@ -172,11 +172,14 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, grid: int, window: int = 0, cross: bool = True):
         super().__init__()
-        self.norm_self, self.self_attention = norm(width), SelfAttention(width, heads, grid, window)
+        self.norm_self, self.self_attention = (
+            layer_norm(width),
+            SelfAttention(width, heads, grid, window),
+        )
         self.cross = cross
         if cross:
-            self.norm_cross, self.cross_attention = norm(width), CrossAttention(width, heads)
-        self.norm_mlp = norm(width)
+            self.norm_cross, self.cross_attention = layer_norm(width), CrossAttention(width, heads)
+        self.norm_mlp = layer_norm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width, bias=False),
             nn.GELU(),
@@ -223,9 +226,12 @@ class TokenDecoder(nn.Module):
         self.positions = GridPositions(grid, width)
         self.blocks = nn.ModuleList(Block(width, heads, grid, window) for _ in range(layers))
         self.head = nn.Sequential(
-            nn.Linear(width, width, bias=False), nn.GELU(), norm(width), nn.Linear(width, codes)
+            nn.Linear(width, width, bias=False),
+            nn.GELU(),
+            layer_norm(width),
+            nn.Linear(width, codes),
         )
-        self.norm = norm(width)
+        self.norm = layer_norm(width)
 
     def start(self, codes: torch.Tensor, std: float) -> None:
         """Begin with embeddings and logits alike for codes whose vectors (K, C) are."""

@@ -242,7 +242,7 @@ class FSQuantizer(nn.Module):
     start = update = lambda self, *arguments: 0  # no codebook: nothing to place, nothing to move
 
 
-class Tokenizer(nn.Module):
+class ImageTokenizer(nn.Module):
     """Encoder, quantizer, decoder."""
 
     def __init__(self, config: TokenizerConfig):

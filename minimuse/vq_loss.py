@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minimuse.lite0 import Lite0, has_lite0
+from minimuse.plumbing.lite0 import Lite0, has_lite0
 
 
 @dataclass(frozen=True)

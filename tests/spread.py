@@ -12,14 +12,17 @@ import sys
 from pathlib import Path
 
 import torch
-from minimuse import checkpoint, muse, parallel, train
-from minimuse.config import from_json
+
+from minimuse import train
+from minimuse.plumbing import checkpoint, collectives, parts, t5_files
+from minimuse.plumbing.config import from_json
+from minimuse.runs import parallel, stages
 
 torch.backends.cpu.get_cpu_capability = lambda: (
     "AVX2"
 )  # fp32, not bf16: see `fp32` in test_parallel.py
 stage, out, metrics, stop = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-device, about = parallel.begin("cpu"), muse.read_about(out)
+device, about = parallel.begin("cpu"), parts.read_about(out)
 train.SAVE_EVERY, save_file, written = (
     -1e9,
     checkpoint.save_file,
@@ -39,9 +42,9 @@ def dies(tensors, path, metadata):
 if sys.argv[5:]:
     checkpoint.save_file = dies
 config, name = from_json(about["config"]), about["text"]["name"]
-text, found = muse.load_text(name), []
+text, found = t5_files.load_t5(name), []
 for record in (
-    records := train.train_all(
+    records := stages.train_all(
         (stage,), out, config, about["data"], text, name, about["seed"], device, resume=True
     )
 ):
@@ -49,7 +52,7 @@ for record in (
     if record.step == stop < record.steps:
         break
 records.close()
-if parallel.place()[0] == 0:
+if collectives.rank_and_size()[0] == 0:
     metrics.write_text(json.dumps(found))
 del records
 parallel.end()

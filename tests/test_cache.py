@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from minimuse import cache
-from minimuse.cache import Tokens
-from minimuse.cli import main
-from minimuse.data import Pictures
-from minimuse.train import batch_at, generator_at
 from safetensors.torch import load_file
+
+from minimuse.cli import main
+from minimuse.data import Images
+from minimuse.device import generator_at
+from minimuse.runs import cache, stages
+from minimuse.runs.cache import tokens_of
+from minimuse.train import batch_at
 
 SIDE, KEY = 16, {"data": "letters"}
 
@@ -50,18 +52,20 @@ def pictures(count=23):
         tuple("abcdefgh"[: 1 + (i * k) % 7] + str(i % 5) for k in range(1, 2 + i % 3))
         for i in range(count)
     ]
-    return Pictures(pixels, captions, [str(i) for i in range(count)])
+    return Images(pixels, captions, [str(i) for i in range(count)])
 
 
 def written(folder, per_shard=7, some=None, text=None):
-    list(cache.write(folder, KEY, PARTS, text or Text(), some or pictures(), "cpu", per_shard))
-    return cache.read(folder, KEY)
+    list(
+        cache.write_cache(folder, KEY, PARTS, text or Text(), some or pictures(), "cpu", per_shard)
+    )
+    return cache.read_cache(folder, KEY)
 
 
 @pytest.mark.parametrize("per_shard", [1, 7, 23, 100])
 def test_reading_back_is_what_was_written(tmp_path, per_shard):
     some, tokens = pictures(), written(tmp_path, per_shard)
-    memory = Tokens.of(PARTS, Text(), some)
+    memory = tokens_of(PARTS, Text(), some)
     assert len(tokens) == len(memory) == 23 and len(tokens.shards) == -(-23 // per_shard)
     for resolution, images in (
         ("low", torch.nn.functional.avg_pool2d(some.batch(range(23)), 2)),
@@ -97,7 +101,7 @@ def test_a_shared_caption_is_embedded_once(tmp_path):
 
 def test_empty_captions(tmp_path):
     some = pictures(3)
-    tokens = written(tmp_path, some=Pictures(some.pixels, [("",), ("",), ("ab",)], some.names))
+    tokens = written(tmp_path, some=Images(some.pixels, [("",), ("",), ("ab",)], some.names))
     embeddings, visible = tokens.captions(torch.tensor([0, 1]))
     assert embeddings.shape == (2, 1, 4) and not visible.any() and not embeddings.any()
     embeddings, visible = tokens.captions(torch.tensor([2, 0]))
@@ -129,12 +133,12 @@ def test_processes_see_disjoint_samples_and_together_all():
 
 
 def test_an_unfinished_cache_is_none(tmp_path):
-    for done, shards in cache.write(tmp_path, KEY, PARTS, Text(), pictures(), "cpu", 7):
+    for done, shards in cache.write_cache(tmp_path, KEY, PARTS, Text(), pictures(), "cpu", 7):
         assert shards == 4 and (tmp_path / "cache" / "index.json").exists() == (done == 4)
-    list(cache.write(tmp_path, {"data": "others"}, PARTS, Text(), pictures(), "cpu", 7))
+    list(cache.write_cache(tmp_path, {"data": "others"}, PARTS, Text(), pictures(), "cpu", 7))
     with pytest.raises(ValueError, match="made from other data, tokenizers or text encoder"):
-        cache.read(tmp_path, KEY)
-    next(cache.write(tmp_path, KEY, PARTS, Text(), pictures(), "cpu", 7))
+        cache.read_cache(tmp_path, KEY)
+    next(cache.write_cache(tmp_path, KEY, PARTS, Text(), pictures(), "cpu", 7))
     assert not (tmp_path / "cache" / "index.json").exists(), "begun again, it is not the old one"
 
 
@@ -148,10 +152,10 @@ def test_damaged_shards_are_named(tmp_path, shard):
         with pytest.raises(
             ValueError, match=f"{path.name} is missing or damaged .*run minimuse cache again"
         ):
-            cache.read(tmp_path, KEY)
+            cache.read_cache(tmp_path, KEY)
     path.unlink()
     with pytest.raises(ValueError, match=f"{path.name} is missing"):
-        cache.read(tmp_path, KEY)
+        cache.read_cache(tmp_path, KEY)
     written(tmp_path)
     assert path.read_bytes() == data, "made again"
 
@@ -164,15 +168,14 @@ def test_a_damaged_index(tmp_path):
         with pytest.raises(
             ValueError, match="(index.json|000000.safetensors) is missing or damaged"
         ):
-            cache.read(tmp_path, KEY)
+            cache.read_cache(tmp_path, KEY)
     index.write_text(json.dumps({"key": KEY, "shards": [8]}))
     with pytest.raises(ValueError, match="000000.safetensors .*7 pictures, not 8"):
-        cache.read(tmp_path, KEY)
+        cache.read_cache(tmp_path, KEY)
 
 
 def test_training_from_a_cache_is_training_from_memory(tmp_path, tiny_model, capsys, monkeypatch):
     """From the command line, and bit for bit; with no picture in memory."""
-    from minimuse import train
 
     about = json.loads((tiny_model / "config.json").read_text())
     settings = ["stages.base.steps=3", f"scenes={about['config']['scenes']}"]
@@ -202,7 +205,7 @@ def test_training_from_a_cache_is_training_from_memory(tmp_path, tiny_model, cap
         assert main(["train", "tokenizer-hi", "--out", str(out)]) == 0
         if cached:
             assert main(["cache", "--out", str(out)]) == 0
-            monkeypatch.setattr(train, "load", None)
+            monkeypatch.setattr(stages, "load", None)
         assert main(["train", "base", "--out", str(out)]) == 0
         weights.append(load_file(out / "base.safetensors"))
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minimuse import emoji_pack
-from minimuse.data import load
+from minimuse.datasets import emoji, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +47,7 @@ def test_editing(tiny_model, tmp_path, monkeypatch, capsys):
 
 def test_which_real_picture_is_nearest():
     """Concepts a and b in five styles, as unit vectors of concept and style; what is drawn for noto/a looks like something else each time."""
-    styles = emoji_pack.STYLES
+    styles = emoji.STYLES
     names = [f"{style}/{concept}" for concept in "ab" for style in styles]
     one = torch.nn.functional.one_hot
     looks = lambda style, concept: torch.cat(

@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minimuse.cli import main
-from minimuse.config import PRESETS
-from minimuse.data import DATA
-from minimuse.demo import side_by_side
-from minimuse.muse import PARTS
-from minimuse.train import NEEDS, STAGES
+from minimuse.data import ASSETS
+from minimuse.plumbing.config import PRESETS
+from minimuse.plumbing.parts import PARTS
+from minimuse.runs.stages import NEEDS, STAGES
+from minimuse.runs.workers import side_by_side
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_damaged_models_are_refused(fails, tiny_model, tmp_path):
     (model / "config.json").write_text(json.dumps(about))
     assert "moved" in fails(*draw)
     shutil.copy(tiny_model / "base.safetensors", model)
-    moved = shutil.copytree(DATA / "t5-toy", tmp_path / "there")
+    moved = shutil.copytree(ASSETS / "t5-toy", tmp_path / "there")
     assert main([*map(str, draw), "--t5", str(moved)]) == 0
 
 
@@ -501,7 +501,7 @@ def test_settings_that_do_not_go_together_are_told_before_anything_is_trained(fa
 
 def test_training_goes_on_where_the_text_encoder_has_moved(fails, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
-    shutil.copytree(DATA / "t5-toy", here)
+    shutil.copytree(ASSETS / "t5-toy", here)
     train = lambda stage, *more: ["train", stage, "--out", str(tmp_path / "out"), *more]
     few = [
         "--preset",

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from minimuse import config
-from minimuse.config import PRESETS, Config, from_json, override
+
+from minimuse.plumbing.config import PRESETS, Config, from_json, override
 
 TINY = PRESETS["tiny"]
 

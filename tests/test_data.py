@@ -21,17 +21,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from minimuse import data, emoji_pack, shapes
-from minimuse import folder as folders
-from minimuse.data import DATA, Pictures, halve, load
-from minimuse.emoji_pack import BEFORE, OF, STYLES, emoji_captions, split
+from minimuse import datasets, device
+from minimuse.data import ASSETS, Images, halve
+from minimuse.datasets import emoji, load, shapes
+from minimuse.datasets import folder as folders
+from minimuse.datasets.emoji import BEFORE, OF, STYLES, emoji_captions, split_of
 
 words = st.text(string.ascii_letters + " é😀", min_size=1, max_size=12).filter(str.strip)
 
 
 @cache
 def index():
-    return json.loads((DATA / "emoji" / "index.json").read_text())
+    return json.loads((ASSETS / "emoji" / "index.json").read_text())
 
 
 # --- Pictures and halve ---
@@ -45,7 +46,7 @@ def index():
 )
 def test_batch_maps_0_255_onto_minus_1_1(pixels, draw):
     M = len(pixels)
-    pictures = Pictures(torch.from_numpy(pixels), [("x",)] * M, ["x"] * M)
+    pictures = Images(torch.from_numpy(pixels), [("x",)] * M, ["x"] * M)
     indices = draw.draw(st.lists(st.integers(0, M - 1), max_size=5))
     batch = pictures.batch(torch.tensor(indices, dtype=torch.int64))
     assert batch.dtype == torch.float32 and batch.shape == (len(indices), *pixels.shape[1:])
@@ -128,19 +129,19 @@ def test_shapes_need_a_count():
 def test_split_is_a_fixed_function_of_the_names():
     # Pinned: a changed hash would move pictures between training and test under trained weights.
     names = sorted({c for style in STYLES for c in index()[style]["blobs"]})
-    table = "".join(f"{c} {s} {split(c, s)}\n" for c in names for s in STYLES)
+    table = "".join(f"{c} {s} {split_of(c, s)}\n" for c in names for s in STYLES)
     assert (
         hashlib.sha256(table.encode()).hexdigest()
         == "941f68a94618e2e2b9c3503f4e86581389068a4520f0f6817a4ad59377a3534d"
     )
     with pytest.raises(ValueError, match="'emojione'"):
-        split("red-apple", "emojione")
+        split_of("red-apple", "emojione")
 
 
 @given(words)
 def test_a_concept_is_held_out_whole_or_in_one_style_at_most(concept):
-    parts = [split(concept, style) for style in STYLES]
-    assert parts == [split(concept, style) for style in STYLES]
+    parts = [split_of(concept, style) for style in STYLES]
+    assert parts == [split_of(concept, style) for style in STYLES]
     if "heldout-concept" in parts:
         assert set(parts) == {"heldout-concept"}
     else:
@@ -149,7 +150,7 @@ def test_a_concept_is_held_out_whole_or_in_one_style_at_most(concept):
 
 def test_split_rates_are_five_percent():
     n = 10_000  # names that nobody chose; the bounds are five standard deviations
-    parts = [[split(f"thing-{i}", s) for s in STYLES] for i in range(n)]
+    parts = [[split_of(f"thing-{i}", s) for s in STYLES] for i in range(n)]
     whole = sum("heldout-concept" in p for p in parts)
     assert abs(whole / n - 0.05) < 5 * (0.05 * 0.95 / n) ** 0.5
     for k in range(len(STYLES)):
@@ -161,7 +162,7 @@ def test_shipped_splits():
     parts = defaultdict(set)
     for style in STYLES:
         for concept in index()[style]["blobs"]:
-            parts[split(concept, style)].add((concept, style))
+            parts[split_of(concept, style)].add((concept, style))
     total = sum(map(len, parts.values()))
     trained = {c for c, _ in parts["train"]}
     assert {s for _, s in parts["train"]} == {s for _, s in parts["heldout-pair"]} == set(STYLES)
@@ -175,10 +176,10 @@ def test_shipped_splits():
 
 
 def test_packs_hold_what_the_index_says():
-    captions = json.loads((DATA / "emoji" / "captions.json").read_text())
+    captions = json.loads((ASSETS / "emoji" / "captions.json").read_text())
     assert len(captions) == 1653
     for style in STYLES:
-        pack = (DATA / "emoji" / f"{style}.pack").read_bytes()
+        pack = (ASSETS / "emoji" / f"{style}.pack").read_bytes()
         end, blobs = 0, []
         for concept, (offset, length) in index()[style]["blobs"].items():
             assert (
@@ -192,13 +193,13 @@ def test_packs_hold_what_the_index_says():
 
 
 def test_every_picture_is_in_one_split_with_its_captions():
-    parts = {wanted: emoji_pack.find(wanted, 32, DATA) for wanted in data.SPLITS["emoji"]}
+    parts = {wanted: emoji.find_emoji(wanted, 32, ASSETS) for wanted in datasets.SPLITS["emoji"]}
     names = [name for found in parts.values() for name, _, _ in found]
     assert len(names) == len(set(names)) == sum(len(index()[s]["blobs"]) for s in STYLES)
     for wanted, found in parts.items():
         for name, captions, _ in found:
             style, concept = name.split("/")
-            assert split(concept, style) == ("heldout-pair" if wanted == "heldout" else wanted)
+            assert split_of(concept, style) == ("heldout-pair" if wanted == "heldout" else wanted)
             assert len(captions) == 8
             assert all(
                 c.endswith(f", {style.replace('-', ' ')} style") and c.isprintable()
@@ -218,7 +219,7 @@ def test_apple_is_red_in_every_style():
     found = {
         name: (captions, read)
         for part in ("train", "heldout")
-        for name, captions, read in emoji_pack.find(part, 32, DATA)
+        for name, captions, read in emoji.find_emoji(part, 32, ASSETS)
     }
     for style in STYLES:
         captions, read = found[f"{style}/red-apple"]
@@ -241,7 +242,7 @@ def test_smaller_emoji_are_halved_emoji():
 def test_count_takes_a_fixed_choice():
     some, again, other = (load("emoji", "heldout", 16, count=10, seed=s) for s in (0, 0, 1))
     assert len(some) == 10 and some.names == again.names != other.names
-    everything = [name for name, _, _ in emoji_pack.find("heldout", 16, DATA)]
+    everything = [name for name, _, _ in emoji.find_emoji("heldout", 16, ASSETS)]
     assert some.names == [n for n in everything if n in some.names]
     assert len(load("emoji", "heldout", 16, count=10**6)) == len(everything)
     with pytest.raises(ValueError, match="count=0"):
@@ -302,7 +303,7 @@ def test_captions_without_tags_are_still_eight(label, tags, style):
 
 @pytest.fixture
 def copy(tmp_path):
-    shutil.copytree(DATA / "emoji", tmp_path / "emoji")
+    shutil.copytree(ASSETS / "emoji", tmp_path / "emoji")
     return tmp_path
 
 
@@ -314,13 +315,13 @@ def one_line(error, *parts):
 @settings(max_examples=5, deadline=None)
 @given(st.sampled_from(STYLES), st.integers(0, 10**9), st.integers(0, 7))
 def test_a_flipped_bit_is_found(style, place, bit):
-    pack = bytearray((DATA / "emoji" / f"{style}.pack").read_bytes())
+    pack = bytearray((ASSETS / "emoji" / f"{style}.pack").read_bytes())
     pack[place % len(pack)] ^= 1 << bit
     path = Path("/nowhere") / f"{style}.pack"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emoji_pack, "_shipped", lambda _: bytes(pack))
+        patch.setattr(emoji, "_shipped", lambda _: bytes(pack))
         with pytest.raises(ValueError) as error:
-            emoji_pack._pack(path, index()[style])
+            emoji._pack(path, index()[style])
     one_line(error, f"{style}.pack", "damaged", "git checkout")
 
 
@@ -434,20 +435,21 @@ def test_folder_split(names):
         patch.setattr(folders, "captions_of", lambda root: {n: (n,) for n in names})
         patch.setattr(folders, "read_square", lambda path, side, smallest: None)
         train, heldout = (
-            {n for n, _, _ in folders.find(Path("."), part, 8, 8)} for part in ("train", "heldout")
+            {n for n, _, _ in folders.find_images(Path("."), part, 8, 8)}
+            for part in ("train", "heldout")
         )
         assert train and heldout and train | heldout == names and not train & heldout
         names = names | {"one more"}  # moves no held-out picture into training, once there are two
-        later = {n for n, _, _ in folders.find(Path("."), "heldout", 8, 8)}
+        later = {n for n, _, _ in folders.find_images(Path("."), "heldout", 8, 8)}
     if len(heldout) > 1:
         assert heldout <= later
 
 
 def test_training_is_never_left_empty(monkeypatch):
-    unlucky = [n for n in map(str, range(100)) if data.stable_hash(n) % 10 == 0][:3]
+    unlucky = [n for n in map(str, range(100)) if device.stable_hash(n) % 10 == 0][:3]
     monkeypatch.setattr(folders, "captions_of", lambda root: {n: (n,) for n in unlucky})
     monkeypatch.setattr(folders, "read_square", lambda path, side, smallest: None)
-    assert len(folders.find(Path("."), "train", 8, 8)) == 1
+    assert len(folders.find_images(Path("."), "train", 8, 8)) == 1
 
 
 def test_a_caption_file_has_one_variant_a_line(tmp_path):

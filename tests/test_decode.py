@@ -6,12 +6,12 @@ from unittest import mock
 
 import pytest
 import torch
+from minimuse.checks.lesson06 import package_step
+from minimuse.checks.properties import decoding, guidance
+
 from minimuse import decode as ours
 from minimuse import schedule
 from minimuse.decode import Sampling, Step
-from properties import decoding, guidance
-
-from exercises.lesson06 import package_step
 
 STEP_PROPERTIES = (
     decoding.hides_the_count_again,

@@ -5,18 +5,15 @@ steps 74.3 TFLOP with nothing cached and 71.3 with the text's keys and values co
 """
 
 import json
-import sys
 
 import pytest
 import torch
-from minimuse.cli import main
-from minimuse.config import PRESETS, override
-from minimuse.data import DATA
-from minimuse.maskgit import masked_token_loss
-from minimuse.muse import PARTS, build
 
-sys.path.append(str(DATA.parent / "lessons"))
-from describe import GPUS, XXL, describe  # noqa: E402
+from minimuse.cli import main
+from minimuse.cli.describe import GPUS, XXL, describe
+from minimuse.maskgit import masked_token_loss
+from minimuse.plumbing.config import PRESETS, override
+from minimuse.plumbing.parts import PARTS, build
 
 T = 77
 LARGE = {name: describe(name) for name in ("muse-3b", "muse-632m")}

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from exercises.lesson10 import EXERCISES
+from minimuse.checks.lesson10 import EXERCISES
 from PIL import Image, ImageDraw
 
-from minimuse import edit
+from minimuse import data, edit
 from minimuse.cli import main
 from minimuse.muse import Muse
 
@@ -64,7 +64,7 @@ def drawn_ids(muse, monkeypatch):
 @pytest.mark.parametrize("box", [(16, 8, 32, 24), (0, 0, 1, 1), (3, 5, 30, 9), (0, 0, 32, 32)])
 def test_tokens_outside_of_the_mask_stay(muse, drawn_ids, box):
     hole = edit.hole_of(mask(box=box), 32, 32)
-    _, before = edit._tokens(muse, edit.pixels_of(picture()))
+    _, before = edit._tokens(muse, data.from_pil(picture()))
     first, second = edit.inpaint(muse, picture(), mask(box=box), CAPTION, n=2)
     ids, outside = drawn_ids["ids"], hole.view(8, 4, 8, 4).any(dim=3).any(dim=1).logical_not()
     assert ids.shape == (2, 8, 8) and 0 <= int(ids.min()) and int(ids.max()) < muse.superres.mask_id
@@ -121,7 +121,7 @@ def test_every_kind_of_picture_and_mask(muse):
             edit.inpaint(muse, Image.new(mode, (32, 32)), mask(), CAPTION)
     seethrough = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
     white = Image.new("RGB", (32, 32), "white")
-    assert edit.pixels_of(seethrough).equal(edit.pixels_of(white))
+    assert data.from_pil(seethrough).equal(data.from_pil(white))
 
 
 @pytest.mark.parametrize("size", [(5, 7), (31, 33), (40, 32), (50, 47), (128, 20)])
@@ -187,7 +187,7 @@ def test_an_iteration_redraws_its_share_and_no_more(muse):
 
 def test_editing_leaves_high_res_tokens_under_unchanged_ones(muse, drawn_ids):
     *_, low = edit.edits(muse, picture(), CAPTION, iterations=2)
-    was, before = edit._tokens(muse, edit.pixels_of(picture()))
+    was, before = edit._tokens(muse, data.from_pil(picture()))
     edit.finish(muse, picture(), CAPTION, low)
     same = (low.view(1, 4, 4) == was).repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert same.any() and not same.all()

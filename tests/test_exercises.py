@@ -5,8 +5,8 @@ import math
 import subprocess
 
 import pytest
-from exercises import FOLDER, LESSONS, lesson, student
-from exercises.check import PRINTED, check
+from minimuse.checks import FOLDER, LESSONS, lesson, student
+from minimuse.checks.check import PRINTED, check
 
 ALL = [(number, exercise) for number in LESSONS for exercise in lesson(number).EXERCISES]
 names = lambda case: f"{case[0]}-{case[1].name}"
@@ -97,7 +97,7 @@ def test_check_shows_the_counterexample_and_a_hint(capsys, monkeypatch):
     """A student's off-by-one: which property, on which input, and the idea."""
     module = student("04")
     module.mask_counts = lambda ratios, tokens: (ratios * tokens).ceil().long()  # may be none
-    monkeypatch.setattr("exercises.check.student", lambda number: module)
+    monkeypatch.setattr("minimuse.checks.check.student", lambda number: module)
     assert check("04", package=False) == 1
     out = capsys.readouterr().out
     assert "mask_counts                  fails: rounds up to at least one" in out
@@ -117,7 +117,7 @@ def test_check_shows_what_a_failing_function_printed(capsys, monkeypatch):
         return math.cos(math.pi / 2 * ratio)
 
     module.mask_counts, module.cosine_gamma = mask_counts, cosine_gamma
-    monkeypatch.setattr("exercises.check.student", lambda number: module)
+    monkeypatch.setattr("minimuse.checks.check.student", lambda number: module)
     assert check("04", package=False) == 1
     out = capsys.readouterr().out
     assert "cosine_gamma                 holds" in out and "not shown" not in out
@@ -129,7 +129,7 @@ def test_check_survives_a_file_that_python_cannot_read(capsys, monkeypatch, tmp_
         (tmp_path / f"ex{number}_x.py").write_text("import math\n\nx = (1\n")
         return student(number, tmp_path)
 
-    monkeypatch.setattr("exercises.check.student", broken)
+    monkeypatch.setattr("minimuse.checks.check.student", broken)
     assert check("4", package=False) == 1  # 4 is 04
     out = capsys.readouterr().out
     assert "cannot be read: SyntaxError" in out and "(line 3)" in out and "not written yet" in out
@@ -140,7 +140,7 @@ def test_check_says_where_a_function_failed(capsys, monkeypatch, tmp_path):
         (tmp_path / f"ex{number}_x.py").write_text("def cosine_gamma(ratio):\n    return {}['a']\n")
         return student(number, tmp_path)
 
-    monkeypatch.setattr("exercises.check.student", failing)
+    monkeypatch.setattr("minimuse.checks.check.student", failing)
     assert check("04", package=False) == 1
     out = capsys.readouterr().out
     assert "KeyError: 'a'" in out and "at line 2 of your file" in out

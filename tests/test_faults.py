@@ -20,12 +20,15 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from minimuse import checkpoint
-from minimuse import config as configs
-from minimuse import train as ours
-from minimuse.muse import load_text
-from minimuse.train import NEEDS, STAGES, optimize, train_all
 from safetensors.torch import load_file
+
+from minimuse import train
+from minimuse.plumbing import checkpoint, lock, stopping
+from minimuse.plumbing import config as configs
+from minimuse.plumbing.t5_files import load_t5
+from minimuse.runs import stages as ours
+from minimuse.runs.stages import NEEDS, STAGES, train_all
+from minimuse.train import training_loop
 
 STEPS = 6
 SETTINGS = [f"stages.{s}.{x}" for s in STAGES for x in (f"steps={STEPS}", "batch=4")] + [
@@ -39,10 +42,10 @@ SERVER.set_forkserver_preload(["minimuse.train", "test_faults"])
 
 def run(stage, out, config=CONFIG, under_way=None):
     """Train a stage in this process, with a checkpoint after each step; `under_way` is set after the first."""
-    ours.SAVE_EVERY, found = -1e9, []
+    train.SAVE_EVERY, found = -1e9, []
     torch.set_num_threads(1)
     for record in train_all(
-        (stage,), out, config, "shapes", load_text("t5-toy"), "t5-toy", resume=True
+        (stage,), out, config, "shapes", load_t5("t5-toy"), "t5-toy", resume=True
     ):
         found.append(record.metrics)
         if under_way is not None:
@@ -60,7 +63,7 @@ def elsewhere(work, *arguments):
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
     """What `run` changes is put back, in the processes that are not thrown away."""
-    monkeypatch.setattr(ours, "SAVE_EVERY", ours.SAVE_EVERY)
+    monkeypatch.setattr(ours, "SAVE_EVERY", train.SAVE_EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +100,8 @@ def readable(out, stage):
     for path in out.glob("*.safetensors"):
         load_file(path)
     return [
-        int(checkpoint.read(path)[0]["step"])
-        for path in checkpoint.kept(out / f"{stage}.checkpoint.safetensors")
+        int(checkpoint.read_checkpoint(path)[0]["step"])
+        for path in checkpoint.checkpoints_at(out / f"{stage}.checkpoint.safetensors")
     ]
 
 
@@ -207,12 +210,12 @@ def test_any_byte_counts(two):
             data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :]
         )
         try:
-            found = checkpoint.read(path)
+            found = checkpoint.read_checkpoint(path)
         except ValueError as error:
             assert "base.checkpoint.safetensors" in str(error)
         else:  # JSON has bits that say nothing: a space may be a tab
             path.write_bytes(data)
-            wanted = checkpoint.read(path)
+            wanted = checkpoint.read_checkpoint(path)
             assert (
                 found[0] == wanted[0]
                 and all(torch.equal(x, wanted[1][k]) for k, x in found[1].items())
@@ -248,7 +251,7 @@ def test_the_good_one_is_not_given_for_the_damaged(two, whole):
 
 def test_both_are_damaged(two):
     out, path = two
-    for p in checkpoint.kept(path):
+    for p in checkpoint.checkpoints_at(path):
         p.write_bytes(p.read_bytes()[:-1])
     with (
         pytest.raises(ValueError, match="base.checkpoint.before is damaged"),
@@ -261,7 +264,7 @@ def test_both_are_damaged(two):
 
 
 def holds(out, ready):
-    with checkpoint.alone(out, "base"):
+    with lock.only_process(out, "base"):
         ready.set()
         time.sleep(600)
 
@@ -296,7 +299,7 @@ def small(folder, bad=(), steps=30, broken=lambda model: None):
             {},
         )
 
-    run = optimize(
+    run = training_loop(
         "small",
         model,
         parts_of,
@@ -344,7 +347,10 @@ def test_no_bad_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="bias is not finite"):
         small(tmp_path, broken=broken)
     path = tmp_path / "small.checkpoint.safetensors"
-    assert [checkpoint.read(p)[0]["step"] for p in checkpoint.kept(path)] == ["5", "4"]
+    assert [checkpoint.read_checkpoint(p)[0]["step"] for p in checkpoint.checkpoints_at(path)] == [
+        "5",
+        "4",
+    ]
 
 
 def test_a_rate_that_is_too_high(begun):
@@ -376,13 +382,13 @@ def full(out, most):
 
 def test_a_full_disk(two, whole):
     out, path = two
-    data = [p.read_bytes() for p in checkpoint.kept(path)]
+    data = [p.read_bytes() for p in checkpoint.checkpoints_at(path)]
     (process := elsewhere(full, out, len(data[0]) // 2)).join()
     assert process.exitcode == 3
     said = (out / "said").read_text()
     (out / "said").unlink()
     assert "base.checkpoint.safetensors cannot be written" in said and "make room" in said
-    assert [p.read_bytes() for p in checkpoint.kept(path)] == data
+    assert [p.read_bytes() for p in checkpoint.checkpoints_at(path)] == data
     assert not list(out.glob("*.tmp"))
     goes_on(out, "base", whole)
 
@@ -513,10 +519,10 @@ def test_interrupted_processes(begun):
 
 def test_the_second_does_not_wait():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
-    with pytest.raises(KeyboardInterrupt), checkpoint.patiently():
+    with pytest.raises(KeyboardInterrupt), stopping.finish_step_on_signal():
         signal.raise_signal(signal.SIGINT)
-        assert checkpoint.asked == {signal.SIGINT}
+        assert stopping.stop_signals == {signal.SIGINT}
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with checkpoint.patiently():
-        assert not checkpoint.asked
+    with stopping.finish_step_on_signal():
+        assert not stopping.stop_signals

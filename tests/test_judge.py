@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from minimuse.data import DATA, load
-from minimuse.judge import PATH, Judge, Verdicts, behind, features
+
+from minimuse.data import ASSETS
+from minimuse.datasets import load
+from minimuse.metrics.judge import PATH, Judge, Verdicts, behind, features
 
 STYLES, CONCEPTS = ("flat", "deep", "round"), tuple(f"concept-{i}" for i in range(30))
 
@@ -181,7 +183,7 @@ def test_a_damaged_file_is_named(judge, tmp_path):
 
 
 def test_the_shipped_file_knows_every_emoji():
-    judge, index = Judge.load(), json.loads((DATA / "emoji" / "index.json").read_text())
+    judge, index = Judge.load(), json.loads((ASSETS / "emoji" / "index.json").read_text())
     assert judge.styles == tuple(index) and set(judge.concepts) == {
         concept for entry in index.values() for concept in entry["blobs"]
     }
@@ -215,7 +217,7 @@ def test_real_pictures_that_were_held_out():
     pytest.importorskip(
         "efficientnet_lite_pytorch", reason="pip install 'minimuse[eval]' brings it"
     )
-    from minimuse.lite0 import Lite0
+    from minimuse.plumbing.lite0 import Lite0
 
     judge, pictures = Judge.load(), load("emoji", "heldout", 64, 64)
     x = features(Lite0(), pictures.batch(range(64)))

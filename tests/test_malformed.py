@@ -16,15 +16,20 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from minimuse import cache, emoji_pack, folder
-from minimuse.checkpoint import restore, save, save_tensors, write_json
-from minimuse.config import PRESETS, override
-from minimuse.data import DATA, read_picture
-from minimuse.muse import load_part, read_about
-from minimuse.t5_frozen import FrozenT5, T5Config, T5Encoder, Tokenizer
-from minimuse.train import make_optimizers
 from PIL import Image
 from safetensors.torch import load_file
+
+from minimuse.data import ASSETS
+from minimuse.datasets import emoji, folder
+from minimuse.datasets.image_files import read_image
+from minimuse.plumbing.checkpoint import restore_checkpoint, save_checkpoint
+from minimuse.plumbing.config import PRESETS, override
+from minimuse.plumbing.files import save_tensors, write_json
+from minimuse.plumbing.parts import load_part, read_about
+from minimuse.plumbing.t5_files import load_t5, read_t5_config
+from minimuse.runs import cache
+from minimuse.t5_frozen import T5Encoder, TextTokenizer
+from minimuse.train import make_optimizers
 
 TIMES = float(os.environ.get("MALFORMED", 1))
 TELLING = (ValueError, OSError)  # with ModuleNotFoundError, what `cli.main` catches
@@ -138,7 +143,7 @@ def try_all(path, whole: bytes, read, count: int) -> None:
 @pytest.mark.parametrize("format", ("PNG", "JPEG", "WEBP"))
 def test_pictures(tmp_path, format):
     path = tmp_path / f"a.{format.lower()}"
-    try_all(path, picture(format), lambda: read_picture(path), 1000)
+    try_all(path, picture(format), lambda: read_image(path), 1000)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,7 @@ def test_checkpoints(tmp_path):
     optimizers = make_optimizers(net, PRESETS["tiny"].stages.base)
     net(torch.ones(1, 3)).sum().backward()
     optimizers[0].step()
-    save(
+    save_checkpoint(
         path,
         3,
         net,
@@ -199,29 +204,34 @@ def test_checkpoints(tmp_path):
         optimizers,
         key,
     )
-    try_all(path, path.read_bytes(), lambda: restore(path, net, average, optimizers, key), 1000)
+    try_all(
+        path,
+        path.read_bytes(),
+        lambda: restore_checkpoint(path, net, average, optimizers, key),
+        1000,
+    )
 
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
     """A T5 so small that its files load in a millisecond; the tokenizer is the shipped one."""
     where = tmp_path_factory.mktemp("t5")
-    shutil.copy(DATA / "t5-toy" / "spiece.model", where)
-    config = json.loads((DATA / "t5-toy" / "config.json").read_text()) | dict(
+    shutil.copy(ASSETS / "t5-toy" / "spiece.model", where)
+    config = json.loads((ASSETS / "t5-toy" / "config.json").read_text()) | dict(
         d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=2
     )
     (where / "config.json").write_text(json.dumps(config))
     save_tensors(
         where / "model.safetensors",
-        T5Encoder(T5Config.from_json(where / "config.json")).state_dict(),
+        T5Encoder(read_t5_config(where / "config.json")).state_dict(),
     )
     return where
 
 
 @pytest.mark.parametrize("name, count", [("config.json", 400), ("model.safetensors", 400)])
 def test_text_encoders(t5, name, count):
-    FrozenT5.load(t5)
-    try_all(t5 / name, (t5 / name).read_bytes(), lambda: FrozenT5.load(t5), count)
+    load_t5(t5)
+    try_all(t5 / name, (t5 / name).read_bytes(), lambda: load_t5(t5), count)
 
 
 def test_pickled_text_encoders(t5, tmp_path):
@@ -230,11 +240,11 @@ def test_pickled_text_encoders(t5, tmp_path):
     state = load_file(where / "model.safetensors")
     (where / "model.safetensors").unlink()
     torch.save(state, where / "pytorch_model.bin")
-    FrozenT5.load(where)
+    load_t5(where)
     try_all(
         where / "pytorch_model.bin",
         (where / "pytorch_model.bin").read_bytes(),
-        lambda: FrozenT5.load(where),
+        lambda: load_t5(where),
         300,
     )
 
@@ -246,15 +256,15 @@ def test_shards_of_text_encoders(t5, tmp_path):
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     path = where / "model.safetensors.index.json"
     path.write_text(json.dumps(index))
-    FrozenT5.load(where)
-    try_all(path, path.read_bytes(), lambda: FrozenT5.load(where), 300)
+    load_t5(where)
+    try_all(path, path.read_bytes(), lambda: load_t5(where), 300)
 
 
 def test_sentencepiece_models(t5, tmp_path):
     path, whole = tmp_path / "spiece.model", (t5 / "spiece.model").read_bytes()
 
     def read():
-        Tokenizer(path).encode(["a red apple"])
+        TextTokenizer(path).encode(["a red apple"])
 
     try_all(path, whole, read, 500)
 
@@ -262,12 +272,13 @@ def test_sentencepiece_models(t5, tmp_path):
 def test_packs(tmp_path, monkeypatch):
     """The emoji's index, their words, and a pack, of three concepts."""
     index, words = (
-        json.loads((DATA / "emoji" / name).read_text()) for name in ("index.json", "captions.json")
+        json.loads((ASSETS / "emoji" / name).read_text())
+        for name in ("index.json", "captions.json")
     )
     (here := tmp_path / "emoji").mkdir()
-    for style in emoji_pack.STYLES:
+    for style in emoji.STYLES:
         few = dict([*index[style]["blobs"].items()][:3])
-        data = (DATA / "emoji" / f"{style}.pack").read_bytes()[
+        data = (ASSETS / "emoji" / f"{style}.pack").read_bytes()[
             : max(sum(place) for place in few.values())
         ]
         index[style] |= {
@@ -276,13 +287,13 @@ def test_packs(tmp_path, monkeypatch):
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         (here / f"{style}.pack").write_bytes(data)
-    known = {concept for style in emoji_pack.STYLES for concept in index[style]["blobs"]}
+    known = {concept for style in emoji.STYLES for concept in index[style]["blobs"]}
     (here / "index.json").write_text(json.dumps(index))
     (here / "captions.json").write_text(json.dumps({concept: words[concept] for concept in known}))
 
     def read():
         for wanted in ("train", "heldout", "heldout-concept"):
-            for _, captions, picture in emoji_pack.find(wanted, 32, tmp_path):
+            for _, captions, picture in emoji.find_emoji(wanted, 32, tmp_path):
                 assert captions and picture().size == (32, 32)
 
     read()
@@ -305,7 +316,7 @@ def test_caches(tmp_path):
     write_json(folder / "index.json", {"key": {"of": "a test"}, "shards": [2]})
 
     def read():
-        tokens = cache.read(tmp_path, {"of": "a test"})
+        tokens = cache.read_cache(tmp_path, {"of": "a test"})
         tokens.ids("low"), tokens.ids("high")
 
     read()

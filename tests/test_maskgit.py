@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from minimuse.checks.properties import losses, masks, models
+
 from minimuse import schedule
 from minimuse.maskgit import (
     BaseConfig,
@@ -15,7 +17,6 @@ from minimuse.maskgit import (
     hide,
     masked_token_loss,
 )
-from properties import losses, masks, models
 
 CODES, GRID, TEXT = 7, 3, 12
 PROPERTIES = (

@@ -5,18 +5,14 @@ import math
 
 import pytest
 import torch
-from minimuse import metrics, schedule
-from minimuse.metrics import (
-    bits_per_token,
-    frechet,
-    hidden_nll,
-    interval,
-    kid,
-    mean_of,
-    precision,
-    ssim,
-)
-from properties import measures
+from minimuse.checks.properties import measures
+
+from minimuse import schedule
+from minimuse.metrics import distances
+from minimuse.metrics.distances import frechet, kid, precision
+from minimuse.metrics.images import ssim
+from minimuse.metrics.intervals import interval, mean_of
+from minimuse.metrics.likelihood import bits_per_token, hidden_nll
 
 PROPERTIES = {
     "frechet": (
@@ -57,7 +53,7 @@ def changed(function, old, new):
     """The function with one piece of its source replaced."""
     source = inspect.getsource(function)
     assert source.count(old) >= 1, f"{old!r} is not in {function.__name__}"
-    space = dict(vars(metrics))
+    space = dict(vars(distances))
     exec(source.replace(old, new), space)
     return space[function.__name__]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimuse.muon import Muon, orthogonalize
+from minimuse.plumbing.muon import Muon, orthogonalize
 
 
 def matrix(

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from minimuse import shapes
-from minimuse.cache import Tokens
-from minimuse.data import DATA, load
-from minimuse.metrics import masked_nll, psnr
-from minimuse.muse import Muse, autocast, load_part
-from minimuse.report import token_report
+from minimuse.data import ASSETS
+from minimuse.datasets import load, shapes
+from minimuse.device import autocast
+from minimuse.metrics import alignment
+from minimuse.metrics.images import psnr
+from minimuse.metrics.likelihood import masked_nll
+from minimuse.metrics.report import token_report
+from minimuse.muse import Muse
+from minimuse.plumbing.parts import load_part
+from minimuse.runs.cache import tokens_of
 
 RED, TWO = "a small red circle on a grey background", "two large blue squares on a white background"
 
@@ -184,7 +188,7 @@ def test_padding_beside_a_longer_prompt_changes_nothing(muse):
 
 def test_masked_nll_against_a_slow_loop(muse, tiny_model):
     pictures = load("shapes", "heldout", 32, 6)
-    tokens = Tokens.of(muse.parts, muse.text, pictures, "cpu")
+    tokens = tokens_of(muse.parts, muse.text, pictures, "cpu")
     text, visible = tokens.captions(torch.arange(6))
     base = load_part(tiny_model, "base", muse.config, muse.text.width).double().eval()
     context = lambda rows: base.context(text[rows].double(), visible[rows])
@@ -238,7 +242,7 @@ def test_the_shipped_model_draws_what_it_is_told():
     muse = Muse.load("toy-shapes")
     caption = "a large red circle on a black background"
     _, images = muse.draw([caption] * 4, seed=0)
-    right = shapes.alignment([shapes.parse(caption)] * 4, images)
+    right = alignment.alignment([shapes.parse(caption)] * 4, images)
     assert right["background"]["value"] == 1 and right["colour"]["value"] >= 0.75
 
 
@@ -246,7 +250,7 @@ def test_the_shipped_emoji_model_listens():
     """On held-out pairs of concept and style: its caption helps, another's is worse than none."""
     muse = Muse.load("toy")
     tables = token_report(
-        muse, Tokens.of(muse.parts, muse.text, load("emoji", "heldout", 64, 32), "cpu")
+        muse, tokens_of(muse.parts, muse.text, load("emoji", "heldout", 64, 32), "cpu")
     )["nll"]
     told, none, other = (
         tables["base"][case]["1.0"] for case in ("caption", "no caption", "other caption")
@@ -263,7 +267,7 @@ def test_shipped_models_fit_into_25_mb():
         sum(
             path.stat().st_size
             for name in ("toy", "toy-shapes")
-            for path in (DATA / name).glob("*.safetensors")
+            for path in (ASSETS / name).glob("*.safetensors")
         )
         < 25e6
     )

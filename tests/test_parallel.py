@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from minimuse import config as configs
-from minimuse import parallel
-from minimuse import train as ours
-from minimuse.config import override
-from minimuse.muse import load_text
-from minimuse.train import STAGES, train_all
 from safetensors.torch import load_file
+
+from minimuse.plumbing import collectives
+from minimuse.plumbing import config as configs
+from minimuse.plumbing.config import override
+from minimuse.plumbing.t5_files import load_t5
+from minimuse.runs import stages as ours
+from minimuse.runs.stages import STAGES, train_all
 
 STEPS, WORKER = 6, Path(__file__).with_name("spread.py")
 TOKEN_STAGES = ("base", "superres")
@@ -70,7 +71,7 @@ def tokenized(tmp_path_factory):
     """A model directory with both tokenizers."""
     out = tmp_path_factory.mktemp("spread") / "model"
     config = override(configs.PRESETS["tiny"], SETTINGS)
-    list(train_all(STAGES[:2], out, config, "shapes", load_text("t5-toy"), "t5-toy"))
+    list(train_all(STAGES[:2], out, config, "shapes", load_t5("t5-toy"), "t5-toy"))
     return out
 
 
@@ -105,7 +106,7 @@ def alone(tokenized, tmp_path_factory):
 def trained(stage, out):
     """Records of the same in this process."""
     config = configs.from_json(json.loads((out / "config.json").read_text())["config"])
-    return train_all((stage,), out, config, "shapes", load_text("t5-toy"), "t5-toy", resume=True)
+    return train_all((stage,), out, config, "shapes", load_t5("t5-toy"), "t5-toy", resume=True)
 
 
 def here(stage, out, stop=None):
@@ -204,7 +205,7 @@ def test_how_it_fits_may_change_on_the_way(copy, alone):
                 out,
                 override(config, ["caption_dropout=0.2"]),
                 "shapes",
-                load_text("t5-toy"),
+                load_t5("t5-toy"),
                 "t5-toy",
                 resume=True,
             )
@@ -213,7 +214,7 @@ def test_how_it_fits_may_change_on_the_way(copy, alone):
     metrics = [
         {k: float(v) for k, v in r.metrics.items()}
         for r in train_all(
-            ("base",), out, smaller, "shapes", load_text("t5-toy"), "t5-toy", resume=True
+            ("base",), out, smaller, "shapes", load_t5("t5-toy"), "t5-toy", resume=True
         )
     ]
     same(metrics, load_file(out / "base.safetensors"), alone["base"], first=3)
@@ -237,8 +238,8 @@ def test_the_mean_of_means_is_refused(copy, alone, refuses, monkeypatch):
 
 
 def test_what_several_processes_cannot_do(copy, monkeypatch):
-    monkeypatch.setattr(parallel, "place", lambda: (0, 2))
-    monkeypatch.setattr(parallel, "fit", lambda model, compile, recompute, device: None)
+    monkeypatch.setattr(collectives, "place", lambda: (0, 2))
+    monkeypatch.setattr(collectives, "fit", lambda model, compile, recompute, device: None)
     for stage, settings, message in (
         ("base", ["stages.base.muon_lr=0.01"], "several processes need AdamW"),
         ("base", ["stages.base.optimizer=adafactor"], "several processes need AdamW"),

@@ -4,17 +4,20 @@ import json
 
 import pytest
 import torch
-from minimuse import Muse, report
-from minimuse.data import load
-from minimuse.lite0 import has_lite0
-from minimuse.metrics import mean_of
 from PIL import Image
+
+from minimuse import Muse
+from minimuse.cli import evaluate
+from minimuse.datasets import load
+from minimuse.metrics import report
+from minimuse.metrics.intervals import mean_of
+from minimuse.plumbing.lite0 import has_lite0
 
 
 def test_cells_say_everything_once():
     share = {"value": 0.5, "low": 0.25, "high": 1.0, "n": 3}
     found = {"a": {"b": 1.23456, "c": share}, "d": share | {"chance": 0.001}, "e": {"f": {"g": 7}}}
-    assert dict(report.cells(found)) == {
+    assert dict(evaluate.cells(found)) == {
         "a, b": "1.235",
         "a, c": "0.500 (0.250 to 1.000)",
         "d": "0.500 (0.250 to 1.000), by chance 0.0010",
@@ -24,10 +27,12 @@ def test_cells_say_everything_once():
 
 def test_what_is_no_number_is_null():
     share = {"value": 0.5}
-    assert "shape 0.50" in report.in_short(
-        report.known({"alignment": {"real": {"shape": share, "relation": {"value": float("nan")}}}})
+    assert "shape 0.50" in evaluate.in_short(
+        evaluate.known(
+            {"alignment": {"real": {"shape": share, "relation": {"value": float("nan")}}}}
+        )
     )
-    assert report.known({"a": {"low": float("nan"), "n": 1}, "b": 0.5}) == {
+    assert evaluate.known({"a": {"low": float("nan"), "n": 1}, "b": 0.5}) == {
         "a": {"low": None, "n": 1},
         "b": 0.5,
     }
@@ -85,7 +90,7 @@ def test_a_small_folder_is_measured(tiny_model, tmp_path, monkeypatch):
     muse.about = muse.about | {"data": str(pictures)}
     train = len(load(str(pictures), "train", 32))
     for n, others in ((train, 0), (train - 5, 5), (16, 16)):
-        found = report.evaluate(muse, tmp_path / "out", n)
+        found = evaluate.evaluate(muse, tmp_path / "out", n)
         assert ("other real pictures" in found["train"]["likeness"]) == (others > 8)
         strict = json.loads(
             (tmp_path / "out" / "report.json").read_text(),

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from exercises.lesson04 import (
+from minimuse.checks.lesson04 import (
     arccos_ratios,
     bernoulli,
     counts,
@@ -16,10 +16,10 @@ from exercises.lesson04 import (
     runs,
     uniform,
 )
-from minimuse import schedule
-from properties import masks
-from properties import schedule as properties
+from minimuse.checks.properties import masks
+from minimuse.checks.properties import schedule as properties
 
+from minimuse import schedule
 
 # The laws
 

@@ -15,14 +15,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from minimuse.shapes import (
-    ATTRIBUTES,
+from minimuse.datasets.detector import ATTRIBUTES, PARTS, agree, components, detect
+from minimuse.datasets.shapes import (
     BACKGROUNDS,
     COLOURS,
     GAP,
     HELD_OUT,
     MARGIN,
-    PARTS,
     RELATIONS,
     SHAPES,
     SIZES,
@@ -31,17 +30,14 @@ from minimuse.shapes import (
     TRIPLES,
     Scene,
     Thing,
-    agree,
-    alignment,
     caption,
-    components,
     coverage,
-    detect,
     parse,
     render,
     scene,
-    wilson,
 )
+from minimuse.metrics.alignment import alignment
+from minimuse.metrics.intervals import wilson
 
 seeds = st.integers(0, 2**32 - 1)
 splits = st.sampled_from(SPLITS)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from minimuse.checks.properties import models
+
 from minimuse.maskgit import masked_token_loss
 from minimuse.superres import SuperRes, SuperResConfig
-from properties import models
 
 LOW_CODES, LOW_GRID, CODES, GRID, TEXT = 5, 2, 7, 4, 12
 LOW = torch.tensor([[0, 1, 2, 3], [4, 4, 1, 0], [3, 2, 0, 0]])

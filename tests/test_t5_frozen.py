@@ -19,19 +19,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from build_t5 import linear_probe, words_in_relations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from t5_pretrain import T5Decoder, T5Pretrainer, corrupt, corrupt_row, initialize_weights
 
+from minimuse.plumbing.t5_files import load_t5
 from minimuse.t5_frozen import (
     FrozenT5,
     T5Config,
     T5Encoder,
-    Tokenizer,
+    TextTokenizer,
     relative_position_bucket,
 )
-from build_t5 import linear_probe, words_in_relations
-from t5_pretrain import T5Decoder, T5Pretrainer, corrupt, corrupt_row, initialize_weights
 
 TOY = Path(__file__).parents[1] / "data" / "t5-toy"
 # The inner width is 3 * 8 = 24, not d_model: taking one for the other must fail.
@@ -198,7 +199,7 @@ def test_half_precision_is_close():
 
 @pytest.fixture(scope="module")
 def t5():
-    return FrozenT5.load(TOY)
+    return load_t5(TOY)
 
 
 def test_eos_closes_every_text_but_the_empty_one(t5):
@@ -251,7 +252,7 @@ def test_batch_equals_single(t5):
 
 def test_shipped_encoder_is_small_frozen_and_quick(t5):
     start = time.perf_counter()
-    again = FrozenT5.load(TOY)
+    again = load_t5(TOY)
     assert time.perf_counter() - start < 1.0
     assert again.fingerprint == t5.fingerprint and len(t5.fingerprint) == 12
     parameters = list(t5.encoder.parameters())
@@ -313,13 +314,13 @@ def change(directory, edit):
 
 def fails(directory, error, *words):
     with pytest.raises(error) as caught:
-        FrozenT5.load(directory)
+        load_t5(directory)
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
 
 
 def test_a_checkpoint_with_a_decoder_or_the_other_embedding_name_loads(directory):
-    expected, _ = FrozenT5.load(directory)(["a red apple"])
+    expected, _ = load_t5(directory)(["a red apple"])
     change(
         directory,
         lambda w: w.update(
@@ -330,9 +331,7 @@ def test_a_checkpoint_with_a_decoder_or_the_other_embedding_name_loads(directory
             }
         ),
     )
-    torch.testing.assert_close(
-        FrozenT5.load(directory)(["a red apple"])[0], expected, rtol=0, atol=0
-    )
+    torch.testing.assert_close(load_t5(directory)(["a red apple"])[0], expected, rtol=0, atol=0)
 
 
 FORMS = ("model.safetensors", "pytorch_model.bin")
@@ -364,19 +363,17 @@ def publish(directory, form, shards):
 @pytest.mark.parametrize("shards", [1, 2, 5])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_loads_in_all_its_forms(directory, form, shards):
-    expected, _ = FrozenT5.load(directory)(["a red apple"])
-    first = FrozenT5.load(directory).fingerprint
+    expected, _ = load_t5(directory)(["a red apple"])
+    first = load_t5(directory).fingerprint
     publish(directory, form, shards)
     if shards > 1:  # the shard of the decoder is not even opened
         sorted(directory.glob(f"{form.split('.')[0]}-*"))[-1].unlink()
-    again = FrozenT5.load(directory)
+    again = load_t5(directory)
     torch.testing.assert_close(again(["a red apple"])[0], expected, rtol=0, atol=0)
     assert (
         again.fingerprint != first and len(again.weight_paths) == shards
     )  # the fingerprint is of files
-    assert (
-        FrozenT5.load(directory, dtype=torch.bfloat16).encoder.shared.weight.dtype == torch.bfloat16
-    )
+    assert load_t5(directory, dtype=torch.bfloat16).encoder.shared.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -398,7 +395,7 @@ def test_a_lost_or_cut_shard_or_index_is_named(directory, form):
     index.write_text(
         said.replace(shard.name, f"../{shard.name}")
     )  # a path out of the directory is not followed
-    assert shard in FrozenT5.load(directory).weight_paths
+    assert shard in load_t5(directory).weight_paths
 
 
 class Hostile:
@@ -493,13 +490,13 @@ def test_a_decoder_alone_is_named(directory):
 
 def test_other_tokenizer_or_precision(directory):
     with pytest.raises(ValueError, match="float16"):
-        FrozenT5.load(directory, dtype=torch.float16)
-    rough = FrozenT5.load(directory, dtype=torch.bfloat16)
+        load_t5(directory, dtype=torch.float16)
+    rough = load_t5(directory, dtype=torch.bfloat16)
     assert (
         rough.encoder.shared.weight.dtype == torch.bfloat16
         and rough(["a"])[0].dtype == torch.float32
     ), "whoever reads it computes in float32"
-    assert FrozenT5.load(directory).encoder.shared.weight.dtype == torch.float32
+    assert load_t5(directory).encoder.shared.weight.dtype == torch.float32
     (directory / "config.json").write_text(json.dumps(asdict(CONFIG)))
     fails(directory, ValueError, "4096 pieces", "vocab_size 60")
 
@@ -634,7 +631,7 @@ def test_tokenizer_with_other_special_ids_is_refused(tmp_path):
         minloglevel=2,
     )
     with pytest.raises(ValueError, match=r"pad, eos, unk = \(-1, 2, 0\)"):
-        Tokenizer(tmp_path / "m.model")
+        TextTokenizer(tmp_path / "m.model")
 
 
 # The real size
@@ -676,7 +673,7 @@ def test_xxl_fits_into_11_gb(tmp_path):
     code = f"""
 import resource
 from minimuse.t5_frozen import FrozenT5
-t5 = FrozenT5.load({str(tmp_path)!r})
+t5 = load_t5({str(tmp_path)!r})
 embeddings, mask = t5(["a red apple on a wooden table"])
 assert embeddings.shape[2] == 4096 and embeddings.isfinite().all() and embeddings.std() > 0 and len(t5.fingerprint) == 12
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)

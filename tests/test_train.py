@@ -11,25 +11,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from minimuse import config as configs
-from minimuse import train as ours
-from minimuse import vq
-from minimuse.cache import Tokens
-from minimuse.data import Pictures, halve
-from minimuse.maskgit import masked_token_loss
-from minimuse.train import (
-    STAGES,
-    batch_at,
-    describe,
-    generator_at,
-    learning_rate,
-    optimize,
-    train,
-    train_all,
-)
-from properties import training
+from minimuse.checks.properties import training
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from minimuse import losses, vq
+from minimuse.data import Images, halve
+from minimuse.device import generator_at
+from minimuse.maskgit import masked_token_loss
+from minimuse.plumbing import config as configs
+from minimuse.runs import stages as ours
+from minimuse.runs.cache import tokens_of
+from minimuse.runs.stages import STAGES, describe, train_all, train_stage
+from minimuse.train import batch_at, learning_rate, training_loop
 
 STEPS, DRAWING = 5, ("tokenizer", "tokenizer_hi", "decoder")  # the stages with a picture loss
 CONFIG = configs.override(
@@ -56,7 +50,7 @@ def pictures():
     pixels = torch.randint(
         256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    return Pictures(
+    return Images(
         pixels,
         [("red", "a red one"), ("blue",), ("red",), ("green", "leaf"), ("sky",), ("a",)],
         [f"{i}" for i in range(6)],
@@ -68,7 +62,7 @@ def run_stage(name, out, stops=(), seed=0):
     about = describe(out, CONFIG, "shapes", Text(), "letters", seed)
     for stop in stops:
         torch.manual_seed(stop)  # must not matter
-        run = train(name, out, about, pictures(), Text())
+        run = train_stage(name, out, about, pictures(), Text())
         for record in run:
             if record.step == stop:
                 break
@@ -76,7 +70,7 @@ def run_stage(name, out, stops=(), seed=0):
         assert (out / f"{name}.checkpoint.safetensors").is_file() and not (
             out / f"{name}.safetensors"
         ).exists()
-    return [*train(name, out, about, pictures(), Text())]
+    return [*train_stage(name, out, about, pictures(), Text())]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +103,9 @@ def small_run(folder, stops, steps=6, averages=3, decay=0.7, seed=0):
             )
 
         history = []
-        run = optimize("small", model, parts_of, settings, 10, seed, checkpoint, {"stage": "small"})
+        run = training_loop(
+            "small", model, parts_of, settings, 10, seed, checkpoint, {"stage": "small"}
+        )
         for record in run:
             history.append(model.weight.detach().clone())
             if record.step == stop:
@@ -260,7 +256,7 @@ def test_every_step_has_a_generator_of_its_own(tmp_path):
 
     for name, seed in (("base", 0), ("superres", 0), ("base", 1)):
         list(
-            optimize(
+            training_loop(
                 name, model, parts_of, configs.Stage(4, 1, 0.1), 4, seed, tmp_path / "none", {}
             )
         )
@@ -333,12 +329,14 @@ def test_the_high_res_tokenizer_learns_from_pieces(trained, tmp_path, monkeypatc
         out = copy_parts(trained[0], name, tmp_path / name)
         with monkeypatch.context() as patch:
             patch.setattr(
-                vq.Tokenizer,
+                vq.ImageTokenizer,
                 "forward",
-                lambda self, x, forward=vq.Tokenizer.forward: images.append(x) or forward(self, x),
+                lambda self, x, forward=vq.ImageTokenizer.forward: (
+                    images.append(x) or forward(self, x)
+                ),
             )
             list(
-                train(
+                train_stage(
                     name,
                     out,
                     describe(out, CONFIG, "shapes", Text(), "letters", 0),
@@ -423,10 +421,11 @@ def test_frozen_parts_stay_frozen(name, trained, tmp_path, monkeypatch):
 
 def test_the_decoder_stage_starts_from_the_tokenizers_decoder(trained):
     """Its first pictures are as good as the tokenizer's own: the grown decoder is the same function."""
-    from minimuse.muse import autocast, load_part
+    from minimuse.device import autocast
+    from minimuse.plumbing.parts import load_part
 
     net = load_part(trained[0], "tokenizer_hi", CONFIG, 16).eval()
-    images = ours.crop(
+    images = losses.crop(
         pictures().batch(batch_at(0, "decoder", 0, 4, 6)),
         CONFIG.tokenizer.side,
         generator_at(0, "decoder", 0),
@@ -481,7 +480,7 @@ def test_token_loss(resolution):
     """The model sees masked ids and dropped captions, super-resolution the low-res tokens whole, of high-res ones those of its places; the
     loss is the hidden tokens'."""
     spy, tokens, indices = Spy(), FakeTokens(), torch.tensor([4, 0, 0, 2])
-    parts_of = ours.token_loss(spy, tokens, CONFIG, resolution, "cpu")
+    parts_of = losses.token_loss(spy, tokens, CONFIG, resolution, "cpu")
     dropped = 0
     for step in range(40):
         ((loss, metrics),) = parts_of(indices, generator_at(0, "base", step), step)
@@ -512,9 +511,9 @@ def test_tokens(trained):
         p: ours.load_part(trained[0], p, CONFIG, 16).eval() for p in ("tokenizer", "tokenizer_hi")
     }
     some = pictures()
-    tokens = Tokens.of(parts, Text(), some, "cpu", batch=4)
+    tokens = tokens_of(parts, Text(), some, "cpu", batch=4)
     assert tokens.ids("low").shape == (6, 16) and tokens.ids("high").shape == (6, 64)
-    whole = Tokens.of(parts, Text(), some, "cpu", batch=64)
+    whole = tokens_of(parts, Text(), some, "cpu", batch=64)
     assert all(torch.equal(whole.ids(r), tokens.ids(r)) for r in ("low", "high"))
     seen = {i: set() for i in range(6)}
     for step in range(30):
@@ -541,7 +540,7 @@ def test_tokens(trained):
 
 def stopped(trained, folder, name="base", step=2):
     out = copy_parts(trained[0], name, folder)
-    run = train(
+    run = train_stage(
         name, out, describe(out, CONFIG, "shapes", Text(), "letters", 0), pictures(), Text()
     )
     for record in run:
@@ -554,7 +553,7 @@ def stopped(trained, folder, name="base", step=2):
 def test_damaged_checkpoints(trained, tmp_path):
     out, checkpoint = stopped(trained, tmp_path)
     about, data = json.loads((out / "config.json").read_text()), checkpoint.read_bytes()
-    attempt = lambda: next(train("base", out, about, pictures(), Text()))
+    attempt = lambda: next(train_stage("base", out, about, pictures(), Text()))
     for length in (0, 1, 8, 100, len(data) // 2, len(data) - 1):
         checkpoint.write_bytes(data[:length])
         with pytest.raises(ValueError, match="base.checkpoint.safetensors is damaged"):
@@ -576,7 +575,7 @@ def test_checkpoints_that_are_something_else(trained, tmp_path):
     ):
         save_file(tensors, checkpoint, metadata)
         with pytest.raises(ValueError, match="base.checkpoint.safetensors"):
-            next(train("base", out, about, pictures(), Text()))
+            next(train_stage("base", out, about, pictures(), Text()))
 
 
 def test_checkpoints_of_other_settings(trained, tmp_path):
@@ -591,11 +590,11 @@ def test_checkpoints_of_other_settings(trained, tmp_path):
         about | {"text": {"name": "letters", "fingerprint": "f"}},
     ):
         with pytest.raises(ValueError, match="base.checkpoint.safetensors.*other settings"):
-            next(train("base", out, wrong, pictures(), Text()))
+            next(train_stage("base", out, wrong, pictures(), Text()))
     fewer = pictures()
-    fewer = Pictures(fewer.pixels[:5], fewer.captions[:5], fewer.names[:5])
+    fewer = Images(fewer.pixels[:5], fewer.captions[:5], fewer.names[:5])
     with pytest.raises(ValueError, match="other settings, data"):
-        next(train("base", out, about, fewer, Text()))
+        next(train_stage("base", out, about, fewer, Text()))
     assert checkpoint.is_file()
 
 
@@ -609,7 +608,7 @@ def test_checkpoints_are_written_whole(trained, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("minimuse.checkpoint.save_file", fails)
-    run = train("base", out, about, pictures(), Text())
+    run = train_stage("base", out, about, pictures(), Text())
     next(run)
     with pytest.raises(OSError):
         run.close()
@@ -621,7 +620,7 @@ def test_a_checkpoint_every_minute(tmp_path, monkeypatch):
     monkeypatch.setattr(ours, "SAVE_EVERY", -1e9)
     model = torch.nn.Linear(3, 1)
     parts_of = lambda indices, generator, step: [(model(torch.ones(1, 3)).square().mean(), {})]
-    run = optimize(
+    run = training_loop(
         "small", model, parts_of, configs.Stage(3, 1, 0.1), 4, 0, tmp_path / "c.safetensors", {}
     )
     for done in (1, 2):

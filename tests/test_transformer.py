@@ -1,10 +1,12 @@
 """Attention against plain Python, and broken attention: `pytest tests/test_transformer.py`."""
 
-import pytest
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from minimuse.checks.properties import attention
+
 from minimuse import transformer
 from minimuse.transformer import (
     Block,
@@ -17,7 +19,6 @@ from minimuse.transformer import (
     attend,
     multi_axis,
 )
-from properties import attention
 
 ATTEND_PROPERTIES = (
     attention.is_softmax_attention,

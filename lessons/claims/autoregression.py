@@ -18,10 +18,10 @@ from torch import nn
 from trial import arguments
 
 from minimuse import Muse
-from minimuse.cache import Tokens
-from minimuse.decode import draw, gumbel, guide
+from minimuse.data import Tokens
+from minimuse.decode import draw, guide, gumbel
 from minimuse.maskgit import BaseConfig, MaskGit, drop_captions
-from minimuse.muse import Asked
+from minimuse.muse import Prompts
 from minimuse.transformer import Block, Context, SelfAttention, attend, initialize_weights
 
 
@@ -136,7 +136,7 @@ def loss(model: Autoregressive, muse: Muse, tokens: Tokens) -> Callable:
 
 
 def ids(
-    muse: Muse, models: list, asked: Asked, passes: int, how: dict, generator: torch.Generator
+    muse: Muse, models: list, asked: Prompts, passes: int, how: dict, generator: torch.Generator
 ) -> torch.Tensor:
     (model,) = models
     return sample(

@@ -9,7 +9,7 @@ parameters, as many seconds of training, three seeds each. How they are trained,
 import matplotlib.pyplot as plt
 import numpy as np
 from direct import CASCADE, MASKED, Way, measured
-from trial import SEEDS, arguments, finish, table, told, tokens_of, verdict, work_through
+from trial import SEEDS, arguments, finish, table, tokens_of, told, verdict, work_through
 
 from minimuse import Muse
 

@@ -16,14 +16,18 @@ from einops import rearrange
 from torch import nn
 from trial import arguments, finish, fit, masked_loss, settings, table, work_through
 
-from minimuse import Muse, shapes
-from minimuse.cache import Tokens
-from minimuse.data import halve, load
+from minimuse import Muse
+from minimuse.data import halve
+from minimuse.datasets import load, shapes
 from minimuse.decode import decode
+from minimuse.device import autocast
+from minimuse.losses import tokenizer_loss
 from minimuse.maskgit import BaseConfig, MaskGit
-from minimuse.metrics import bits_per_token, psnr
-from minimuse.muse import autocast, build
-from minimuse.train import tokenizer_loss
+from minimuse.metrics import alignment
+from minimuse.metrics.images import psnr
+from minimuse.metrics.likelihood import bits_per_token
+from minimuse.plumbing.parts import build
+from minimuse.runs.cache import tokens_of
 from minimuse.vq import perplexity
 from minimuse.vq_loss import PictureLoss
 
@@ -48,7 +52,7 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
     fitted = fit(f"codebook-tokenizer-{codes}", make_tokenizer, how, len(data), 0, out)
     tokenizer = fitted.model["part"]
     # the high-res ids are not looked at: without that tokenizer, none are made
-    tokens, seen = (Tokens.of({"tokenizer": tokenizer}, muse.text, x) for x in (data, unseen))
+    tokens, seen = (tokens_of({"tokenizer": tokenizer}, muse.text, x) for x in (data, unseen))
 
     def make_base():
         model = MaskGit(BaseConfig(128, 3, 4), codes, config.tokenizer.grid, muse.text.width)
@@ -80,7 +84,7 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
     entropy, used = perplexity(ids, codes)
     scenes = [shapes.parse(caption) for caption in captions]
     read = {
-        way: {name: share["value"] for name, share in shapes.alignment(scenes, images).items()}
+        way: {name: share["value"] for name, share in alignment.alignment(scenes, images).items()}
         for way, images in made.items()
     }
     return read | {

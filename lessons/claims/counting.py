@@ -11,10 +11,10 @@ import time
 
 import matplotlib.pyplot as plt
 import numpy as np
-from trial import SEEDS, arguments, finish, told, table, verdict, work_through
+from trial import SEEDS, arguments, finish, table, told, verdict, work_through
 
-from minimuse import Muse, shapes
-from minimuse.data import load
+from minimuse import Muse
+from minimuse.datasets import detector, load, shapes
 
 KINDS = {"heldout": "held-out", "validation": "trained"}  # combinations of shape, colour and size
 GROUPS = ("1", "2", "3", "4", *shapes.RELATIONS)
@@ -31,13 +31,13 @@ def work(model: str, split: str, seed: int, n: int) -> dict:
         variants[0] for variants in load("shapes", split, muse.config.tokenizer_hi.side, n).captions
     ]
     scenes = [shapes.parse(caption) for caption in captions]
-    read = shapes.detect(muse.draw(captions, seed=seed)[1])
+    read = detector.detect(muse.draw(captions, seed=seed)[1])
     found: dict = {name: {"count": [], "relation": [], "parts": [], "all": []} for name in GROUPS}
     for scene, reading in zip(scenes, read):
-        answer, into = shapes.agree(scene, reading), found[group(scene)]
+        answer, into = detector.agree(scene, reading), found[group(scene)]
         into["count"].append(answer["count"])
         into["relation"].append(answer["relation"] is not False)  # None where none is asked for
-        into["parts"].append(all(answer[part] for part in (*shapes.PARTS, "background")))
+        into["parts"].append(all(answer[part] for part in (*detector.PARTS, "background")))
         into["all"].append(answer["all"])
     return {"seconds": round(time.monotonic() - begun, 1)} | {
         name: {

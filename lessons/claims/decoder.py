@@ -12,12 +12,13 @@ import time
 import torch
 from trial import SEEDS, arguments, finish, table, told, verdict, work_through
 
-from minimuse import Muse, shapes
-from minimuse.cache import Tokens
-from minimuse.data import load
-from minimuse.figures import beside, sheet
-from minimuse.lite0 import Lite0
-from minimuse.metrics import psnr, ssim
+from minimuse import Muse
+from minimuse.cli.figures import beside, sheet
+from minimuse.datasets import load, shapes
+from minimuse.metrics import alignment
+from minimuse.metrics.images import psnr, ssim
+from minimuse.plumbing.lite0 import Lite0
+from minimuse.runs.cache import tokens_of
 from minimuse.vq_loss import perceptual_distance
 
 DECODERS = {"the tokenizer's": False, "finetuned": True}
@@ -36,7 +37,7 @@ def work(name: str, seed: int, n: int) -> dict:
         [variants[0] for variants in pictures.captions],
         pictures.batch(range(len(pictures))),
     )
-    ids = Tokens.of(muse.parts, muse.text, pictures).ids("high")
+    ids = tokens_of(muse.parts, muse.text, pictures).ids("high")
     drawn = []
     for start in range(0, len(captions), 32):
         *_, (_, last) = muse.steps(captions[start : start + 32], seed=seed + start)
@@ -62,7 +63,7 @@ def work(name: str, seed: int, n: int) -> dict:
             "drawn sharpness": sharpness(new) / sharpness(real),
         }
         if muse.about["data"] == "shapes":
-            share = shapes.alignment([shapes.parse(caption) for caption in captions], new)
+            share = alignment.alignment([shapes.parse(caption) for caption in captions], new)
             found[decoder] |= {f"drawn {part}": share[part]["value"] for part in ("shape", "all")}
     return found | {"seconds": round(time.monotonic() - begun, 1)}
 
@@ -71,7 +72,7 @@ def seen(name: str, n: int):
     """Real pictures, and what each decoder makes of their tokens, with a corner of each enlarged."""
     muse = Muse.load(name)
     pictures = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
-    ids = Tokens.of(muse.parts, muse.text, pictures).ids("high")
+    ids = tokens_of(muse.parts, muse.text, pictures).ids("high")
     rows = [
         pictures.batch(range(n)),
         *(muse.pixels(ids, "high", finetuned) for finetuned in DECODERS.values()),

@@ -20,11 +20,11 @@ from torch import nn
 from trial import arguments
 
 from minimuse import Muse
-from minimuse.cache import Tokens
-from minimuse.data import load
+from minimuse.data import Tokens
+from minimuse.datasets import load
 from minimuse.decode import guide
 from minimuse.maskgit import BaseConfig, drop_captions
-from minimuse.muse import Asked
+from minimuse.muse import Prompts
 from minimuse.transformer import Context, start_white
 
 
@@ -118,7 +118,7 @@ def loss(model: Flow, muse: Muse, tokens: Tokens) -> Callable:
 
 
 def ids(
-    muse: Muse, models: list, asked: Asked, passes: int, how: dict, generator: torch.Generator
+    muse: Muse, models: list, asked: Prompts, passes: int, how: dict, generator: torch.Generator
 ) -> torch.Tensor:
     (model,), high = models, muse.tokenizer_hi
     noise = how["temperature"] * torch.randn(

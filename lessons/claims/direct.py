@@ -36,21 +36,24 @@ from trial import (
     masked_loss,
     settings,
     table,
-    told,
     tokens_of,
+    told,
     verdict,
     work_through,
 )
 
-from minimuse import Muse, shapes
-from minimuse.cache import Tokens
-from minimuse.checkpoint import save_tensors
+from minimuse import Muse
+from minimuse.data import Tokens
+from minimuse.datasets import shapes
 from minimuse.decode import Sampling, decode
+from minimuse.device import autocast
 from minimuse.maskgit import BaseConfig, MaskGit
-from minimuse.muse import Asked, autocast
+from minimuse.metrics import alignment
+from minimuse.muse import Prompts
+from minimuse.plumbing.files import save_tensors
 from minimuse.superres import SuperRes, SuperResConfig
 from minimuse.transformer import TokenDecoder, initialize_weights
-from minimuse.vq import Tokenizer
+from minimuse.vq import ImageTokenizer
 
 SIZE, WINDOW = BaseConfig(width=128, layers=3, heads=4), 8
 BATCHES, ROUNDS = (1, 32), 5  # to time
@@ -83,7 +86,7 @@ class Way(NamedTuple):
     grid: dict[str, tuple]  # the settings `how` to choose from
 
 
-def vectors(tokenizer: Tokenizer) -> torch.Tensor:
+def vectors(tokenizer: ImageTokenizer) -> torch.Tensor:
     return tokenizer.quantizer.lookup(torch.arange(tokenizer.config.codes))
 
 
@@ -129,7 +132,7 @@ def high_loss(model: nn.Module, muse: Muse, tokens: Tokens) -> Callable:
 def parallel(
     muse: Muse,
     model: nn.Module,
-    asked: Asked,
+    asked: Prompts,
     passes: int,
     how: dict,
     generator: torch.Generator,
@@ -155,13 +158,13 @@ def parallel(
 
 
 def masked_ids(
-    muse: Muse, models: list, asked: Asked, passes: int, how: dict, generator: torch.Generator
+    muse: Muse, models: list, asked: Prompts, passes: int, how: dict, generator: torch.Generator
 ) -> torch.Tensor:
     return parallel(muse, models[0], asked, passes, how, generator)
 
 
 def cascade_ids(
-    muse: Muse, models: list, asked: Asked, passes: int, how: dict, generator: torch.Generator
+    muse: Muse, models: list, asked: Prompts, passes: int, how: dict, generator: torch.Generator
 ) -> torch.Tensor:
     """`passes` of the base model; of super-resolution, as in Muse, a third of them (24 and 8)."""
     low = parallel(muse, models[0], asked, passes, how, generator)
@@ -212,7 +215,7 @@ def trained(way: Way, seed: int, muse: Muse, args: Namespace) -> tuple[list[nn.M
 
 
 def draw(
-    way: Way, muse: Muse, models: list, asked: Asked, passes: int, how: dict, seed: int
+    way: Way, muse: Muse, models: list, asked: Prompts, passes: int, how: dict, seed: int
 ) -> torch.Tensor:
     """Pictures (B, 3, H, W), from embeddings to pixels."""
     with autocast(muse.device), torch.no_grad():
@@ -248,7 +251,7 @@ def measured(way: Way, seed: int, args: Namespace) -> dict:
             )
         return {
             k: share["value"]
-            for k, share in shapes.alignment(wanted[split], torch.cat(images)).items()
+            for k, share in alignment.alignment(wanted[split], torch.cat(images)).items()
             if share["n"]
         }
 

@@ -16,10 +16,12 @@ import torch
 from PIL import Image
 from tqdm import trange
 
-from minimuse import Muse, edit, shapes
-from minimuse.figures import beside
-from minimuse.muse import to_pil
-from minimuse.shapes import Scene, share
+from minimuse import Muse, data, edit
+from minimuse.cli.figures import beside
+from minimuse.data import to_pil
+from minimuse.datasets import detector, shapes
+from minimuse.datasets.shapes import Scene
+from minimuse.metrics.intervals import proportion
 
 
 def singles(n: int) -> list[Scene]:
@@ -41,7 +43,7 @@ def same(a, b) -> bool:
 
 
 def read(image: Image.Image) -> Scene:
-    return shapes.detect(edit.pixels_of(image)[None])[0]
+    return detector.detect(data.from_pil(image)[None])[0]
 
 
 def inpainting(muse: Muse, scenes: list[Scene]) -> tuple[dict, list]:
@@ -64,7 +66,7 @@ def inpainting(muse: Muse, scenes: list[Scene]) -> tuple[dict, list]:
         outside = [t for t in got.things if (t.x > 0.5) != left]
         parts = {
             part: any(getattr(t, part) == getattr(asked, part) for t in inside)
-            for part in shapes.PARTS
+            for part in detector.PARTS
         }
         found.append(
             parts
@@ -77,7 +79,7 @@ def inpainting(muse: Muse, scenes: list[Scene]) -> tuple[dict, list]:
             }
         )
         shown.append(beside([before, mask, after], [shapes.caption(whole)[:40], "", ""]))
-    return {key: share([f[key] for f in found]) for key in found[0]}, shown
+    return {key: proportion([f[key] for f in found]) for key in found[0]}, shown
 
 
 def outpainting(muse: Muse, scenes: list[Scene]) -> tuple[dict, list]:
@@ -100,7 +102,7 @@ def outpainting(muse: Muse, scenes: list[Scene]) -> tuple[dict, list]:
     return {
         "seam": float(np.mean(seam)),
         "elsewhere": float(np.mean(elsewhere)),
-        "same background": share(same_background),
+        "same background": proportion(same_background),
     }, shown
 
 
@@ -141,7 +143,7 @@ def mask_free(
             )
         shown.append(beside([before, *after], [prompt[:40], *map(str, iterations)]))
     return {
-        k: {key: share([f[key] for f in row]) for key in row[0]} for k, row in found.items()
+        k: {key: proportion([f[key] for f in row]) for key in row[0]} for k, row in found.items()
     }, shown
 
 

@@ -22,13 +22,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from minimuse import Muse, edit, emoji_pack
-from minimuse.cache import Tokens
-from minimuse.data import DATA, halve, load
-from minimuse.figures import beside, decoding_gif, sheet
-from minimuse.lite0 import Lite0
-from minimuse.metrics import masked_nll
-from minimuse.report import tokenizer_report
+from minimuse import Muse, edit
+from minimuse.cli.figures import beside, decoding_gif, sheet
+from minimuse.data import ASSETS, Tokens, halve
+from minimuse.datasets import emoji, load
+from minimuse.metrics.likelihood import masked_nll
+from minimuse.metrics.report import tokenizer_report
+from minimuse.plumbing.lite0 import Lite0
+from minimuse.runs.cache import tokens_of
 
 CONCEPTS = {
     "red-apple": "a red apple",
@@ -49,13 +50,13 @@ def pair(name: str) -> tuple[str, str]:
 
 def asking(words: dict, concept: str, style: str) -> str:
     """The second way to ask for it: "a red apple, noto style"."""
-    return emoji_pack.emoji_captions(words[concept]["label"], words[concept]["tags"], style)[1]
+    return emoji.emoji_captions(words[concept]["label"], words[concept]["tags"], style)[1]
 
 
 @torch.no_grad()
 def nll(muse: Muse, tokens: Tokens, names: list[str], words: dict) -> dict[str, float]:
     """Nats per hidden low-res token, everything hidden, by what the base model is told."""
-    own, styles = [pair(name) for name in names], emoji_pack.STYLES
+    own, styles = [pair(name) for name in names], emoji.STYLES
     others = [concept for _, concept in own[1:] + own[:1]]
     cases = {
         "own caption": [asking(words, concept, style) for style, concept in own],
@@ -113,7 +114,7 @@ class Gallery:
             first.append(rank == 0)
             ten.append(rank < 10)
             chance.append(1 / len(self.of_style[style]))
-            if len(self.of_concept[concept]) == len(emoji_pack.STYLES):
+            if len(self.of_concept[concept]) == len(emoji.STYLES):
                 styled.append(not nearer[self.of_concept[concept]].any())
         mean = lambda values: round(float(sum(values) / len(values)), 4)
         return {
@@ -129,8 +130,8 @@ class Gallery:
         found = []
         for name in names:
             style, concept = pair(name)
-            i = emoji_pack.STYLES.index(style)
-            others = [f"{s}/{concept}" for s in emoji_pack.STYLES[i + 1 :] + emoji_pack.STYLES[:i]]
+            i = emoji.STYLES.index(style)
+            others = [f"{s}/{concept}" for s in emoji.STYLES[i + 1 :] + emoji.STYLES[:i]]
             found += [(self.row[other], name) for other in others if other in self.row][:1]
         return self.vectors[[row for row, _ in found]], [name for _, name in found]
 
@@ -161,7 +162,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     muse, net = Muse.load(args.model, args.device), Lite0()
     side = muse.config.tokenizer_hi.side
-    words = json.loads((DATA / "emoji" / "captions.json").read_text())
+    words = json.loads((ASSETS / "emoji" / "captions.json").read_text())
     everything = [load("emoji", split, side) for split in ("train", "heldout", "heldout-concept")]
     names = [name for part in everything for name in part.names]
     gallery = Gallery(
@@ -173,7 +174,7 @@ def main():
         captions = [variants[1] for variants in pictures.captions]  # what `asking` gives
         real, tokens = (
             pictures.batch(range(len(pictures))),
-            Tokens.of(muse.parts, muse.text, pictures, str(muse.device)),
+            tokens_of(muse.parts, muse.text, pictures, str(muse.device)),
         )
         tokenizers, through = tokenizer_report(muse, tokens, real.to(muse.device))
         through = {name: images.cpu() for name, images in through.items()}
@@ -209,11 +210,11 @@ def main():
         for i, name in enumerate(part.names)
         if pair(name)[1] in CONCEPTS
     }
-    asked = [(style, concept) for style in emoji_pack.STYLES for concept in CONCEPTS]
+    asked = [(style, concept) for style in emoji.STYLES for concept in CONCEPTS]
     prompts = [f"{CONCEPTS[concept]}, {style.replace('-', ' ')} style" for style, concept in asked]
     high = muse.draw(prompts, seed=0)[1].cpu()
     shown = [
-        p + (" (held out)" if emoji_pack.split(c, s) != "train" else "")
+        p + (" (held out)" if emoji.split_of(c, s) != "train" else "")
         for p, (s, c) in zip(prompts, asked)
     ]
     blank = torch.ones_like(high[0])

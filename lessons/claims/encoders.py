@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from minimuse.t5_pretrain import initialize_weights
 from torch import nn
 from trial import (
     SEEDS,
@@ -21,19 +22,18 @@ from trial import (
     fit,
     settings,
     table,
-    told,
     tokens_of,
+    told,
     values,
     verdict,
     work_through,
 )
 
 from minimuse import Muse
-from minimuse.data import load
+from minimuse.datasets import load
 from minimuse.maskgit import BaseConfig, MaskGit, drop_captions, hide, masked_token_loss
-from minimuse.metrics import masked_nll
+from minimuse.metrics.likelihood import masked_nll
 from minimuse.t5_frozen import T5Encoder
-from minimuse.t5_pretrain import initialize_weights
 
 # Pretrained? Learns? And the rate of AdamW: at .003 a reader that learns is no help at all (4.02 nats for held-out pairs, one seed).
 READERS = {

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from trial import SEEDS, arguments, finish, table, told, work_through
 
-from minimuse import Muse, shapes
-from minimuse.data import load
+from minimuse import Muse
+from minimuse.datasets import load, shapes
 from minimuse.decode import SAMPLERS, Sampling
-from minimuse.judge import Judge, features
-from minimuse.lite0 import Lite0
-from minimuse.metrics import kid
+from minimuse.metrics import alignment
+from minimuse.metrics.distances import kid
+from minimuse.metrics.judge import Judge, features
+from minimuse.plumbing.lite0 import Lite0
 
 PASSES = (1, 2, 4, 8, 16, 64)
 CONFIDENCE = [
@@ -60,7 +61,7 @@ def asked(model: str, part: str, n: int) -> Asked:
         wanted = scenes("heldout", n) if part == "test" else scenes("train", n // 2)
         return Asked(
             [shapes.caption(s) for s in wanted],
-            lambda images: {"right": shapes.alignment(wanted, images)["all"]["value"]},
+            lambda images: {"right": alignment.alignment(wanted, images)["all"]["value"]},
         )
     pictures, net, judge = (
         load("emoji", "heldout", muse.config.tokenizer_hi.side),

@@ -22,17 +22,17 @@ from trial import (
     masked_loss,
     settings,
     table,
-    told,
     tokens_of,
+    told,
     values,
     verdict,
     work_through,
 )
 
 from minimuse import Muse
-from minimuse.data import load
+from minimuse.datasets import load
 from minimuse.maskgit import BaseConfig, MaskGit
-from minimuse.metrics import masked_nll
+from minimuse.metrics.likelihood import masked_nll
 from minimuse.schedule import sample_ratios
 
 RATIOS = {

@@ -19,18 +19,18 @@ from trial import (
     finish,
     fit,
     table,
-    told,
     tokens_of,
+    told,
     values,
     verdict,
     work_through,
 )
 
 from minimuse import Muse
-from minimuse.config import PRESETS
-from minimuse.data import load
+from minimuse.datasets import load
+from minimuse.losses import token_loss
+from minimuse.plumbing.config import PRESETS
 from minimuse.superres import SuperRes
-from minimuse.train import token_loss
 
 WAYS = {"whole pictures": dict(window=8, piece=0), "pieces": dict(window=0, piece=4)}
 ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "all")

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 
-from minimuse import Muse, shapes
-from minimuse.shapes import Scene, caption, share
+from minimuse import Muse
+from minimuse.datasets import detector, shapes
+from minimuse.datasets.shapes import Scene, caption
+from minimuse.metrics.intervals import proportion
 
 
 def composition(muse: Muse, n: int) -> dict:
@@ -31,23 +33,25 @@ def composition(muse: Muse, n: int) -> dict:
     for way, prompts in ways.items():
         _, images = muse.draw(prompts, seed=0)
         answers = [
-            shapes.agree(replace(s, relation=None), got)
-            for s, got in zip(scenes, shapes.detect(images))
+            detector.agree(replace(s, relation=None), got)
+            for s, got in zip(scenes, detector.detect(images))
         ]
         found[way] = {
-            part: share([a[part] for a in answers])
-            for part in (*shapes.PARTS, "count", "background", "all")
+            part: proportion([a[part] for a in answers])
+            for part in (*detector.PARTS, "count", "background", "all")
         }
     return found
 
 
 def negative(muse: Muse, n: int) -> dict:
     """Share of pictures without a prompt that show a colour, or a background, with and without a prompt against it."""
-    draw = lambda against: shapes.detect(
+    draw = lambda against: detector.detect(
         torch.cat([muse.draw([""] * n, negative=against, seed=seed)[1] for seed in (0, 1, 2)])
     )
-    colour = lambda readings, c: share([any(t.colour == c for t in r.things) for r in readings])
-    ground = lambda readings, b: share([r.background == b for r in readings])
+    colour = lambda readings, c: proportion(
+        [any(t.colour == c for t in r.things) for r in readings]
+    )
+    ground = lambda readings, b: proportion([r.background == b for r in readings])
     plain = draw("")
     found = {}
     for c in ("red", "cyan"):

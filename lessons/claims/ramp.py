@@ -15,11 +15,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from trial import SEEDS, arguments, finish, table, told, verdict, work_through
 
-from minimuse import Muse, shapes
-from minimuse.data import load
-from minimuse.judge import Judge, features
-from minimuse.lite0 import Lite0
-from minimuse.metrics import precision
+from minimuse import Muse
+from minimuse.datasets import load, shapes
+from minimuse.metrics import alignment
+from minimuse.metrics.distances import precision
+from minimuse.metrics.judge import Judge, features
+from minimuse.plumbing.lite0 import Lite0
 
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 
@@ -35,9 +36,9 @@ def work(model: str, course: str, strength: float, seed: int, n: int) -> dict:
     _, drawn = muse.draw(captions, seed=1000 * seed, sampling=low)  # super-resolution as it is
     look = features(net, drawn), features(net, real)
     if muse.about["data"] == "shapes":
-        faithful = shapes.alignment([shapes.parse(caption) for caption in captions], drawn)["all"][
-            "value"
-        ]
+        faithful = alignment.alignment([shapes.parse(caption) for caption in captions], drawn)[
+            "all"
+        ]["value"]
     else:
         judge = Judge.load()
         faithful = judge.shares(judge(look[0], pictures.names))["ten"]["value"]

@@ -22,14 +22,17 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from minimuse import Muse, shapes
-from minimuse.cache import Tokens, encode
-from minimuse.checkpoint import kept, save_tensors, write_json
-from minimuse.config import Stage
-from minimuse.data import load
+from minimuse import Muse
+from minimuse.data import Tokens
+from minimuse.datasets import load, shapes
 from minimuse.maskgit import drop_captions, masked_token_loss
+from minimuse.metrics import alignment
+from minimuse.plumbing.checkpoint import checkpoints_at
+from minimuse.plumbing.config import Stage
+from minimuse.plumbing.files import save_tensors, write_json
+from minimuse.runs.cache import tokenize
 from minimuse.schedule import mask_counts, random_masks, sample_ratios
-from minimuse.train import optimize
+from minimuse.train import training_loop
 
 SEEDS = (0, 1, 2)
 
@@ -57,7 +60,7 @@ def tokens_of(muse: Muse, data: str, split: str, count: int | None, out: Path) -
     if not path.is_file():
         pictures = load(data, split, muse.config.tokenizer_hi.side, count)
         save_tensors(
-            path, encode(muse.parts, muse.text, pictures, torch.arange(len(pictures)), "cpu")
+            path, tokenize(muse.parts, muse.text, pictures, torch.arange(len(pictures)), "cpu")
         )
     return Tokens([load_file(path)])
 
@@ -114,7 +117,7 @@ def fit(
         if seconds and not log.is_file():
             begun = [
                 time.process_time()
-                for _ in optimize(
+                for _ in training_loop(
                     "pace", *make(), replace(how, steps=16), size, seed, out / f"{name}.pace", {}
                 )
             ]
@@ -136,7 +139,7 @@ def fit(
         bar = tqdm(desc=name, mininterval=10)
         while True:
             bar.total = (how := replace(how, steps=told["steps"])).steps
-            run = optimize(name, model, parts_of, how, size, seed, path, key)
+            run = training_loop(name, model, parts_of, how, size, seed, path, key)
             for record in run:
                 bar.update(record.step - bar.n)
                 due = marks and spent() > marks[0]
@@ -151,7 +154,7 @@ def fit(
             else:
                 break
         bar.close()
-        for leftover in (*kept(path), log):
+        for leftover in (*checkpoints_at(path), log):
             leftover.unlink(missing_ok=True)
     return Fitted(model.eval().requires_grad_(False), how.steps, spent())
 
@@ -178,7 +181,7 @@ def work_through(path: Path, jobs: dict[str, tuple], work: Callable, workers: in
 def aligned(muse: Muse, captions: list[str], seed: int, **parts: nn.Module) -> dict[str, float]:
     """Share of pictures that are right in each attribute, drawn with `parts` in place of the model's own."""
     drawer = Muse(muse.config, muse.text, muse.parts | parts, muse.about)
-    found = shapes.alignment(
+    found = alignment.alignment(
         [shapes.parse(caption) for caption in captions], drawer.draw(captions, seed=seed)[1]
     )
     return {attribute: share["value"] for attribute, share in found.items()}

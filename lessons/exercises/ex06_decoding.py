@@ -9,6 +9,7 @@ Letters: B batch, N image tokens, K codes, S steps, k = 0 .. S-1 the step.
 from collections.abc import Callable, Iterator
 
 import torch
+
 from minimuse.decode import Sampling, Step
 
 

@@ -13,8 +13,9 @@ import time
 from dataclasses import replace
 
 import torch
+
 from minimuse import Muse, decode, schedule
-from minimuse.muse import autocast
+from minimuse.device import autocast
 
 SAVINGS = ("keys once", "one batch", "no idle unconditional rows", "head where hidden")
 

@@ -10,22 +10,22 @@ Training: the preset's settings, but AdamW alone or Adafactor; recomputed blocks
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from minimuse import parallel
-from minimuse.cache import Tokens, edges
-from minimuse.config import PRESETS
-from minimuse.decode import decode
-from minimuse.muse import autocast, build
-from minimuse.train import optimize, token_loss
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "lessons"))
-from describe import describe  # noqa: E402
+from minimuse.cli.describe import describe
+from minimuse.data import Tokens, edges
+from minimuse.decode import decode
+from minimuse.device import autocast
+from minimuse.losses import token_loss
+from minimuse.plumbing.config import PRESETS
+from minimuse.plumbing.parts import build
+from minimuse.runs import parallel
+from minimuse.train import training_loop
 
 
 def timed(work, rounds: int, device: str) -> list[float]:
@@ -126,7 +126,7 @@ if __name__ == "__main__":
     }
     tokens = Tokens([rows | {"variants": flat, "owns": edges([1] * M)}])
     with tempfile.TemporaryDirectory() as folder:
-        steps = optimize(
+        steps = training_loop(
             "base",
             model,
             token_loss(model, tokens, config, "low", args.device),

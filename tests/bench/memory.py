@@ -18,10 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from minimuse.config import PRESETS
-from minimuse.muse import load_text
-from minimuse.train import STAGES, train_all
 from tqdm import tqdm
+
+from minimuse.plumbing.config import PRESETS
+from minimuse.plumbing.t5_files import load_t5
+from minimuse.runs.stages import STAGES, train_all
 
 
 def held(what: str) -> float:
@@ -47,7 +48,7 @@ def in_use() -> float:
 
 def work(stage: str, out: Path, config, data: str, answers) -> None:
     seen = []
-    records = train_all((stage,), out, config, data, load_text("t5-toy"), "t5-toy", resume=True)
+    records = train_all((stage,), out, config, data, load_t5("t5-toy"), "t5-toy", resume=True)
     for record in tqdm(records, desc=stage, total=getattr(config.stages, stage).steps):
         if record.step % max(1, record.steps // 100) == 0:
             seen.append((record.step, held("VmRSS"), in_use()))

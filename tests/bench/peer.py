@@ -26,18 +26,20 @@ from unittest.mock import MagicMock
 
 import torch
 import torch.nn.functional as F
-from minimuse import Muse, shapes
-from minimuse.cache import Tokens
-from minimuse.config import PRESETS
-from minimuse.data import load
-from minimuse.decode import Sampling, decode
-from minimuse.maskgit import BaseConfig, MaskGit, drop_captions, hide, masked_token_loss
-from minimuse.metrics import hidden_nll
-from minimuse.muse import autocast
-from minimuse.schedule import mask_counts, random_masks
-from minimuse.train import generator_at, optimize
 from torch import nn
 from tqdm import tqdm
+
+from minimuse import Muse
+from minimuse.datasets import load, shapes
+from minimuse.decode import Sampling, decode
+from minimuse.device import autocast, generator_at
+from minimuse.maskgit import BaseConfig, MaskGit, drop_captions, hide, masked_token_loss
+from minimuse.metrics import alignment
+from minimuse.metrics.likelihood import hidden_nll
+from minimuse.plumbing.config import PRESETS
+from minimuse.runs.cache import tokens_of
+from minimuse.schedule import mask_counts, random_masks
+from minimuse.train import training_loop
 
 
 def import_peer():
@@ -259,7 +261,7 @@ def quality(args, folder):
         split: load("shapes", split, muse.config.tokenizer_hi.side, count)
         for split, count in counts.items()
     }
-    tokens = {split: Tokens.of(muse.parts, muse.text, pictures) for split, pictures in sets.items()}
+    tokens = {split: tokens_of(muse.parts, muse.text, pictures) for split, pictures in sets.items()}
     shape = SimpleNamespace(
         **vars(preset.base), codes=low.codes, grid=low.grid, text_width=muse.text.width
     )
@@ -287,7 +289,7 @@ def quality(args, folder):
                 {},
             )
 
-        return optimize(
+        return training_loop(
             name,
             side.model.train(),
             parts_of,
@@ -359,7 +361,7 @@ def right(muse, side, tokens, pictures, guidance, passes=12):
         images.append(muse.pixels(high, "high"))
     return {
         part: share["value"]
-        for part, share in shapes.alignment(
+        for part, share in alignment.alignment(
             [shapes.parse(caption) for caption in captions], torch.cat(images)
         ).items()
     }

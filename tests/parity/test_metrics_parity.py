@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minimuse.metrics import frechet, kid, psnr, ssim
 from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from minimuse.metrics.distances import frechet, kid
+from minimuse.metrics.images import psnr, ssim
 
 seeds = st.integers(0, 2**32 - 1)
 

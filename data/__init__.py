@@ -1,0 +1,1 @@
+"""What ships with minimuse: presets, emoji, trained models, a text encoder; see LICENSES.md."""

@@ -1,0 +1,135 @@
+"""The layout of the package: which file may import which, and how long files may be.
+
+The files directly in `minimuse/` are the paper, read in order; folders hold what a product needs.
+Imports go one way, from the command line down to the schedules, so that a reader can stop at any
+level. The test reads the syntax tree: nothing is imported.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "minimuse"
+
+# Each level may import from levels below it, and a folder from itself.
+LEVELS = [
+    {"__main__"},
+    {"cli"},
+    {"metrics"},
+    {"runs"},
+    {"edit"},
+    {"muse", "train", "losses"},
+    {"plumbing"},
+    {"decode", "superres"},
+    {"maskgit", "vq", "vq_loss", "t5_frozen"},
+    {"transformer", "schedule"},
+    {"datasets"},
+    {"data"},
+    {"device"},
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+# Lessons' checks and shipped files are used, and use nothing.
+OUTSIDE = {"assets", "checks"}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of minimuse that a file imports anywhere, as "plumbing.config"."""
+    modules = {module_of(p) for p in PACKAGE.rglob("*.py")}
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            are_modules = [name for name in inside if name.removeprefix("minimuse.") in modules]
+            names = are_modules or [node.module]
+        else:
+            continue
+        imported |= {n.removeprefix("minimuse.") for n in names if n.startswith("minimuse.")}
+    return imported
+
+
+def violations(imports: dict[str, set[str]]) -> list[str]:
+    """Every import that goes up, or sideways within a level of different files."""
+    wrong = []
+    for module, targets in imports.items():
+        top = module.split(".")[0]
+        for target in sorted(targets):
+            target_top = target.split(".")[0]
+            if target_top in OUTSIDE:
+                allowed = top == "cli"
+            else:
+                allowed = top == target_top or LEVEL[top] < LEVEL[target_top]
+            if not allowed:
+                wrong.append(f"{module} imports {target}")
+    return wrong
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """The modules of a circle of imports, or nothing."""
+    done = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        for target in imports.get(module, ()):
+            found = visit(target, [*path, module])
+            if found:
+                return found
+        done.add(module)
+        return []
+
+    for module in imports:
+        found = visit(module, [])
+        if found:
+            return found
+    return []
+
+
+def all_imports() -> dict[str, set[str]]:
+    files = [p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py"]
+    return {module_of(p): imports_of(p) for p in files}
+
+
+def test_imports_go_one_way():
+    assert not violations(all_imports())
+
+
+def test_no_circle_of_imports():
+    assert not circle(all_imports())
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"schedule": {"decode"}},
+        {"plumbing.parts": {"muse"}},
+        {"metrics.report": {"cli.figures"}},
+        {"plumbing.checkpoint": {"losses"}},
+        {"vq": {"maskgit"}},
+        {"runs.cache": {"checks.lesson00"}},
+    ],
+)
+def test_an_import_that_goes_up_is_refused(planted):
+    assert violations(planted)
+
+
+def test_a_circle_is_found():
+    assert circle({"cli.a": {"cli.b"}, "cli.b": {"cli.c"}, "cli.c": {"cli.a"}})
+    assert not circle({"cli.a": {"cli.b", "cli.c"}, "cli.b": {"cli.c"}})
+
+
+def test_files_stay_short_enough_to_read():
+    lengths = {p: len(p.read_text().splitlines()) for p in PACKAGE.rglob("*.py")}
+    assert not {p.name: n for p, n in lengths.items() if n > 350}
+    flat = sum(n for p, n in lengths.items() if p.parent == PACKAGE)
+    assert flat <= 3600, f"the files directly in minimuse/ have {flat} lines"
