@@ -40,20 +40,21 @@ def module_of(path: Path) -> str:
 
 def imports_of(path: Path) -> set[str]:
     """The modules of minimuse that a file imports anywhere, as "plumbing.config"."""
-    modules = {module_of(p) for p in PACKAGE.rglob("*.py")}
     imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            inside = [f"{node.module}.{alias.name}" for alias in node.names]
-            are_modules = [name for name in inside if name.removeprefix("minimuse.") in modules]
-            names = are_modules or [node.module]
-        else:
-            continue
-        imported |= {n.removeprefix("minimuse.") for n in names if n.startswith("minimuse.")}
-    return imported
+            imported |= modules_named(node)
+    return {n.removeprefix("minimuse.") for n in imported if n.startswith("minimuse.")}
+
+
+def modules_named(node: ast.ImportFrom) -> set[str]:
+    """In `from a import b`: a.b where that is a module of minimuse, else a."""
+    modules = {f"minimuse.{module_of(p)}" for p in PACKAGE.rglob("*.py")}
+    inside = {f"{node.module}.{alias.name}" for alias in node.names}
+    return (inside & modules) or {node.module}
 
 
 def violations(imports: dict[str, set[str]]) -> list[str]:

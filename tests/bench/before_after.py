@@ -3,9 +3,9 @@
     python tests/bench/before_after.py                       # everything; several minutes
     python tests/bench/before_after.py --only draw train     # some of it
 
-Floats differ between kinds of CPU, so their values cannot be a test that runs everywhere. This script
-therefore unpacks another commit (by default the one before the redesign) beside the present code, runs
-the same probes in both, each in a process of its own, and compares what they wrote:
+Floats differ between kinds of CPU, so their values cannot be a test that runs everywhere. This
+script therefore unpacks another commit (by default the one before the redesign) beside the present
+code, runs the same probes in both, each in a process of its own, and compares what they wrote:
 
     draw       both shipped models, eight prompts: token ids equal, pixels within 1e-6
     edit       inpainting, outpainting, mask-free editing: token ids and 8-bit images equal
@@ -137,32 +137,38 @@ def json_differences(a, b, path: str = "") -> list[str]:
     return [] if a == b else [f"{path}: {a}, now {b}"]
 
 
+def tensors_differences(before: Path, after: Path) -> tuple[int, list[str]]:
+    """Compare two safetensors files: the number of tensors, and every difference."""
+    old, new = load_file(before), load_file(after)
+    differences = []
+    if old.keys() != new.keys():
+        differences.append(f": other tensors: {sorted(old.keys() ^ new.keys())}")
+    for key in old.keys() & new.keys():
+        difference = tensor_difference(old[key], new[key])
+        if difference:
+            differences.append(f" {key}: {difference}")
+    return len(old), differences
+
+
 def compare(before: Path, after: Path) -> tuple[int, list[str]]:
-    """Compare two folders of .safetensors and .json files: how many values, and every difference."""
+    """Compare the files of two folders: the number of values, and every difference."""
     differences = []
     compared = 0
-    names = {
-        p.relative_to(before) for p in before.rglob("*") if p.suffix in (".safetensors", ".json")
-    }
-    names |= {
-        p.relative_to(after) for p in after.rglob("*") if p.suffix in (".safetensors", ".json")
-    }
+    names = set()
+    for folder in (before, after):
+        names |= {p.relative_to(folder) for p in folder.rglob("*.safetensors")}
+        names |= {p.relative_to(folder) for p in folder.rglob("*.json")}
     for name in sorted(names):
         if not (before / name).is_file() or not (after / name).is_file():
             differences.append(f"{name}: written by one version only")
-        elif name.suffix == ".json":
+            continue
+        if name.suffix == ".json":
             old, new = (json.loads((folder / name).read_text()) for folder in (before, after))
-            compared += 1
-            differences += [f"{name}{line}" for line in json_differences(old, new)]
+            count, lines = 1, json_differences(old, new)
         else:
-            old, new = load_file(before / name), load_file(after / name)
-            compared += len(old)
-            if old.keys() != new.keys():
-                differences.append(f"{name}: other tensors: {sorted(old.keys() ^ new.keys())}")
-            for key in old.keys() & new.keys():
-                difference = tensor_difference(old[key], new[key])
-                if difference:
-                    differences.append(f"{name} {key}: {difference}")
+            count, lines = tensors_differences(before / name, after / name)
+        compared += count
+        differences += [f"{name}{line}" for line in lines]
     return compared, differences
 
 
