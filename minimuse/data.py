@@ -1,14 +1,15 @@
-"""Pictures with captions: procedural shapes, the emoji that ship with the project, or your own folder.
+"""Training data: images with captions (`Images`), and the tokens made of them (`Tokens`).
 
-Muse learns from (picture, caption) pairs and from nothing else, so one small class holds them all:
+    emoji = load("emoji", "train", side=64)  # from minimuse.datasets
+    emoji.captions[0]                        # several captions of one image; training draws one
+    emoji.batch([0, 1, 2])                   # (3, 3, 64, 64) in [-1, 1]
 
-    emoji = load("emoji", "train", side=64)  # emoji.captions[0] holds a few ways to say it; training draws one
-    images = emoji.batch([0, 1, 2])          # (3, 3, 64, 64) in [-1, 1]
-
-Each source has its file in `data/`: `shapes.py`, `emoji_pack.py`, and `folder.py`. What is held out follows from names by a hash, not
-from a shuffle: nothing moves a picture into training. Left out: augmentation, and streaming (all pictures are in memory as uint8).
+The tokenizers and the decoder train on images. The base and the super-resolution model train on
+token ids and text embeddings. Both are frozen, so `runs/cache.py` computes them once. There is no
+augmentation, and all images are in memory, as uint8. Where images come from: `datasets/`.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -19,106 +20,128 @@ from einops import rearrange
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-ASSETS = files("minimuse.assets")  # what ships: presets, emoji, weights
+ASSETS = files("minimuse.assets")  # the files that ship with the package: presets, emoji, weights
 
 
-def edges(lengths) -> torch.Tensor:
-    """Where each of some pieces begins, laid end to end, and where the last one ends."""
-    return torch.tensor([0, *lengths]).cumsum(0)
-
-
-class Tokens:
-    """Shards as if they were one."""
-
-    def __init__(self, shards: list[dict[str, torch.Tensor]]):
-        self.shards, self.edges = shards, edges(len(shard["low"]) for shard in shards)
-
-    def __len__(self) -> int:
-        return int(self.edges[-1])
-
-    def rows(self, indices: torch.Tensor) -> list[tuple[dict, int]]:
-        """The shard of each picture, and its row there."""
-        which = torch.searchsorted(self.edges, indices, right=True) - 1
-        return [
-            (self.shards[s], i)
-            for s, i in zip(which.tolist(), (indices - self.edges[which]).tolist())
-        ]
-
-    def ids(self, resolution: str, indices: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids (B, N) of resolution "low" or "high"; of all pictures, if no indices are given."""
-        return torch.stack(
-            [
-                shard[resolution][i]
-                for shard, i in self.rows(torch.arange(len(self)) if indices is None else indices)
-            ]
-        ).long()
-
-    def choose(
-        self, indices: torch.Tensor, generator: torch.Generator | None = None
-    ) -> list[torch.Tensor]:
-        """A caption of each picture (a random one, or the first): embeddings (T, E), which are not looked at yet."""
-        u = (
-            torch.rand(len(indices), generator=generator).tolist()
-            if generator
-            else [0.0] * len(indices)
-        )
-        chosen = []
-        for (shard, i), x in zip(self.rows(indices), u):
-            first, last = shard["owns"][i : i + 2].tolist()
-            caption = int(shard["variants"][first + int(x * (last - first))])
-            chosen.append(shard["text"][slice(*shard["starts"][caption : caption + 2].tolist())])
-        return chosen
-
-    def captions(
-        self, indices: torch.Tensor, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The chosen captions: embeddings (B, T, E), mask (B, T)."""
-        return pad(self.choose(indices, generator))
-
-
-def pad(chosen: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Captions (T, E) of different lengths -> (B, T, E), zero where padded, and mask (B, T)."""
-    one = chosen[0].new_zeros(1, chosen[0].shape[1])  # where all captions are empty, T is 1 still
-    text = pad_sequence([*chosen, one], batch_first=True)[:-1].float()
-    return text, torch.arange(text.shape[1]) < torch.tensor([len(x) for x in chosen])[:, None]
-
-
-@dataclass(frozen=True, eq=False)  # eq: two tensors have no single truth value
+# eq=False: comparing two tensors gives no single truth value.
+@dataclass(frozen=True, eq=False)
 class Images:
+    """Images with captions, all in memory."""
+
     pixels: torch.Tensor  # (M, 3, H, W) uint8
-    captions: list[tuple[str, ...]]  # one or more variants per picture, the plainest first
+    captions: list[tuple[str, ...]]  # one or more captions for each image, the plainest first
     names: list[str]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def batch(self, indices) -> torch.Tensor:
-        """(B,) -> (B, 3, H, W) float in [-1, 1]."""
+    def batch(self, indices: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """Indices (B,) -> images (B, 3, H, W), float in [-1, 1]."""
         return self.pixels[torch.as_tensor(indices)].float() / 127.5 - 1
 
 
+class Tokens:
+    """Token ids and text embeddings of images, in one or more shards.
+
+    A shard holds M images as a dict of tensors. Captions have different lengths, and images share
+    captions, so both are stored end to end, with offsets that say where each one begins:
+
+        low       (M, n)      low-res token ids
+        high      (M, N)      high-res token ids
+        text      (L, E)      embeddings of the words of all C captions, end to end, bfloat16
+        starts    (C + 1,)    caption c is text[starts[c] : starts[c + 1]]
+        variants  (V,)        numbers c of captions: those of image 0, then those of image 1, ...
+        owns      (M + 1,)    image i has the captions variants[owns[i] : owns[i + 1]]
+
+    Images are numbered through all shards.
+    """
+
+    def __init__(self, shards: list[dict[str, torch.Tensor]]):
+        self.shards = shards
+        self.offsets = offsets(len(shard["low"]) for shard in shards)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def locate(self, indices: torch.Tensor) -> list[tuple[dict[str, torch.Tensor], int]]:
+        """The shard of each image, and its row in that shard."""
+        shard_numbers = torch.searchsorted(self.offsets, indices, right=True) - 1
+        rows = indices - self.offsets[shard_numbers]
+        numbers_and_rows = zip(shard_numbers.tolist(), rows.tolist(), strict=True)
+        return [(self.shards[number], row) for number, row in numbers_and_rows]
+
+    def ids(self, resolution: str, indices: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids (B, N) of resolution "low" or "high"; without indices, of all images."""
+        if indices is None:
+            indices = torch.arange(len(self))
+        return torch.stack([shard[resolution][row] for shard, row in self.locate(indices)]).long()
+
+    def captions(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A caption of each image: embeddings (B, T, E), mask (B, T). See `choose_captions`."""
+        return pad_texts(self.choose_captions(indices, generator))
+
+    def choose_captions(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None
+    ) -> list[torch.Tensor]:
+        """A random caption of each image, or without a generator the first: B embeddings (T, E).
+
+        They are views of the shards: where those are mapped files, nothing is read yet.
+        """
+        if generator is None:
+            numbers = torch.zeros(len(indices))
+        else:
+            numbers = torch.rand(len(indices), generator=generator)
+        chosen = []
+        for (shard, row), number in zip(self.locate(indices), numbers.tolist(), strict=True):
+            first, end = shard["owns"][row : row + 2].tolist()
+            caption = int(shard["variants"][first + int(number * (end - first))])
+            start, stop = shard["starts"][caption : caption + 2].tolist()
+            chosen.append(shard["text"][start:stop])
+        return chosen
+
+
+def offsets(lengths: Iterable[int]) -> torch.Tensor:
+    """Where each of some sequences begins, laid end to end, and where the last one ends."""
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def pad_texts(texts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """B text embeddings (T, E) -> (B, T, E), zero where padded, and their mask (B, T)."""
+    # One word more in the list makes T at least 1, where all captions are empty.
+    one_word = texts[0].new_zeros(1, texts[0].shape[1])
+    padded = pad_sequence([*texts, one_word], batch_first=True)[:-1].float()  # B T E
+    lengths = torch.tensor([len(text) for text in texts])
+    visible = torch.arange(padded.shape[1]) < lengths[:, None]  # B T
+    return padded, visible
+
+
 def halve(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, 3, H/2, W/2): the picture that the base model sees, by 2x2 means."""
+    """(B, 3, H, W) -> (B, 3, H/2, W/2), by means of 2x2 pixels: the images of the base model."""
     H, W = images.shape[-2:]
-    if H % 2 or W % 2:  # pooling would drop the last row without a word
+    if H % 2 or W % 2:  # pooling would drop the last row or column silently
         raise ValueError(f"image is {H}x{W}; halving needs even sides")
     return F.avg_pool2d(images, 2)
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """Any 8-bit picture as RGB, on white where it is transparent."""
-    if image.mode.startswith(("I", "F")):  # PIL would clip these to white
-        raise ValueError("more than 8 bits a channel")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
 def from_pil(image: Image.Image) -> torch.Tensor:
     """Any PIL image -> (3, H, W) in [-1, 1]; on white where it is transparent."""
-    return torch.from_numpy(np.array(on_white(image))).permute(2, 0, 1).float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(on_white(image)))  # H W 3
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
-    """images (B, 3, H, W) in [-1, 1] -> PIL."""
-    bytes_ = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
-    return [Image.fromarray(x.numpy()) for x in rearrange(bytes_, "B C H W -> B H W C")]
+    """Images (B, 3, H, W) in [-1, 1] -> a list of B PIL images."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+    pixels = rearrange(pixels, "B C H W -> B H W C")
+    return [Image.fromarray(array.numpy()) for array in pixels]
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Any 8-bit PIL image as RGB, on white where it is transparent."""
+    if image.mode.startswith(("I", "F")):  # PIL would clip these to white
+        raise ValueError("more than 8 bits a channel")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")

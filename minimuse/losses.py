@@ -1,128 +1,221 @@
+"""The loss of each training stage.
+
+    token_loss       base and super-resolution model: cross-entropy of hidden tokens (section 2.3)
+    tokenizer_loss   both tokenizers: a VQGAN's loss (section 2.2)
+    decoder_loss     the finetuned decoder: the same loss of its images (section 2.5)
+
+Sections are those of Muse (2301.00704). Each function returns a `loss_of`, which the training loop
+calls once per step:
+
+    for loss, metrics in loss_of(indices, generator, step):
+        loss.backward()
+
+indices (B,) are the images of the batch, and all random numbers come from the generator. A large
+batch may be cut into several micro-batches; their losses and metrics add up to those of the batch.
+"""
+
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import nn
 
-from minimuse import data
-from minimuse.data import Images, halve
+from minimuse.data import Images, Tokens, halve, pad_texts
 from minimuse.device import autocast
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.plumbing import collectives
 from minimuse.plumbing.config import Config, Stage
-from minimuse.vq import perplexity
+from minimuse.vq import ImageTokenizer, perplexity
+
+Metrics = dict[str, torch.Tensor | float]
+Losses = Iterator[tuple[torch.Tensor, Metrics]]
+LossOf = Callable[[torch.Tensor, torch.Generator, int], Losses]
+
+
+class TokenBatch(NamedTuple):
+    """A batch of token ids, masked, on the model's device."""
+
+    ids: torch.Tensor  # (B, N) true ids
+    masked_ids: torch.Tensor  # (B, N) with the mask id at hidden positions
+    hidden: torch.Tensor  # (B, N) bool
+    texts: list[torch.Tensor]  # B text embeddings (T, E), of different lengths
+    has_caption: torch.Tensor  # (B, 1) bool, False where the caption is dropped
+    low: tuple[torch.Tensor, ...]  # super-resolution: low-res ids (B, n), places (B, N); base: ()
 
 
 def token_loss(
-    model: nn.Module, tokens: data.Tokens, config: Config, resolution: str, device: str
-) -> Callable:
-    """Of the base model ("low") and of super-resolution ("high"). Everything random is drawn for the whole batch, and a part counts by its
-    share of all hidden tokens: however a batch is cut, into passes or over processes, the losses add up to the same."""
+    model: nn.Module, tokens: Tokens, config: Config, resolution: str, device: str
+) -> LossOf:
+    """The masked-token loss: of the base model ("low") or of the super-resolution model ("high").
 
-    def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
-        (rank, processes), B = collectives.rank_and_size(), len(indices)
-        ids, below = tokens.ids(resolution, indices).to(device), ()
-        if resolution == "high":  # what is learnt of each picture, under all of its low-res tokens
-            below = tokens.ids("low", indices).to(device), model.places(ids, generator)
-            ids = ids.gather(1, below[1])
-        said = tokens.choose(indices, generator)
-        kept = drop_captions(torch.ones(B, 1, dtype=torch.bool), config.caption_dropout, generator)
-        corrupted = hide(ids, model.mask_id, generator)
-        for rows in torch.arange(B).chunk(processes)[rank].split(config.scale.micro_batch or B):
-            text, visible = data.pad([said[i] for i in rows.tolist()])
-            text, visible, hidden = (
-                text.to(device),
-                (visible & kept[rows]).to(device),
-                corrupted.hidden[rows],
-            )
+    `loss_of` yields one (loss, metrics) for each micro-batch of this process. Metrics: `accuracy`,
+    the fraction of hidden tokens whose likeliest code is right, and `chance`, the loss of a guess.
+    """
+
+    def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
+        batch = draw_token_batch(model, tokens, indices, generator, config, resolution, device)
+        for rows in micro_batches(len(indices), config.scale.micro_batch):
+            texts, visible = pad_texts([batch.texts[i] for i in rows.tolist()])  # B T E, B T
+            visible = visible & batch.has_caption[rows]
+            ids, hidden = batch.ids[rows], batch.hidden[rows]
+            low = [tensor[rows] for tensor in batch.low]
             with autocast(device):
-                context = model.context(text, visible, *(x[rows] for x in below))
-                logits = model(corrupted.ids[rows], context, hidden)
-            loss, correct = masked_token_loss(logits, ids[rows], hidden)
-            share = hidden.sum() / corrupted.hidden.sum()
-            yield (
-                share * loss,
-                {"accuracy": share * correct, "chance": share * math.log(model.mask_id)},
-            )  # ln K: the loss of a guess
+                context = model.context(texts.to(device), visible.to(device), *low)
+                logits = model(batch.masked_ids[rows], context, hidden)  # M K
+            loss, correct = masked_token_loss(logits, ids, hidden)
+            # The loss is the mean over all hidden tokens of the batch, so these rows count by
+            # their fraction of them.
+            fraction = hidden.sum() / batch.hidden.sum()
+            chance = math.log(model.mask_id)  # ln K, the loss of a uniform guess among K codes
+            yield fraction * loss, {"accuracy": fraction * correct, "chance": fraction * chance}
 
-    return parts_of
+    return loss_of
 
 
-def crop(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, 3, side, side), at a random place that the batch shares."""
-    y, x = (
-        int(torch.randint(length - side + 1, (), generator=generator))
-        for length in images.shape[-2:]
-    )
-    return images[..., y : y + side, x : x + side]
+def draw_token_batch(
+    model: nn.Module,
+    tokens: Tokens,
+    indices: torch.Tensor,
+    generator: torch.Generator,
+    config: Config,
+    resolution: str,
+    device: str,
+) -> TokenBatch:
+    """Look up the tokens and captions of a batch, and draw everything random about it.
+
+    Every process draws for the whole batch. So the loss does not depend on how many processes and
+    micro-batches share the work.
+    """
+    ids = tokens.ids(resolution, indices).to(device)  # B N
+    low: tuple[torch.Tensor, ...] = ()
+    if resolution == "high":
+        # Super-resolution trains on some places of each image, but sees all of its low-res tokens.
+        low_ids = tokens.ids("low", indices).to(device)
+        places = model.places(ids, generator)
+        ids = ids.gather(1, places)
+        low = (low_ids, places)
+    texts = tokens.choose_captions(indices, generator)
+    all_captions = torch.ones(len(indices), 1, dtype=torch.bool)
+    has_caption = drop_captions(all_captions, config.caption_dropout, generator)
+    masked_ids, hidden = hide(ids, model.mask_id, generator)
+    return TokenBatch(ids, masked_ids, hidden, texts, has_caption, low)
+
+
+def micro_batches(B: int, micro_batch: int) -> tuple[torch.Tensor, ...]:
+    """The rows of a batch that this process computes, cut into micro-batches.
+
+    Each process takes a contiguous part of the batch. micro_batch 0: compute that in one pass.
+    """
+    rank, processes = collectives.rank_and_size()
+    rows = torch.arange(B).chunk(processes)[rank]
+    return rows.split(micro_batch or B)
 
 
 def tokenizer_loss(
     model: nn.ModuleDict,
-    pictures: Images,
+    images: Images,
     config: Config,
     settings: Stage,
     low: bool,
     device: str,
-) -> Callable:
-    """Of a VQGAN: pictures as they should be, and latents close to their codes. Moves the codebook.
+) -> LossOf:
+    """The loss of a VQGAN: the loss of its images, and the commitment of latents to their codes.
 
-    The high-res one, being fully convolutional, learns from pieces as large as the low-res pictures. For a share `quantize_from` of the
-    steps it is a plain autoencoder: the encoder would settle for the few among codes placed at random that it can tell apart."""
-    tokenizer, picture_loss = model["part"], model["loss"]
+    model: {"part": the tokenizer, "loss": its PictureLoss}; a step moves the codebook, too.
+    low: train on whole images at half the size. Otherwise on crops as large as those, since the
+        high-res tokenizer is fully convolutional.
+    `loss_of` yields once. Metrics are those of PictureLoss, and the perplexity of the codes.
+
+    In the first steps, a fraction `quantize_from`, the model is an autoencoder without codes. Then
+    k-means places the codes. With codes at random places, the encoder would learn to use those few
+    that it can tell apart.
+    """
+    tokenizer = model["part"]
+    picture_loss = model["loss"]
     quantize_from = round(config.loss.quantize_from * settings.steps)
+    adversarial_from = config.loss.adversarial_from * settings.steps
 
-    def images_at(indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        images = pictures.batch(indices).to(device)
-        return halve(images) if low else crop(images, config.tokenizer.side, generator)
+    def batch_of(indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        batch = images.batch(indices).to(device)  # B 3 H W
+        if low:
+            return halve(batch)
+        return crop(batch, config.tokenizer.side, generator)
 
-    def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
-        images = images_at(indices, generator)
+    def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
+        real = batch_of(indices, generator)
+        last_layer = tokenizer.decoder[-1].weight
+        if step < quantize_from:
+            with autocast(device):
+                fake = tokenizer.autoencode(real)
+                loss, metrics = picture_loss(fake, real, last_layer, adversarial=False)
+            yield loss, metrics
+            return
+
         if step == quantize_from:
-            some = torch.randint(len(pictures), (256,), generator=generator).split(
-                32
-            )  # few pictures would miss whole colours
-            with autocast(device), torch.no_grad():
-                tokenizer.quantizer.start(
-                    torch.cat([tokenizer.latents(images_at(i, generator)) for i in some]), generator
-                )
+            # A batch is too small to place the codes: it may lack whole colours.
+            sample = torch.randint(len(images), (256,), generator=generator)
+            batches = (batch_of(part, generator) for part in sample.split(32))
+            place_codes(tokenizer, batches, generator, device)
         with autocast(device):
-            if step < quantize_from:
-                yield picture_loss(
-                    tokenizer.autoencode(images), images, tokenizer.decoder[-1].weight, False
-                )
-                return
-            fake, z, ids, commitment = tokenizer(images)
-            adversarial = step >= config.loss.adversarial_from * settings.steps
-            loss, metrics = picture_loss(fake, images, tokenizer.decoder[-1].weight, adversarial)
-        tokenizer.quantizer.update(z, ids, generator)
-        yield (
-            loss + config.loss.commitment * commitment,
-            metrics | {"perplexity": perplexity(ids, tokenizer.config.codes)[0]},
-        )
+            fake, latents, ids, commitment = tokenizer(real)
+            adversarial = step >= adversarial_from
+            loss, metrics = picture_loss(fake, real, last_layer, adversarial)
+        tokenizer.quantizer.update(latents, ids, generator)
+        loss = loss + config.loss.commitment * commitment
+        yield loss, {**metrics, "perplexity": perplexity(ids, tokenizer.config.codes)[0]}
 
-    return parts_of
+    return loss_of
+
+
+@torch.no_grad()
+def place_codes(
+    tokenizer: ImageTokenizer,
+    batches: Iterator[torch.Tensor],
+    generator: torch.Generator,
+    device: str,
+) -> None:
+    """Start the codebook by k-means over the latents of some images, batches of (B, 3, H, W)."""
+    with autocast(device):
+        latents = torch.cat([tokenizer.latents(batch) for batch in batches])
+        tokenizer.quantizer.start(latents, generator)
 
 
 def decoder_loss(
     model: nn.ModuleDict,
-    frozen: nn.Module,
-    pictures: Images,
+    frozen: ImageTokenizer,
+    images: Images,
     config: Config,
     settings: Stage,
     device: str,
-) -> Callable:
-    """Of the finetuned decoder: the same picture loss, from the frozen encoder's codes of pieces as small as the tokenizer's."""
-    decoder, picture_loss = model["part"], model["loss"]
+) -> LossOf:
+    """The loss of the finetuned decoder: that of its images from the codes of a frozen encoder.
 
-    def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
-        images = crop(pictures.batch(indices).to(device), config.tokenizer.side, generator)
+    model: {"part": the decoder, "loss": its PictureLoss}.
+    frozen: the high-res tokenizer, whose encoder and codebook stay as they are.
+    `loss_of` yields once, for crops as large as those of the tokenizer's training.
+    """
+    decoder = model["part"]
+    picture_loss = model["loss"]
+    adversarial_from = config.loss.adversarial_from * settings.steps
+
+    def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
+        batch = images.batch(indices).to(device)  # B 3 H W
+        real = crop(batch, config.tokenizer.side, generator)
         with autocast(device):
-            fake = decoder(
-                rearrange(frozen.quantizer.lookup(frozen.encode(images)), "B h w D -> B D h w")
-            )
-            adversarial = step >= config.loss.adversarial_from * settings.steps
-            yield picture_loss(fake, images, decoder[-1].weight, adversarial)
+            codes = frozen.quantizer.lookup(frozen.encode(real))  # B h w D
+            fake = decoder(rearrange(codes, "B h w D -> B D h w"))
+            adversarial = step >= adversarial_from
+            loss, metrics = picture_loss(fake, real, decoder[-1].weight, adversarial)
+        yield loss, metrics
 
-    return parts_of
+    return loss_of
+
+
+def crop(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """(B, 3, H, W) -> (B, 3, side, side), at a random place, the same for all images."""
+    H, W = images.shape[-2:]
+    y = int(torch.randint(H - side + 1, (), generator=generator))
+    x = int(torch.randint(W - side + 1, (), generator=generator))
+    return images[..., y : y + side, x : x + side]

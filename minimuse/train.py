@@ -1,6 +1,23 @@
+"""Training: one loop for every stage.
+
+A stage trains one part of Muse (2301.00704, sections 2.2 to 2.5): the low-res or the high-res
+tokenizer, the base model, the super-resolution model, or the finetuned decoder. The stages differ
+only in their loss, so one loop trains them all:
+
+    for record in training_loop("base", model, loss_of, settings, size, seed, checkpoint, key):
+        print(record.step, float(record.metrics["loss"]))
+
+Follow a batch: `batch_at` below chooses the indices of its images, `data.Images` or `data.Tokens`
+looks them up, `maskgit.hide` hides some of the tokens, and `losses.py` computes the loss.
+
+The loop is a generator that yields a record after each step. Progress bars and plots are left to
+the caller. Every random number of a step depends on (seed, stage, step) alone. So a run that is
+stopped and resumed ends with the same weights, bit for bit, as a run that never stopped.
+"""
+
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -17,149 +34,307 @@ from minimuse.plumbing.muon import Muon
 from minimuse.plumbing.stopping import stop_signals
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
+MAX_GRADIENT_NORM = 1.0
+MAX_SKIPPED_IN_A_ROW = 5
 
-
-PATIENCE = 5  # steps without finite gradients
+Metrics = dict[str, torch.Tensor | float]
 
 
 class Record(NamedTuple):
+    """What the loop reports after each step."""
+
     stage: str
-    step: int  # steps done
-    steps: int  # in all
-    metrics: dict[str, torch.Tensor | float]
-
-
-def batch_at(seed: int, stage: str, step: int, batch: int, size: int) -> torch.Tensor:
-    """Indices of the pictures of a step: a new permutation each epoch, with batches running on across its end."""
-    return torch.stack(
-        [
-            epoch_order(seed, stage, p // size, size)[p % size]
-            for p in range(step * batch, (step + 1) * batch)
-        ]
-    )
-
-
-@lru_cache(maxsize=2)  # of millions of pictures, a permutation takes longer than a step
-def epoch_order(seed: int, stage: str, epoch: int, size: int) -> torch.Tensor:
-    return torch.randperm(size, generator=generator_at(seed, stage, "epoch", epoch))
-
-
-def learning_rate(stage: Stage, step: int) -> float:
-    """Share of the peak: linear warm-up, then half a cosine down to 0 after the last step."""
-    warmup = max(1, round(stage.warmup * stage.steps))
-    return min(
-        (step + 1) / warmup,
-        0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, stage.steps - warmup))),
-    )
-
-
-def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optimizer]:
-    """AdamW, or Adafactor (Muse's; PyTorch's has no first moment); where muon_lr is set, Muon for the matrices inside transformer blocks."""
-    if settings.batch % (processes := collectives.rank_and_size()[1]):
-        raise ValueError(
-            f"a batch of {settings.batch} cannot be shared evenly by {processes} processes"
-        )
-    if processes > 1 and (settings.muon_lr or settings.optimizer != "adamw"):
-        raise ValueError(
-            "several processes need AdamW: Muon and Adafactor look at whole matrices (stages.base.muon_lr=0 stages.base.optimizer=adamw)"
-        )
-    matrices = [
-        p
-        for n, p in model.named_parameters()
-        if settings.muon_lr and "blocks." in n and n.endswith("weight") and p.ndim == 2
-    ]
-    rest = [p for p in model.parameters() if p.requires_grad and all(p is not m for m in matrices)]
-    if settings.optimizer == "adafactor":
-        first = torch.optim.Adafactor(rest, lr=settings.lr, weight_decay=settings.weight_decay)
-    else:
-        first = torch.optim.AdamW(
-            rest,
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-    return [first, Muon(matrices, settings.muon_lr)] if matrices else [first]
+    step: int  # steps done so far
+    steps: int  # steps of the whole stage
+    metrics: Metrics
 
 
 def training_loop(
     name: str,
     model: nn.Module,
-    parts_of: Callable,
+    loss_of: Callable[[torch.Tensor, torch.Generator, int], Iterable[tuple[torch.Tensor, Metrics]]],
     settings: Stage,
     size: int,
     seed: int,
     checkpoint: Path,
     key: dict,
 ) -> Iterator[Record]:
-    """Train `model` in place; at the end it holds the averaged weights. Yields a record per step.
+    """Train `model` in place and yield a record per step; at the end it holds the averaged weights.
 
-    parts_of(indices, generator, step) yields (loss, metrics), once or in parts that add up to the batch's. Continues from `checkpoint`, if it
-    is there; `key` says what it belongs to. Saves every minute, when closed, and when `asked` to stop, which ends in KeyboardInterrupt."""
-    processes, optimizers = collectives.rank_and_size()[1], make_optimizers(model, settings)
-    average, average_every = (
-        deepcopy(model.state_dict()),
-        max(1, settings.steps // settings.averages),
-    )
-    saved, took, skipped, in_a_row = time.monotonic(), 0.0, 0, 0
-    for step in range(
-        restore_checkpoint(checkpoint, model, average, optimizers, key), settings.steps
-    ):
+    name: the stage; random numbers and error messages depend on it.
+    loss_of: `loss_of(indices, generator, step)` yields (loss, metrics) of a batch, either once or
+        in several parts that add up to those of the batch (see `losses.py`).
+    size: number of training images.
+    checkpoint, key: the loop saves to the file `checkpoint` and resumes from it where it exists;
+        `key` describes the run, and a checkpoint with another key raises a ValueError.
+
+    The loop saves a checkpoint every minute and when the caller closes the generator. After a stop
+    signal (`plumbing/stopping.py`) it saves and raises KeyboardInterrupt.
+    """
+    optimizers = make_optimizers(model, settings)
+    average = WeightAverage(model, settings)
+    skipped = SkippedSteps(name)
+    checkpoints = Checkpoints(checkpoint, key, model, average, optimizers)
+
+    for step in range(checkpoints.restore(), settings.steps):
+        set_learning_rate(optimizers, settings, step)
+        indices = batch_at(seed, name, step, settings.batch, size)
+        generator = generator_at(seed, name, step)
+        metrics = backward(loss_of(indices, generator, step))
+
+        finite = clip_gradients(model)
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * learning_rate(
-                settings, step
-            )
-        found: dict[str, torch.Tensor] = {}
-        for loss, metrics in parts_of(
-            batch_at(seed, name, step, settings.batch, size), generator_at(seed, name, step), step
-        ):
-            (
-                loss * processes
-            ).backward()  # FSDP takes the mean over processes, but these are parts of a sum
-            for k, v in ({"loss": loss.detach()} | metrics).items():
-                found[k] = found.get(k, 0) + torch.as_tensor(v)
-        finite = bool(
-            collectives.gather(nn.utils.clip_grad_norm_(model.parameters(), 1.0)).isfinite()
-        )
-        for optimizer in optimizers:
-            if finite:  # one NaN among the gradients would be in all weights, and stay
+            if finite:
                 optimizer.step()
             optimizer.zero_grad()
-        skipped, in_a_row = skipped + (not finite), 0 if finite else in_a_row + 1
-        if in_a_row == PATIENCE:
-            raise ValueError(
-                f"gradients were not finite in {in_a_row} steps in a row, to step {step + 1}; lower stages.{name}.lr, in another --out"
-            )
-        if skipped:
-            found = (found if finite else {}) | {"skipped": torch.tensor(skipped / processes)}
-        if (step + 1) % average_every == 0 or step + 1 == settings.steps:
-            decay = settings.average_decay if step + 1 > average_every else 0.0
-            for k, now in model.state_dict().items():
-                # codebooks are averages already, and counters cannot be averaged: take them as they are
-                average[k].lerp_(
-                    now, 1 - decay
-                ) if now.is_floating_point() and "quantizer" not in k else average[k].copy_(now)
-        begun = time.monotonic()
-        due = (
-            collectives.rank_and_size()[0] == 0 and begun - saved - 20 * took > SAVE_EVERY
-        )  # of a large model, saving takes a minute itself
-        wish = collectives.sum_over_processes(
-            torch.tensor(2.0 * bool(stop_signals) + due)
-        )  # of all processes
-        if wish and step + 1 < settings.steps:
-            save_checkpoint(checkpoint, step + 1, model, average, optimizers, key)
-            took = (saved := time.monotonic()) - begun
-            if wish >= 2:
-                raise KeyboardInterrupt
+        metrics = skipped.count(finite, step + 1, metrics)
+        average.update(step + 1)
+
+        if step + 1 < settings.steps:
+            checkpoints.save_if_needed(step + 1)
         try:
-            yield Record(
-                name,
-                step + 1,
-                settings.steps,
-                {k: collectives.sum_over_processes(v) for k, v in found.items()},
-            )
+            yield Record(name, step + 1, settings.steps, metrics)
         except GeneratorExit:
-            if processes == 1:  # several may have been stopped at different steps
-                save_checkpoint(checkpoint, step + 1, model, average, optimizers, key)
+            checkpoints.save_when_closed(step + 1)
             raise
-    model.load_state_dict(average)
+    model.load_state_dict(average.weights)
+
+
+def batch_at(seed: int, stage: str, step: int, batch: int, size: int) -> torch.Tensor:
+    """Indices (B,) of the images of a step, out of `size` images.
+
+    Every epoch visits all images once, in a new order. A batch may run on into the next epoch.
+    """
+    indices = []
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, place = divmod(position, size)
+        indices.append(epoch_order(seed, stage, epoch, size)[place])
+    return torch.stack(indices)
+
+
+# A permutation of millions of images takes longer than a training step, so keep the last two.
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, stage: str, epoch: int, size: int) -> torch.Tensor:
+    """The order of all images in an epoch: a permutation (size,)."""
+    return torch.randperm(size, generator=generator_at(seed, stage, "epoch", epoch))
+
+
+def backward(losses: Iterable[tuple[torch.Tensor, Metrics]]) -> dict[str, torch.Tensor]:
+    """Add up the gradients of a batch; return the sums of its loss and metrics.
+
+    The sums are over all parts of the batch and over all processes. Collective.
+    """
+    _, processes = collectives.rank_and_size()
+    sums: dict[str, torch.Tensor] = {}
+    for loss, metrics in losses:
+        # FSDP takes the mean of the gradients over processes, but the losses of the processes add
+        # up to the loss of the batch. The factor turns the mean into a sum.
+        (loss * processes).backward()
+        for key, value in {"loss": loss.detach(), **metrics}.items():
+            sums[key] = sums.get(key, 0) + torch.as_tensor(value)
+    return {key: collectives.sum_over_processes(value) for key, value in sums.items()}
+
+
+def clip_gradients(model: nn.Module) -> bool:
+    """Scale all gradients to a norm of at most 1; return whether the norm was finite."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+    return bool(collectives.gather(norm).isfinite())
+
+
+def learning_rate(settings: Stage, step: int) -> float:
+    """Fraction of the peak learning rate: a linear warm-up, then half a cosine.
+
+    The cosine would reach 0 one step after the last one.
+    """
+    warmup = max(1, round(settings.warmup * settings.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    decay = max(1, settings.steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / decay))
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], settings: Stage, step: int) -> None:
+    """Set the learning rate of every optimizer: its own peak times `learning_rate`."""
+    fraction = learning_rate(settings, step)
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * fraction
+
+
+def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optimizer]:
+    """AdamW or Adafactor for all weights; with `muon_lr`, Muon for the matrices inside blocks.
+
+    Muse uses Adafactor. PyTorch's Adafactor has no first moment.
+    """
+    check_processes(settings)
+    matrices = []
+    if settings.muon_lr:
+        matrices = block_matrices(model)
+    in_muon = {id(matrix) for matrix in matrices}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in in_muon]
+
+    if settings.optimizer == "adafactor":
+        optimizer = torch.optim.Adafactor(
+            others, lr=settings.lr, weight_decay=settings.weight_decay
+        )
+    else:
+        optimizer = torch.optim.AdamW(
+            others,
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+    if matrices:
+        return [optimizer, Muon(matrices, settings.muon_lr)]
+    return [optimizer]
+
+
+def check_processes(settings: Stage) -> None:
+    """Raise a ValueError if these settings cannot be trained by several processes."""
+    _, processes = collectives.rank_and_size()
+    if settings.batch % processes:
+        raise ValueError(
+            f"a batch of {settings.batch} cannot be shared evenly by {processes} processes"
+        )
+    if processes > 1 and (settings.muon_lr or settings.optimizer != "adamw"):
+        raise ValueError(
+            "several processes need AdamW: Muon and Adafactor look at whole matrices "
+            "(stages.base.muon_lr=0 stages.base.optimizer=adamw)"
+        )
+
+
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weight matrices inside transformer blocks."""
+    matrices = []
+    for name, parameter in model.named_parameters():
+        if "blocks." in name and name.endswith("weight") and parameter.ndim == 2:
+            matrices.append(parameter)
+    return matrices
+
+
+class WeightAverage:
+    """A moving average of the weights, which replaces them at the end of the training.
+
+    Muse averages a checkpoint every 5,000 of its 1.5 million steps, with a decay of 0.7 (appendix).
+    Here there are `settings.averages` such moments, evenly spaced, and one after the last step.
+    """
+
+    def __init__(self, model: nn.Module, settings: Stage):
+        self.model = model
+        self.weights = deepcopy(model.state_dict())
+        self.every = max(1, settings.steps // settings.averages)
+        self.decay = settings.average_decay
+        self.steps = settings.steps
+
+    def update(self, steps_done: int) -> None:
+        """Take the present weights into the average, if it is time to."""
+        if steps_done % self.every != 0 and steps_done != self.steps:
+            return
+        # The initial weights do not count: the first update replaces them.
+        decay = self.decay if steps_done > self.every else 0.0
+        for name, weight in self.model.state_dict().items():
+            # A codebook is a moving average already, and an average of counters has no meaning.
+            if "quantizer" in name or not weight.is_floating_point():
+                self.weights[name].copy_(weight)
+            else:
+                self.weights[name].lerp_(weight, 1 - decay)
+
+
+class SkippedSteps:
+    """Counts the steps whose gradients were not finite.
+
+    The loop skips such a step: one NaN among the gradients would spread to all weights and stay.
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
+        self.total = 0  # since the loop began or was resumed
+        self.in_a_row = 0
+
+    def count(self, finite: bool, steps_done: int, metrics: Metrics) -> Metrics:
+        """Count a step; return its metrics with the number of skipped steps, if there are any.
+
+        The metrics of a skipped step are left out, since a NaN would stay in a smoothed display.
+        Raises a ValueError after five skipped steps in a row.
+        """
+        if finite:
+            self.in_a_row = 0
+        else:
+            self.in_a_row += 1
+            self.total += 1
+            metrics = {}
+        if self.in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise ValueError(
+                f"gradients were not finite in {self.in_a_row} steps in a row, to step "
+                f"{steps_done}; lower stages.{self.stage}.lr, in another --out"
+            )
+        if self.total:
+            metrics["skipped"] = float(self.total)
+        return metrics
+
+
+class Checkpoints:
+    """Saves and restores the state of a training: weights, their average, and the optimizers."""
+
+    def __init__(
+        self,
+        path: Path,
+        key: dict,
+        model: nn.Module,
+        average: WeightAverage,
+        optimizers: list[torch.optim.Optimizer],
+    ):
+        self.path = path
+        self.key = key
+        self.model = model
+        self.average = average
+        self.optimizers = optimizers
+        self.saved_at = time.monotonic()
+        self.seconds_to_save = 0.0
+
+    def restore(self) -> int:
+        """Restore the last checkpoint; return the number of steps done, 0 without a checkpoint."""
+        return restore_checkpoint(
+            self.path, self.model, self.average.weights, self.optimizers, self.key
+        )
+
+    def save(self, steps_done: int) -> None:
+        """Write a checkpoint. Collective: every rank must call this."""
+        begin = time.monotonic()
+        save_checkpoint(
+            self.path, steps_done, self.model, self.average.weights, self.optimizers, self.key
+        )
+        self.saved_at = time.monotonic()
+        self.seconds_to_save = self.saved_at - begin
+
+    def is_due(self) -> bool:
+        """Whether it is time for the next checkpoint.
+
+        Saving a large model takes a minute itself, so wait 20 times as long as the last one took.
+        """
+        age = time.monotonic() - self.saved_at
+        return age - 20 * self.seconds_to_save > SAVE_EVERY
+
+    def save_if_needed(self, steps_done: int) -> None:
+        """Save if a checkpoint is due, or if a signal asked any process to stop.
+
+        After a stop signal, raises KeyboardInterrupt. Collective: every rank must call this.
+        """
+        # All processes must decide alike. Clocks differ, so only that of the first one counts.
+        rank, _ = collectives.rank_and_size()
+        due = rank == 0 and self.is_due()
+        votes = torch.tensor([float(bool(stop_signals)), float(due)])
+        stop, due = collectives.sum_over_processes(votes).tolist()
+        if stop or due:
+            self.save(steps_done)
+        if stop:
+            raise KeyboardInterrupt
+
+    def save_when_closed(self, steps_done: int) -> None:
+        """Save because the caller closed the loop, unless there are several processes.
+
+        Saving is collective, and several processes may have been closed at different steps.
+        """
+        _, processes = collectives.rank_and_size()
+        if processes == 1:
+            self.save(steps_done)

@@ -7,7 +7,7 @@ from minimuse.checks import Exercise
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimuse import train
-from minimuse.data import Tokens, edges
+from minimuse.data import Tokens, offsets
 from minimuse.transformer import Block
 
 TITLE = "scaling up"
@@ -30,7 +30,7 @@ def our_bytes(parameters, optimizer, gpus):
 
 
 def our_loss(means, counts):
-    """As the parts of `train.token_loss` are put together."""
+    """As the parts of `losses.token_loss` are put together."""
     return torch.where(counts > 0, counts / counts.sum() * means, 0).sum()
 
 
@@ -43,8 +43,8 @@ def our_rows(batch, processes, size):
 
 def our_places(indices, sizes):
     tokens = Tokens.__new__(Tokens)
-    tokens.shards, tokens.edges = range(len(sizes)), edges(sizes)
-    found = tokens.rows(indices)
+    tokens.shards, tokens.offsets = range(len(sizes)), offsets(sizes)
+    found = tokens.locate(indices)
     return tuple(torch.tensor([pair[i] for pair in found], dtype=torch.int64) for i in (0, 1))
 
 
@@ -240,19 +240,19 @@ def shards_alike(indices, sizes):
 
 
 def one_too_late(indices, sizes):
-    which = torch.searchsorted(edges(sizes), indices) - 1
-    return which, indices - edges(sizes)[which]
+    which = torch.searchsorted(offsets(sizes), indices) - 1
+    return which, indices - offsets(sizes)[which]
 
 
 def counted_from_the_end(indices, sizes):
-    which = torch.searchsorted(edges(sizes)[1:], indices, right=True)
-    return which, indices - edges(sizes)[1:][which]
+    which = torch.searchsorted(offsets(sizes)[1:], indices, right=True)
+    return which, indices - offsets(sizes)[1:][which]
 
 
 def empty_shards_left_out(indices, sizes):
     full = [s for s in sizes if s]
-    which = torch.searchsorted(edges(full), indices, right=True) - 1
-    return which, indices - edges(full)[which]
+    which = torch.searchsorted(offsets(full), indices, right=True) - 1
+    return which, indices - offsets(full)[which]
 
 
 def sorted_first(indices, sizes):

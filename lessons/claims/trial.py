@@ -73,7 +73,7 @@ def settings(steps: int, batch: int, lr: float = 3e-3) -> Stage:
 def masked_loss(
     model: nn.Module, tokens: Tokens, resolution: str, ratios: Callable = sample_ratios
 ) -> Callable:
-    """What `train.token_loss` is on one machine, written out, with a law of mask ratios of one's own: ratios(B, generator) -> (B,)."""
+    """What `losses.token_loss` is on one machine, written out, with a law of mask ratios of one's own: ratios(B, generator) -> (B,)."""
 
     def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         ids, (text, visible) = tokens.ids(resolution, indices), tokens.captions(indices, generator)

@@ -1,7 +1,9 @@
-"""Training that can die at any moment: whole files, checkpoints, one run at a time, and stopping between two steps.
+"""Checkpoints of a training: save, read, restore.
 
-A file is written under a temporary name and put in its place when it is whole and on the disk. A checkpoint has its own SHA-256, and the
-one before it is kept: after a kill, a full disk or a damaged sector one of the two is good, and training goes on from there.
+A checkpoint is one safetensors file: the weights, their average and the state of the optimizers.
+Its header holds the number of steps, the key of the training it belongs to, and a SHA-256 digest.
+The checkpoint before the last one is kept. After a kill, a full disk or a damaged sector, one of
+the two is intact, and training resumes from it.
 """
 
 import json
@@ -17,92 +19,138 @@ from minimuse.plumbing import collectives
 from minimuse.plumbing.files import digest, save_tensors
 
 
+def previous(path: Path) -> Path:
+    """The path of the checkpoint before the last one."""
+    return path.with_suffix(".before")
+
+
 def checkpoints_at(path: Path) -> list[Path]:
-    """A checkpoint and the one before it, as far as they are there."""
-    return [p for p in (path, path.with_suffix(".before")) if p.is_file()]
-
-
-def states(model: nn.Module, optimizers: list) -> Iterator[tuple[str, nn.Parameter, dict]]:
-    """Name, parameter, and what an optimizer remembers of it."""
-    names = {p: n for n, p in model.named_parameters()}
-    for optimizer in optimizers:
-        for p in optimizer.param_groups[0]["params"]:
-            yield names[p], p, optimizer.state[p]
+    """The last checkpoint and the one before it; those that exist."""
+    return [p for p in (path, previous(path)) if p.is_file()]
 
 
 def save_checkpoint(
-    path: Path, step: int, model: nn.Module, average: dict, optimizers: list, key: dict
+    path: Path,
+    step: int,
+    model: nn.Module,
+    average: dict[str, torch.Tensor],
+    optimizers: list[torch.optim.Optimizer],
+    key: dict,
 ) -> None:
-    """One safetensors file: weights, average, optimizers, and in its header the step, what it belongs to and a digest."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {
-        f"average.{k}": v for k, v in average.items()
-    }
-    for name, _, state in states(model, optimizers):
-        tensors |= {f"optimizer.{name}/{k}": v for k, v in state.items()}
-    save_tensors(
-        path,
-        tensors,
-        {"step": str(step), "key": json.dumps(key)},
-        before=path.with_suffix(".before"),
-    )
+    """Write a checkpoint after `step` steps. Collective: every rank must call this."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in average.items():
+        tensors[f"average.{name}"] = tensor
+    for name, _, state in optimizer_states(model, optimizers):
+        for entry, tensor in state.items():
+            tensors[f"optimizer.{name}/{entry}"] = tensor
+    header = {"step": str(step), "key": json.dumps(key)}
+    save_tensors(path, tensors, header, before=previous(path))
+
+
+def restore_checkpoint(
+    path: Path,
+    model: nn.Module,
+    average: dict[str, torch.Tensor],
+    optimizers: list[torch.optim.Optimizer],
+    key: dict,
+) -> int:
+    """Load a checkpoint into model, average and optimizers; return the number of steps done.
+
+    Returns 0 if there is no checkpoint. If the last one is damaged, loads the one before it and
+    warns. Raises a ValueError if that is damaged, too, or if it belongs to other settings.
+    Collective: every rank must call this.
+    """
+    if not checkpoints_at(path):
+        return 0
+    header, tensors = read_newest_intact(path)
+    if json.loads(header["key"]) != key:
+        raise ValueError(
+            f"{path} was started with other settings, data, text encoder or seed; "
+            "give the same ones, or another --out"
+        )
+    for name in sorted(average):
+        for kind in ("average", "model"):
+            if f"{kind}.{name}" not in tensors:
+                raise ValueError(
+                    f"{path} is no checkpoint of this stage: it lacks {kind}.{name}; "
+                    "remove it to start this stage again"
+                )
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            collectives.copy_into(weight, tensors[f"model.{name}"])
+            collectives.copy_into(average[name], tensors[f"average.{name}"])
+        restore_optimizers(model, optimizers, tensors)
+    return int(header["step"])
+
+
+def read_newest_intact(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Header and tensors of the last checkpoint, or of the one before it if the last is damaged."""
+    newest, *older = checkpoints_at(path)
+    try:
+        return read_checkpoint(newest)
+    except ValueError as error:
+        if not older:
+            raise
+        warnings.warn(f"{error}. Resuming from the one before it", stacklevel=2)
+    contents = read_checkpoint(older[0])
+    # Remove the damaged file, or the next save would rename it over the intact one.
+    newest.unlink(missing_ok=True)
+    return contents
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Header and tensors of a checkpoint; a ValueError if it is damaged."""
+    """Header and tensors of a checkpoint file; a ValueError if it is damaged."""
     try:
         with safe_open(path, "pt") as file:
-            header, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}
-        int(header["step"]), json.loads(header["key"])
-        if header.pop("sha256") != digest(tensors, header):
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        check_header(header)
+        sha256 = header.pop("sha256")
+        if sha256 != digest(tensors, header):
             raise ValueError("its SHA-256 is another")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged, truncated or no checkpoint ({error}); remove it to start this stage again"
+            f"{path} is damaged, truncated or no checkpoint ({error}); "
+            "remove it to start this stage again"
         ) from None
     return header, tensors
 
 
-def restore_checkpoint(
-    path: Path, model: nn.Module, average: dict, optimizers: list, key: dict
-) -> int:
-    """Put a checkpoint back, the one before it if it is damaged; returns the number of steps done, 0 if there is none."""
-    if not (there := checkpoints_at(path)):
-        return 0
-    try:
-        header, tensors = read_checkpoint(there[0])
-    except ValueError as error:
-        if len(there) == 1:
-            raise
-        warnings.warn(f"{error}. Going on from the one before it", stacklevel=2)
-        header, tensors = read_checkpoint(there[1])
-        there[0].unlink(
-            missing_ok=True
-        )  # or the next save would put it in the place of the good one
-    if json.loads(header["key"]) != key:
-        raise ValueError(
-            f"{path} was started with other settings, data, text encoder or seed; give the same ones, or another --out"
-        )
-    if (
-        missing := {f"{kind}.{k}" for kind in ("model", "average") for k in average}
-        - tensors.keys()
-    ):
-        raise ValueError(
-            f"{path} is no checkpoint of this stage: it lacks {min(missing)}; remove it to start this stage again"
-        )
-    with torch.no_grad():
-        for k, v in model.state_dict().items():
-            collectives.copy_into(v, tensors[f"model.{k}"])
-            collectives.copy_into(average[k], tensors[f"average.{k}"])
-        for name, p, state in states(model, optimizers):
-            for k, v in (
-                (k.rpartition("/")[2], v)
-                for k, v in tensors.items()
-                if k.startswith(f"optimizer.{name}/")
-            ):
-                # empty_like keeps the parameter's memory layout (channels-last), which the fused step relies on
-                state[k] = (
-                    collectives.copy_into(torch.empty_like(p), v)
-                    if v.shape == p.shape and k != "step"
-                    else v.to(p.device)
-                )
-    return int(header["step"])
+def check_header(header: dict[str, str]) -> None:
+    """Raise a ValueError if a header has no step, key and digest that can be read."""
+    for name in ("step", "key", "sha256"):
+        if name not in header:
+            raise ValueError(f"its header has no {name}")
+    if not header["step"].isdecimal():
+        raise ValueError(f"its step is {header['step']!r}")
+    json.loads(header["key"])
+
+
+def restore_optimizers(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Load the optimizers' states from the tensors of a checkpoint."""
+    saved: dict[str, dict[str, torch.Tensor]] = {}  # parameter -> entry of its state -> tensor
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            parameter_name, _, entry = name.removeprefix("optimizer.").rpartition("/")
+            saved.setdefault(parameter_name, {})[entry] = tensor
+    for name, parameter, state in optimizer_states(model, optimizers):
+        for entry, tensor in saved.get(name, {}).items():
+            if tensor.shape == parameter.shape and entry != "step":
+                # empty_like keeps the memory layout of the parameter (channels-last), which the
+                # fused step relies on, and spreads the state as the parameter is spread.
+                state[entry] = collectives.copy_into(torch.empty_like(parameter), tensor)
+            else:
+                state[entry] = tensor.to(parameter.device)
+
+
+def optimizer_states(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> Iterator[tuple[str, nn.Parameter, dict]]:
+    """The name of every optimized parameter, the parameter, and the optimizer's state of it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter in optimizer.param_groups[0]["params"]:
+            yield names[parameter], parameter, optimizer.state[parameter]

@@ -1,9 +1,8 @@
-"""A model that is too large for one GPU: the same loop in several processes, each with a share of every tensor (FSDP2).
+"""What the training loop and its files need to know about several processes.
 
-    torchrun --nproc-per-node 8 -m minimuse train base --out runs/big --device cuda        # after tokenizers and cache: README
-
-`fully_shard` cuts parameters, gradients and optimizer state into a piece for each process; a block's are put together while it runs.
-Each process takes its part of the batch, for all of which masks and captions were drawn. The first writes the files: those of one process.
+Without `torchrun` there is one process, and every function here is trivial. With it, weights,
+gradients and optimizer state are spread over the processes (see `runs/parallel.py`), as DTensors.
+Collective operations exchange data between all processes: if one rank does not call, all wait.
 """
 
 import torch
@@ -11,26 +10,34 @@ import torch.distributed as dist
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    """The number of this process (its rank), and how many processes there are."""
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor. Every process has to ask."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    """A tensor with the parts of all processes. Collective: every rank must call this."""
+    if hasattr(tensor, "full_tensor"):
+        return tensor.full_tensor()
+    return tensor
 
 
 def copy_into(target: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Copy all of a tensor into one that may be spread."""
-    return target.copy_(
-        dist.tensor.distribute_tensor(tensor, target.device_mesh, target.placements)
-        if hasattr(target, "device_mesh")
-        else tensor
-    )
+    """Copy a whole tensor into one that may be spread. Collective: every rank must call this."""
+    if hasattr(target, "device_mesh"):
+        tensor = dist.tensor.distribute_tensor(tensor, target.device_mesh, target.placements)
+    return target.copy_(tensor)
 
 
 def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
-    """The sum of all processes' values; nobody has it before all have asked."""
-    if rank_and_size()[1] > 1:
+    """The sum of the values of all processes. Collective: every rank must call this."""
+    _, processes = rank_and_size()
+    if processes > 1:
         dist.all_reduce(value)
     return value
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here. Collective: every rank must call this."""
+    sum_over_processes(torch.zeros(()))

@@ -1,3 +1,5 @@
+"""A lock, so that two runs never train the same stage in the same directory."""
+
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,27 +12,41 @@ from minimuse.plumbing.checkpoint import checkpoints_at
 
 
 @contextmanager
-def only_process(out: Path, what: str, wait: float = 0.0) -> Iterator[None]:
-    """One process at a time writes `what`, a stage, in a directory; what a killed one left half done is cleared away."""
-    if collectives.rank_and_size()[0]:
-        yield  # the first of several holds the lock
+def one_process_at_a_time(out: Path, what: str, wait: float = 0.0) -> Iterator[None]:
+    """Inside, no other process writes `what` (a stage, or "config") in the directory `out`.
+
+    wait: seconds to wait for another process, -1 for any time; then a ValueError. First removes
+    what a killed process left behind. Under torchrun the first process holds the lock for all.
+    """
+    rank, _ = collectives.rank_and_size()
+    if rank != 0:
+        yield
         return
     out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{what}.lock"
     try:
-        with FileLock(
-            path := out / f"{what}.lock", timeout=wait
-        ):  # it goes with the process, however that ends
-            for torn in out.glob(f"{what}.*.tmp"):
-                shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
-            if (out / f"{what}.safetensors").is_file():
-                for done in checkpoints_at(out / f"{what}.checkpoint.safetensors"):
-                    done.unlink()
+        # The operating system releases the lock, however the process ends.
+        with FileLock(path, timeout=wait):
+            remove_leftovers(out, what)
             try:
                 yield
             finally:
-                with suppress(OSError):  # Windows removes it by itself
+                with suppress(OSError):  # Windows removes the file by itself
                     path.unlink()
     except Timeout:
         raise ValueError(
-            f"{what} is being trained in {out} by another process; wait for it, or give another --out"
+            f"{what} is being trained in {out} by another process; "
+            "wait for it, or give another --out"
         ) from None
+
+
+def remove_leftovers(out: Path, what: str) -> None:
+    """Remove temporary files of a killed process, and checkpoints of a stage that is finished."""
+    for leftover in out.glob(f"{what}.*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+    if (out / f"{what}.safetensors").is_file():
+        for checkpoint in checkpoints_at(out / f"{what}.checkpoint.safetensors"):
+            checkpoint.unlink()

@@ -1,140 +1,189 @@
-"""What is frozen, computed once: the token ids of every picture, the text embeddings of every caption.
+"""Precomputed token ids and text embeddings.
 
-    minimuse cache --out runs/mine       # after the tokenizers; `minimuse train base --out runs/mine` then reads OUT/cache
+The base and the super-resolution model train on tokens and text embeddings. The tokenizers and the
+text encoder are frozen, so both are computed only once. Small data stay in memory (`tokens_of`).
+For millions of captions, write them to files first:
 
-Small data fit into memory. Over millions of captions a T5-XXL is run once, into files of some thousand pictures each, which are then
-mapped, not read: any number of processes look at the rows that they need, and at nothing else.
+    minimuse cache --out runs/mine       # after the tokenizers
+    minimuse train base --out runs/mine  # reads runs/mine/cache
 
-A shard is a dict of tensors: low (M, n) and high (M, N) ids; text (L, E) bf16, its captions one after the other, without padding;
-starts (C + 1,), where each begins; variants (V,), numbers of captions; owns (M + 1,), where each picture's begin in `variants`.
+OUT/cache holds an index and shards of some thousand images each (`data.Tokens` explains a shard).
+The shards are memory-mapped: a process reads only the rows that it needs, and several processes
+share them.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-import hashlib
-import json
-import torch
 
-from minimuse.data import Images
-from minimuse.data import Tokens
-from minimuse.data import edges
-from minimuse.data import halve
-from minimuse.device import autocast
-from minimuse.device import stable_hash
-from minimuse.plumbing.files import save_tensors
-from minimuse.plumbing.files import write_json
+from minimuse.data import Images, Tokens, halve, offsets
+from minimuse.device import autocast, stable_hash
+from minimuse.plumbing.files import save_tensors, write_json
 from minimuse.plumbing.parts import PARTS
 from minimuse.t5_frozen import FrozenT5
+
+CAPTIONS_PER_BATCH = 256
+
+
+def tokens_of(
+    parts: dict[str, nn.Module],
+    text: FrozenT5,
+    images: Images,
+    device: str = "cpu",
+    batch: int = 64,
+) -> Tokens:
+    """Token ids and text embeddings of all images, in memory."""
+    return Tokens([tokenize(parts, text, images, torch.arange(len(images)), device, batch)])
 
 
 @torch.no_grad()
 def tokenize(
     parts: dict[str, nn.Module],
     text: FrozenT5,
-    pictures: Images,
+    images: Images,
     rows: torch.Tensor,
     device: str,
     batch: int = 64,
-) -> dict:
-    """The shard of some pictures. A caption that many share is embedded once; without "tokenizer_hi" there are no high-res ids."""
-    captions = [pictures.captions[i] for i in rows.tolist()]
-    words = sorted(
-        dict.fromkeys(c for cs in captions for c in cs), key=len
-    )  # like lengths together: little is padding
-    with autocast(device):
-        ids = lambda part, shrink: torch.cat(
-            [
-                part.encode(shrink(pictures.batch(i).to(device))).flatten(1).int().cpu()
-                for i in rows.split(batch)
-            ]
-        )
-        shard = {"low": ids(parts["tokenizer"], halve)} | (
-            {"high": ids(parts["tokenizer_hi"], lambda x: x)} if "tokenizer_hi" in parts else {}
-        )
-        said = [
-            row[seen].bfloat16()
-            for i in range(0, len(words), 256)
-            for row, seen in zip(*(x.cpu() for x in text(words[i : i + 256])))
-        ]
-    place = {c: i for i, c in enumerate(words)}
-    variants = torch.tensor([place[c] for cs in captions for c in cs])
-    return shard | {
-        "text": torch.cat(said),
-        "starts": edges(map(len, said)),
-        "variants": variants,
-        "owns": edges(map(len, captions)),
-    }
+) -> dict[str, torch.Tensor]:
+    """The shard of the images `rows` (M,); see `data.Tokens`.
+
+    parts: the "tokenizer", and "tokenizer_hi" for high-res ids; without it the shard has none.
+    """
+    shard = {"low": token_ids(parts["tokenizer"], images, rows, device, batch, half_size=True)}
+    if "tokenizer_hi" in parts:
+        tokenizer = parts["tokenizer_hi"]
+        shard["high"] = token_ids(tokenizer, images, rows, device, batch, half_size=False)
+
+    captions_of_images = [images.captions[i] for i in rows.tolist()]
+    all_captions = [caption for captions in captions_of_images for caption in captions]
+    # Embed a caption once, however many images share it. Captions of similar length stand side by
+    # side, so that batches need little padding. dict.fromkeys drops repeats and keeps the order.
+    unique_captions = sorted(dict.fromkeys(all_captions), key=len)
+    embeddings = embed_captions(text, unique_captions, device)
+
+    number_of = {caption: number for number, caption in enumerate(unique_captions)}
+    shard["text"] = torch.cat(embeddings)
+    shard["starts"] = offsets(len(embedding) for embedding in embeddings)
+    shard["variants"] = torch.tensor([number_of[caption] for caption in all_captions])
+    shard["owns"] = offsets(len(captions) for captions in captions_of_images)
+    return shard
 
 
-def tokens_of(
-    parts: dict[str, nn.Module],
-    text: FrozenT5,
-    pictures: Images,
-    device: str = "cpu",
-    batch: int = 64,
-) -> Tokens:
-    """Token ids and text embeddings of all images, in memory."""
-    return Tokens([tokenize(parts, text, pictures, torch.arange(len(pictures)), device, batch)])
+def token_ids(
+    tokenizer: nn.Module,
+    images: Images,
+    rows: torch.Tensor,
+    device: str,
+    batch: int,
+    half_size: bool,
+) -> torch.Tensor:
+    """Token ids (M, N), int32, of the images `rows` (M,), at full or half size."""
+    ids = []
+    for some_rows in rows.split(batch):
+        pixels = images.batch(some_rows).to(device)  # B 3 H W
+        if half_size:
+            pixels = halve(pixels)
+        with autocast(device):
+            ids.append(tokenizer.encode(pixels).flatten(1).int().cpu())  # B N
+    return torch.cat(ids)
+
+
+def embed_captions(text: FrozenT5, captions: list[str], device: str) -> list[torch.Tensor]:
+    """Text embeddings (T, E), bfloat16, of captions, without padding."""
+    embeddings = []
+    for start in range(0, len(captions), CAPTIONS_PER_BATCH):
+        with autocast(device):
+            padded, visible = text(captions[start : start + CAPTIONS_PER_BATCH])  # B T E, B T
+        for row, is_word in zip(padded.cpu(), visible.cpu(), strict=True):
+            embeddings.append(row[is_word].bfloat16())
+    return embeddings
 
 
 def cache_key(out: Path, about: dict) -> dict:
-    """What OUT/cache depends on: pictures (a folder's files, by name, size and date), text encoder, tokenizers."""
-    listing = [
-        (str(p), p.stat().st_size, p.stat().st_mtime_ns)
-        for p in sorted(Path(about["data"]).rglob("*"))
-    ]
-    known = {
+    """What OUT/cache depends on: images, text encoder and tokenizers.
+
+    The files of a folder count by name, size and date; tokenizers by the digest of their weights.
+    """
+    files = []
+    for path in sorted(Path(about["data"]).rglob("*")):
+        stat = path.stat()
+        files.append((str(path), stat.st_size, stat.st_mtime_ns))
+    key = {
         "data": about["data"],
-        "files": stable_hash(str(listing)),
+        "files": stable_hash(str(files)),
         "scenes": about["config"]["scenes"],
         "text": about["text"]["fingerprint"],
     }
-    return known | {
-        part: hashlib.sha256((out / f"{part}.safetensors").read_bytes()).hexdigest()[:12]
-        for part in PARTS[:2]
-    }
+    for part in PARTS[:2]:  # the tokenizers
+        weights = (out / f"{part}.safetensors").read_bytes()
+        key[part] = hashlib.sha256(weights).hexdigest()[:12]
+    return key
+
+
+def index_path(out: Path) -> Path:
+    """The index of OUT/cache; it exists if the cache is complete."""
+    return out / "cache" / "index.json"
+
+
+def shard_path(out: Path, number: int) -> Path:
+    """A shard of OUT/cache."""
+    return out / "cache" / f"{number:06}.safetensors"
 
 
 def write_cache(
     out: Path,
     key: dict,
-    parts: dict,
+    parts: dict[str, nn.Module],
     text: FrozenT5,
-    pictures: Images,
+    images: Images,
     device: str,
     per_shard: int = 4096,
-) -> Iterator:
-    """Write OUT/cache; yields how many of how many shards are done."""
-    (folder := out / "cache").mkdir(parents=True, exist_ok=True)
-    (index := folder / "index.json").unlink(missing_ok=True)
-    pieces = torch.arange(len(pictures)).split(per_shard)
-    for i, rows in enumerate(pieces):
-        save_tensors(folder / f"{i:06}.safetensors", tokenize(parts, text, pictures, rows, device))
-        if i + 1 == len(pieces):  # last: a cache without an index is unfinished
-            write_json(index, {"key": key, "shards": [len(rows) for rows in pieces]})
-        yield i + 1, len(pieces)
+) -> Iterator[tuple[int, int]]:
+    """Write OUT/cache; yields (shards done, shards in all) after each shard."""
+    index = index_path(out)
+    index.parent.mkdir(parents=True, exist_ok=True)
+    index.unlink(missing_ok=True)
+    rows_of_shards = torch.arange(len(images)).split(per_shard)
+    for number, rows in enumerate(rows_of_shards):
+        shard = tokenize(parts, text, images, rows, device)
+        save_tensors(shard_path(out, number), shard)
+        if number + 1 == len(rows_of_shards):
+            # The index comes last: a cache without an index is unfinished.
+            write_json(index, {"key": key, "shards": [len(rows) for rows in rows_of_shards]})
+        yield number + 1, len(rows_of_shards)
 
 
 def read_cache(out: Path, key: dict) -> Tokens:
-    """OUT/cache, mapped. A shard that is missing, cut short or not of `key` is an error that names it."""
-    path, shards = out / "cache" / "index.json", []
+    """The tokens of OUT/cache, memory-mapped.
+
+    Raises a ValueError that names the file if one is missing or damaged, or if the cache was made
+    with another key.
+    """
+    path = index_path(out)
     try:
-        held = json.loads(path.read_text())
-        for i, count in enumerate(held["shards"]):
-            shards.append(load_file(path := path.with_name(f"{i:06}.safetensors")))
-            if len(shards[-1]["low"]) != count:
-                raise ValueError(f"{len(shards[-1]['low'])} pictures, not {count}")
-        tokens, same = Tokens(shards), held["key"] == key
+        index = json.loads(path.read_text())
+        same_key = index["key"] == key
+        shards = []
+        for number, count in enumerate(index["shards"]):
+            path = shard_path(out, number)
+            shard = load_file(path)
+            if len(shard["low"]) != count:
+                raise ValueError(f"{len(shard['low'])} images, not {count}")
+            shards.append(shard)
+        tokens = Tokens(shards)
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is missing or damaged ({error!r}); run minimuse cache again"
         ) from None
-    if not same:
+    if not same_key:
         raise ValueError(
-            f"{path.parent} was made from other data, tokenizers or text encoder; run minimuse cache again, or remove it"
+            f"{path.parent} was made from other data, tokenizers or text encoder; "
+            "run minimuse cache again, or remove it"
         )
     return tokens

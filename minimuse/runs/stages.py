@@ -1,61 +1,54 @@
-"""Training: one visible loop for every stage, and the loss of each stage.
+"""The stages of a training, and what each of them needs.
 
-    minimuse train all --preset toy --data emoji --out runs/emoji        # or one stage at a time
-    minimuse train base --preset toy --data emoji --out runs/emoji --resume
+    minimuse train all --preset toy --data emoji --out runs/emoji
+    minimuse train base --preset toy --data emoji --out runs/emoji --resume    # one stage
 
-tokenizer, tokenizer-hi: VQGANs. base, superres: masked transformers over their tokens. decoder: the high-res decoder, grown and
-finetuned with encoder and codebook frozen. The loop yields a record per step: progress bars, plots and lessons live with the caller.
-All randomness of a step is a function of (seed, stage, step): resuming ends in the same weights, bit for bit, as never stopping.
+    tokenizer, tokenizer_hi   the low-res and the high-res VQGAN
+    base, superres            masked transformers over the tokens of the VQGANs
+    decoder                   a larger decoder for the high-res VQGAN, whose encoder is frozen
+
+A stage trains one part of the model and writes it to OUT/NAME.safetensors. The loop that trains is
+in `train.py`, the losses are in `losses.py`; here is what comes before and after.
 """
 
-from collections.abc import Callable, Iterator
-from copy import deepcopy
-from einops import rearrange
-from functools import lru_cache
-from pathlib import Path
-from torch import nn
-from typing import NamedTuple
-import dataclasses
-import json
-import math
 import re
-import time
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from minimuse import data
-from minimuse.data import Images
+import torch
+from torch import nn
+
+from minimuse.data import Images, Tokens
 from minimuse.datasets import load
 from minimuse.device import generator_at
-from minimuse.losses import decoder_loss
-from minimuse.losses import token_loss
-from minimuse.losses import tokenizer_loss
+from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
 from minimuse.plumbing import collectives
-from minimuse.plumbing.checkpoint import checkpoints_at
-from minimuse.plumbing.config import Config
-from minimuse.plumbing.config import from_json
-from minimuse.plumbing.files import write_json
-from minimuse.plumbing.lock import only_process
-from minimuse.plumbing.parts import PARTS
-from minimuse.plumbing.parts import build
-from minimuse.plumbing.parts import load_part
-from minimuse.plumbing.parts import read_about
-from minimuse.plumbing.parts import save_part
+from minimuse.plumbing.config import Config, from_json
+from minimuse.plumbing.lock import one_process_at_a_time
+from minimuse.plumbing.parts import PARTS, build, load_part, read_about, save_part
 from minimuse.plumbing.t5_files import load_t5
-from minimuse.runs import cache
-from minimuse.runs import parallel
+from minimuse.runs import cache, parallel
+from minimuse.runs.directory import (
+    check_nothing_exists,
+    check_same_model,
+    checkpoint_path,
+    describe_model,
+    part_path,
+    remove_checkpoints,
+    without_scale,
+    write_config,
+)
 from minimuse.t5_frozen import FrozenT5
-from minimuse.train import Record
-from minimuse.train import training_loop
+from minimuse.train import Record, training_loop
 from minimuse.vq import grow
 from minimuse.vq_loss import PictureLoss
 
+STAGES = PARTS  # each part has a stage of the same name, in this order
+TOKEN_STAGES = ("base", "superres")  # these train on tokens, the others on images
+RESOLUTION = {"base": "low", "superres": "high"}
 
-TOKEN_STAGES = ("base", "superres")
-
-
-STAGES = PARTS  # each part has its stage, in this order
-
-
+# The parts that a stage needs, finished.
 NEEDS = {
     "tokenizer": (),
     "tokenizer_hi": (),
@@ -64,170 +57,8 @@ NEEDS = {
     "decoder": ("tokenizer_hi",),
 }
 
-
-computes = lambda about: (
-    about | {"config": about["config"] | {"scale": None}, "text": about["text"]["fingerprint"]}
-)  # what decides on weights
-
-
-def describe(
-    out: Path, config: Config, data: str, text: FrozenT5, text_name: str, seed: int
-) -> dict:
-    """What OUT/config.json says of such a model; a ValueError where OUT holds another."""
-    about = {
-        "config": dataclasses.asdict(config),
-        "data": data,
-        "seed": seed,
-        "text": {"name": text_name, "fingerprint": text.fingerprint},
-    }
-    about = json.loads(json.dumps(about))
-    if (out / "config.json").is_file() and computes(read_about(out)) != computes(about):
-        raise ValueError(
-            f"{out} holds a model with other settings, data, text encoder or seed; give the same ones, or another --out"
-        )
-    return about
-
-
-def train_stage(
-    name: str,
-    out: Path,
-    about: dict,
-    pictures: Images | None,
-    text: FrozenT5,
-    device: str = "cpu",
-) -> Iterator[Record]:
-    """Train one stage into OUT/NAME.safetensors, from the parts that it needs in OUT; resumes a checkpoint there."""
-    config, seed = from_json(about["config"]), about["seed"]
-    with only_process(out, "config", wait=-1):  # stages that train side by side write the same file
-        collectives.rank_and_size()[0] or write_json(out / "config.json", about)
-    settings = getattr(config.stages, name)
-    needed = {
-        part: load_part(out, part, config, text.width).eval().requires_grad_(False).to(device)
-        for part in NEEDS[name]
-    }
-    with torch.random.fork_rng(devices=[]):  # initial weights too are a function of (seed, stage)
-        torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
-        begun = (
-            out / "start" / f"{name}.safetensors"
-        ).is_file()  # another model's part, to be trained further
-        model = part = (
-            load_part(out / "start", name, config, text.width)
-            if begun
-            else build(name, config, text.width)
-        ).to(device)
-        if name in TOKEN_STAGES:
-            tokens = (
-                cache.read_cache(out, cache.cache_key(out, about))
-                if (out / "cache" / "index.json").is_file()
-                else cache.tokens_of(needed, text, pictures, device)
-            )
-            codes = (
-                t.quantizer.lookup(torch.arange(t.config.codes, device=device))
-                for t in needed.values()
-            )
-            if not begun:
-                texts = [
-                    shard["text"] for shard in tokens.shards
-                ]  # 2**17 words say how all of them lie; copies of all may not fit
-                model.start(
-                    torch.cat([x[:: 1 + len(x) * len(texts) // 2**17] for x in texts])
-                    .float()
-                    .to(device),
-                    *codes,
-                )
-            parallel.fit(model, config.scale.compile, config.scale.recompute, device)
-            parts_of = token_loss(
-                model, tokens, config, "low" if name == "base" else "high", device
-            )
-        else:
-            if collectives.rank_and_size()[1] > 1:
-                raise ValueError(
-                    f"{name} trains in one process; only base and superres can be spread over several"
-                )
-            model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
-            if name == "decoder":
-                if not begun:
-                    grow(needed["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
-                parts_of = decoder_loss(
-                    model, needed["tokenizer_hi"], pictures, config, settings, device
-                )
-            else:
-                parts_of = tokenizer_loss(
-                    model, pictures, config, settings, name == "tokenizer", device
-                )
-    size = len(tokens) if name in TOKEN_STAGES else len(pictures)
-    path, key = (
-        out / f"{name}.checkpoint.safetensors",
-        computes(about) | {"stage": name, "pictures": size},
-    )
-    try:
-        yield from training_loop(name, model, parts_of, settings, size, seed, path, key)
-    except (RuntimeError, MemoryError) as error:  # torch's are of the first kind
-        if isinstance(error, RuntimeError) and not re.search(
-            "out of memory|allocate memory|bad_alloc", str(error)
-        ):
-            raise
-        half = max(1, (config.scale.micro_batch or settings.batch) // 2)
-        less = f"say scale.micro_batch={half} scale.recompute=True with --resume, or " * (
-            name in TOKEN_STAGES
-        )
-        raise MemoryError(
-            f"too little memory to train {name}; {less}lower stages.{name}.batch={settings.batch} in another --out"
-        ) from error
-    save_part(out, name, part)
-    for done in checkpoints_at(path):
-        done.unlink(missing_ok=True)  # another process may have been quicker
-
-
-def load_images(
-    config: Config, data: str, split: str = "train", count: int | None = None, seed: int = 0
-) -> Images:
-    """The pictures of a split, of the size that a configuration asks for."""
-    high = config.tokenizer_hi
-    count = config.scenes if count is None and data == "shapes" else count
-    return load(
-        data, split, high.side, count, seed, smallest=high.factor, skip=config.skip_unreadable
-    )
-
-
-def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
-    """The stages that OUT does not hold yet; an error where they cannot be trained."""
-    todo = [s for s in stages if not (resume and (out / f"{s}.safetensors").is_file())]
-    for stage in todo:
-        there = [
-            path
-            for path in (
-                out / f"{stage}.safetensors",
-                *checkpoints_at(out / f"{stage}.checkpoint.safetensors"),
-            )
-            if path.is_file()
-        ]
-        if there and not resume:
-            raise FileExistsError(
-                f"{there[0]} is there already; add --resume to go on, or give another --out"
-            )
-        for part in NEEDS[stage]:
-            if part not in todo and not (out / f"{part}.safetensors").is_file():
-                raise FileNotFoundError(
-                    f"{stage} needs {out / part}.safetensors; make it with: minimuse train {part.replace('_', '-')} --out {out}"
-                )
-    return todo
-
-
-def fill_cache(out: Path, device: str) -> Iterator[Record]:
-    """Compute what the base and super-resolution models of OUT are trained on, once; a record for each shard."""
-    about = read_about(out)
-    config, text = from_json(about["config"]), load_t5(about["text"]["name"], device)
-    describe(
-        out, config, about["data"], text, about["text"]["name"], about["seed"]
-    )  # is it still the same text encoder?
-    parts = {
-        part: load_part(out, part, config, text.width).eval().to(device) for part in STAGES[:2]
-    }
-    for done, shards in cache.write_cache(
-        out, cache.cache_key(out, about), parts, text, load_images(config, about["data"]), device
-    ):
-        yield Record("cache", done, shards, {})
+# So many embeddings of words show how all of them are spread. Copies of all may not fit in memory.
+WORDS_FOR_START = 2**17
 
 
 def train_all(
@@ -241,13 +72,223 @@ def train_all(
     device: str = "cpu",
     resume: bool = False,
 ) -> Iterator[Record]:
-    """Train the stages that OUT does not hold yet, in order. Without `resume`, nothing there may be in the way."""
-    about = describe(out, config, data, text, text_name, seed)
-    todo, cached = pending(stages, out, resume), (out / "cache" / "index.json").is_file()
-    pictures = (
-        load_images(config, data) if {*todo} - {*TOKEN_STAGES} or (todo and not cached) else None
-    )
+    """Train those of the stages that OUT does not hold yet, in order; yields a record per step.
+
+    Without `resume`, a part or a checkpoint of one of the stages in OUT is an error.
+    """
+    about = describe_model(config, data, text, text_name, seed)
+    check_same_model(out, about)
+    todo = pending(stages, out, resume)
+    cached = cache.index_path(out).is_file()
+    images = None
+    if any(stage not in TOKEN_STAGES or not cached for stage in todo):
+        images = load_images(config, data)
     for stage in stages:
-        with only_process(out, stage):  # clears up after a killed run, if it had come to its end too
-            if not (out / f"{stage}.safetensors").is_file():
-                yield from train_stage(stage, out, about, pictures, text, device)
+        # Also for a finished stage: this removes what a killed run has left.
+        with one_process_at_a_time(out, stage):
+            if not part_path(out, stage).is_file():
+                yield from train_stage(stage, out, about, images, text, device)
+
+
+def train_stage(
+    name: str,
+    out: Path,
+    about: dict,
+    images: Images | None,
+    text: FrozenT5,
+    device: str = "cpu",
+) -> Iterator[Record]:
+    """Train one stage and write OUT/NAME.safetensors; yields a record per step.
+
+    Reads the parts that the stage needs from OUT, and resumes from a checkpoint in OUT.
+    about: the contents of config.json (see `describe_model`).
+    images: base and super-resolution do not need them if there is a cache.
+    """
+    config, seed = from_json(about["config"]), about["seed"]
+    settings = getattr(config.stages, name)
+    check_can_be_spread(name)
+    write_config(out, about)
+    frozen = load_frozen_parts(name, out, config, text, device)
+    with initial_random_numbers(seed, name):
+        part, is_new = build_or_load(name, out, config, text, device)
+        if name in TOKEN_STAGES:
+            tokens = open_tokens(out, about, frozen, text, images, device)
+            if is_new:
+                start_from_known_vectors(part, frozen, tokens, device)
+            parallel.fit(part, config.scale.compile, config.scale.recompute, device)
+            model, size = part, len(tokens)
+            loss_of = token_loss(model, tokens, config, RESOLUTION[name], device)
+        else:
+            if is_new and name == "decoder":
+                grow(frozen["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
+            model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
+            size = len(images)
+            loss_of = image_loss(name, model, frozen, images, config, device)
+    checkpoint = checkpoint_path(out, name)
+    key = without_scale(about) | {"stage": name, "pictures": size}
+    with explain_out_of_memory(name, config):
+        yield from training_loop(name, model, loss_of, settings, size, seed, checkpoint, key)
+    save_part(out, name, part)
+    remove_checkpoints(checkpoint)
+
+
+def check_can_be_spread(name: str) -> None:
+    """Raise a ValueError if several processes are to train a stage that only one can train."""
+    _, processes = collectives.rank_and_size()
+    if processes > 1 and name not in TOKEN_STAGES:
+        raise ValueError(
+            f"{name} trains in one process; only base and superres can be spread over several"
+        )
+
+
+def load_frozen_parts(
+    name: str, out: Path, config: Config, text: FrozenT5, device: str
+) -> dict[str, nn.Module]:
+    """The parts that a stage needs, from OUT; they are not trained."""
+    parts = {}
+    for part in NEEDS[name]:
+        model = load_part(out, part, config, text.width)
+        parts[part] = model.eval().requires_grad_(False).to(device)
+    return parts
+
+
+@contextmanager
+def initial_random_numbers(seed: int, name: str) -> Iterator[None]:
+    """Inside, new weights depend on (seed, stage) alone: they use PyTorch's global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
+        yield
+
+
+def build_or_load(
+    name: str, out: Path, config: Config, text: FrozenT5, device: str
+) -> tuple[nn.Module, bool]:
+    """The part to train, and whether it is new.
+
+    OUT/start holds the parts of another model, if this training continues from one.
+    """
+    start = out / "start"
+    is_new = not part_path(start, name).is_file()
+    if is_new:
+        part = build(name, config, text.width)
+    else:
+        part = load_part(start, name, config, text.width)
+    return part.to(device), is_new
+
+
+def open_tokens(
+    out: Path,
+    about: dict,
+    tokenizers: dict[str, nn.Module],
+    text: FrozenT5,
+    images: Images | None,
+    device: str,
+) -> Tokens:
+    """The training data of base and super-resolution: from OUT/cache, or computed in memory."""
+    if cache.index_path(out).is_file():
+        return cache.read_cache(out, cache.cache_key(out, about))
+    return cache.tokens_of(tokenizers, text, images, device)
+
+
+def start_from_known_vectors(
+    model: nn.Module, tokenizers: dict[str, nn.Module], tokens: Tokens, device: str
+) -> None:
+    """Start a transformer's embeddings from the captions' words and from the tokenizers' codes."""
+    texts = [shard["text"] for shard in tokens.shards]
+    words = []
+    for text in texts:
+        every = 1 + len(text) * len(texts) // WORDS_FOR_START
+        words.append(text[::every])
+    codebooks = []
+    for tokenizer in tokenizers.values():
+        codes = torch.arange(tokenizer.config.codes, device=device)
+        codebooks.append(tokenizer.quantizer.lookup(codes))  # K C
+    model.start(torch.cat(words).float().to(device), *codebooks)
+
+
+def image_loss(
+    name: str,
+    model: nn.ModuleDict,
+    frozen: dict[str, nn.Module],
+    images: Images,
+    config: Config,
+    device: str,
+) -> LossOf:
+    """The loss of a stage that trains on images: one of the tokenizers, or the decoder."""
+    settings = getattr(config.stages, name)
+    if name == "decoder":
+        return decoder_loss(model, frozen["tokenizer_hi"], images, config, settings, device)
+    low = name == "tokenizer"
+    return tokenizer_loss(model, images, config, settings, low, device)
+
+
+@contextmanager
+def explain_out_of_memory(name: str, config: Config) -> Iterator[None]:
+    """Turn an out-of-memory error into a MemoryError that says which settings need less."""
+    batch = getattr(config.stages, name).batch
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = f"lower stages.{name}.batch={batch} in another --out"
+        if name in TOKEN_STAGES:
+            half = max(1, (config.scale.micro_batch or batch) // 2)
+            remedy = f"say scale.micro_batch={half} scale.recompute=True with --resume, or {remedy}"
+        raise MemoryError(f"too little memory to train {name}; {remedy}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is about memory. PyTorch raises RuntimeErrors for other reasons, too."""
+    if isinstance(error, MemoryError):
+        return True
+    return re.search("out of memory|allocate memory|bad_alloc", str(error)) is not None
+
+
+def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
+    """The stages that OUT does not hold yet; an error if one of them cannot be trained."""
+    todo = [stage for stage in stages if not (resume and part_path(out, stage).is_file())]
+    for stage in todo:
+        if not resume:
+            check_nothing_exists(stage, out)
+        for part in NEEDS[stage]:
+            if part not in todo and not part_path(out, part).is_file():
+                raise FileNotFoundError(
+                    f"{stage} needs {part_path(out, part)}; make it with: "
+                    f"minimuse train {part.replace('_', '-')} --out {out}"
+                )
+    return todo
+
+
+def load_images(
+    config: Config, data: str, split: str = "train", count: int | None = None, seed: int = 0
+) -> Images:
+    """The images of a split, at the size that a configuration asks for."""
+    tokenizer = config.tokenizer_hi
+    if count is None and data == "shapes":
+        count = config.scenes
+    return load(
+        data,
+        split,
+        tokenizer.side,
+        count,
+        seed,
+        smallest=tokenizer.factor,
+        skip=config.skip_unreadable,
+    )
+
+
+def fill_cache(out: Path, device: str) -> Iterator[Record]:
+    """Write OUT/cache, the training data of base and super-resolution; a record for each shard."""
+    about = read_about(out)
+    config, text_name = from_json(about["config"]), about["text"]["name"]
+    text = load_t5(text_name, device)
+    # The text encoder of this name may not be the one that the model was begun with.
+    check_same_model(out, describe_model(config, about["data"], text, text_name, about["seed"]))
+    tokenizers = {}
+    for name in ("tokenizer", "tokenizer_hi"):
+        tokenizers[name] = load_part(out, name, config, text.width).eval().to(device)
+    images = load_images(config, about["data"])
+    key = cache.cache_key(out, about)
+    for done, shards in cache.write_cache(out, key, tokenizers, text, images, device):
+        yield Record("cache", done, shards, {})

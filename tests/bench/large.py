@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from minimuse.cli.describe import describe
-from minimuse.data import Tokens, edges
+from minimuse.data import Tokens, offsets
 from minimuse.decode import decode
 from minimuse.device import autocast
 from minimuse.losses import token_loss
@@ -122,9 +122,9 @@ if __name__ == "__main__":
     rows = {
         "low": torch.randint(config.tokenizer.codes, (M, ids.shape[1])),
         "text": torch.randn(M * words, width).bfloat16(),
-        "starts": edges([words] * M),
+        "starts": offsets([words] * M),
     }
-    tokens = Tokens([rows | {"variants": flat, "owns": edges([1] * M)}])
+    tokens = Tokens([rows | {"variants": flat, "owns": offsets([1] * M)}])
     with tempfile.TemporaryDirectory() as folder:
         steps = training_loop(
             "base",

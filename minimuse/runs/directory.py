@@ -1,0 +1,85 @@
+"""The directory of a model in training, OUT on the command line: settings, parts, checkpoints.
+
+    OUT/config.json                     settings, data, seed, text encoder
+    OUT/base.safetensors                a finished part
+    OUT/base.checkpoint.safetensors     the last checkpoint of a stage that is not finished
+    OUT/base.checkpoint.before          the checkpoint before it
+    OUT/cache/                          token ids and text embeddings, see `runs/cache.py`
+    OUT/start/                          parts of another model, from which this training continues
+
+Only the first two are needed to generate images.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from minimuse.plumbing import collectives
+from minimuse.plumbing.checkpoint import checkpoints_at
+from minimuse.plumbing.config import Config
+from minimuse.plumbing.files import write_json
+from minimuse.plumbing.lock import one_process_at_a_time
+from minimuse.plumbing.parts import read_about
+from minimuse.t5_frozen import FrozenT5
+
+
+def part_path(out: Path, name: str) -> Path:
+    """The file of a finished part."""
+    return out / f"{name}.safetensors"
+
+
+def checkpoint_path(out: Path, name: str) -> Path:
+    """The file of the last checkpoint of a stage."""
+    return out / f"{name}.checkpoint.safetensors"
+
+
+def describe_model(config: Config, data: str, text: FrozenT5, text_name: str, seed: int) -> dict:
+    """The contents of config.json: all settings that a model depends on."""
+    about = {
+        "config": dataclasses.asdict(config),
+        "data": data,
+        "seed": seed,
+        "text": {"name": text_name, "fingerprint": text.fingerprint},
+    }
+    return json.loads(json.dumps(about))  # tuples become lists, as in the file
+
+
+def without_scale(about: dict) -> dict:
+    """What decides on the trained weights. `config.scale` and the encoder's name do not."""
+    config = about["config"] | {"scale": None}
+    return about | {"config": config, "text": about["text"]["fingerprint"]}
+
+
+def check_same_model(out: Path, about: dict) -> None:
+    """Raise a ValueError if OUT/config.json is that of a model with other settings."""
+    if not (out / "config.json").is_file():
+        return
+    if without_scale(read_about(out)) != without_scale(about):
+        raise ValueError(
+            f"{out} holds a model with other settings, data, text encoder or seed; "
+            "give the same ones, or another --out"
+        )
+
+
+def write_config(out: Path, about: dict) -> None:
+    """Write OUT/config.json."""
+    rank, _ = collectives.rank_and_size()
+    # Stages that train side by side write the same file, so wait for each other.
+    with one_process_at_a_time(out, "config", wait=-1):
+        if rank == 0:
+            write_json(out / "config.json", about)
+
+
+def check_nothing_exists(stage: str, out: Path) -> None:
+    """Raise a FileExistsError if OUT holds the part of a stage, or a checkpoint of it."""
+    for path in (part_path(out, stage), *checkpoints_at(checkpoint_path(out, stage))):
+        if path.is_file():
+            raise FileExistsError(
+                f"{path} exists already; add --resume to go on, or give another --out"
+            )
+
+
+def remove_checkpoints(checkpoint: Path) -> None:
+    """Remove the checkpoints of a finished stage."""
+    for path in checkpoints_at(checkpoint):
+        path.unlink(missing_ok=True)  # another process may have removed it already
