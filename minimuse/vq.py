@@ -1,13 +1,21 @@
-"""The tokenizer: an image becomes a small grid of integers, and back (the VQ-VAE inside a VQGAN).
+"""The image tokenizer: an image becomes a small grid of integers, and back.
 
-    encode:  image (B, 3, H, W) -> latents (B, D, h, w) -> nearest code -> ids (B, h, w), H = f h
-    decode:  ids -> code vectors -> image
+    encode:  image (B, 3, H, W) -> latents (B, D, h, w) -> nearest codes -> ids (B, h, w)
+    decode:  ids (B, h, w) -> code vectors (B, D, h, w) -> image (B, 3, H, W)
 
-Fully convolutional, with no attention (Muse, section 2.2 and appendix): any picture whose sides are multiples of f works. What makes
-a VQ-VAE a VQGAN is in `vq_loss.py`. There is no normalisation layer, unlike in VQGAN: GroupNorm would make a code depend on the whole
-picture, and such tokens are hard to predict; residual blocks that start as the identity make up for it.
-Papers: VQ-VAE (1711.00937), EMA codebook (appendix A.1 there), VQGAN (2012.09841), FSQ (2309.15505).
-Letters: B batch, H W pixels, h w token grid, f = H/h, C channels, D code width, K codes.
+    from minimuse import Muse
+    tokenizer = Muse.load("toy").tokenizer_hi
+    ids = tokenizer.encode(images)                 # images (B, 3, H, W) in [-1, 1]
+    images = tokenizer.decode(ids)
+
+This is a VQ-VAE; `vq_loss.py` has the losses that make it a VQGAN, and `grow.py` enlarges the
+decoder. It is fully convolutional (Muse, section 2.2 and appendix), so it takes any image whose
+sides are multiples of the factor f = H/h. Unlike VQGAN it has no normalization layer: GroupNorm
+would make each code depend on the whole image, and such tokens are hard to predict. Residual
+blocks that start as the identity keep the training stable instead.
+
+Papers: VQ-VAE (1711.00937; appendix A.1: moving codebook), VQGAN (2012.09841), FSQ (2309.15505).
+Letters: B batch, H W pixels, h w token grid, D code width, K codes.
 """
 
 import math
@@ -21,294 +29,321 @@ from torch import nn
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    side: int  # pixels of a training picture; the network itself takes any multiple of the factor
+    side: int  # pixels of a training image; the network itself takes any multiple of the factor
     codes: int = 1024  # K; with FSQ the product of its levels
     code_width: int = 16  # D
     channels: int = 32
-    multipliers: tuple[int, ...] = (1, 2, 4)  # channels per resolution; one halving between two
+    multipliers: tuple[int, ...] = (1, 2, 4)  # of the channels, per resolution; each next is half
     blocks: tuple[int, ...] = (2, 2, 2)  # residual blocks per resolution
-    overlap: bool = (
-        True  # False: an encoder without residual blocks sees nothing but a token's own patch
-    )
+    # False, and no residual blocks: a token depends on the pixels of its own patch only.
+    overlap: bool = True
     quantizer: str = "ema"  # or "fsq"
-    levels: tuple[int, ...] = ()  # FSQ: values per latent dimension
-    decoder_channels: int = 0  # 0: as the encoder. Muse finetunes a decoder with twice the channels
-    decoder_blocks: tuple[int, ...] = ()  # (): as the encoder
+    levels: tuple[int, ...] = ()  # FSQ: number of values per latent dimension
+    # Muse finetunes a decoder with twice the channels. 0 and (): the same as in the encoder.
+    decoder_channels: int = 0
+    decoder_blocks: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        if not len(self.multipliers) == len(self.blocks) == len(self.decoder_blocks or self.blocks):
+    def __post_init__(self) -> None:
+        decoder_blocks = self.decoder_blocks or self.blocks
+        if not len(self.multipliers) == len(self.blocks) == len(decoder_blocks):
             raise ValueError(
-                f"multipliers {self.multipliers}, blocks {self.blocks} and decoder_blocks {self.decoder_blocks} must be of one length"
+                f"multipliers {self.multipliers}, blocks {self.blocks} and decoder_blocks "
+                f"{self.decoder_blocks} must be of one length"
             )
         if self.quantizer not in ("ema", "fsq"):
             raise ValueError(f"unknown quantizer {self.quantizer!r}; choose ema or fsq")
-        if self.quantizer == "fsq" and (
-            math.prod(self.levels) != self.codes or len(self.levels) != self.code_width
-        ):
-            raise ValueError(
-                f"FSQ levels {self.levels} must multiply to codes={self.codes}, one per code_width={self.code_width}"
-            )
-        if self.side % self.factor:
+        if self.quantizer == "fsq":
+            if math.prod(self.levels) != self.codes or len(self.levels) != self.code_width:
+                raise ValueError(
+                    f"FSQ levels {self.levels} must multiply to codes={self.codes}, "
+                    f"one per code_width={self.code_width}"
+                )
+        if self.side % self.factor != 0:
             raise ValueError(f"side {self.side} is not a multiple of the factor {self.factor}")
 
     @property
     def factor(self) -> int:
+        """f: pixels per token along a side, H / h."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
     def grid(self) -> int:
+        """Tokens along a side of a training image."""
         return self.side // self.factor
 
 
-class ResidualBlock(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)  # a block starts as the identity
-        nn.init.zeros_(self.conv2.bias)
+class ImageTokenizer(nn.Module):
+    """Encoder, quantizer and decoder."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        if config.quantizer == "fsq":
+            self.quantizer = FSQuantizer(config.levels)
+        else:
+            self.quantizer = EMAQuantizer(config.codes, config.code_width)
+        self.decoder = Decoder(config)
+
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) in [-1, 1] -> latents before quantization (B, h, w, D), float32.
+
+        Raises a ValueError if H or W is not a multiple of the factor.
+        """
+        H, W = images.shape[-2:]
+        factor = self.config.factor
+        if H % factor != 0 or W % factor != 0:
+            raise ValueError(f"image is {H}x{W}; the tokenizer needs multiples of {factor}")
+        # Convolutions on a CPU are 2-3 times faster in this memory format.
+        images = images.contiguous(memory_format=torch.channels_last)
+        z = rearrange(self.encoder(images), "B D h w -> B h w D").float()
+        if self.config.quantizer == "fsq":
+            return z  # FSQ bounds the latents itself
+        # Latents of unit scale keep the codes from shrinking to 0 and from drifting away.
+        return F.layer_norm(z, z.shape[-1:])
+
+    def autoencode(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) -> reconstruction (B, 3, H, W) without codes, as training starts."""
+        return self.decoder(rearrange(self.latents(images), "B h w D -> B D h w"))
+
+    def forward(
+        self, images: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruct images (B, 3, H, W) through the codes.
+
+        Returns the reconstruction (B, 3, H, W), the latents (B, h, w, D), the ids (B, h, w) and
+        the commitment loss ().
+        """
+        z = self.latents(images)  # (B, h, w, D)
+        code, ids, commitment = self.quantizer(z)  # (B, h, w, D), (B, h, w), ()
+        reconstruction = self.decoder(rearrange(code, "B h w D -> B D h w"))  # (B, 3, H, W)
+        return reconstruction, z, ids, commitment
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) in [-1, 1] -> ids (B, h, w), int64 in 0..K-1.
+
+        Computes in float32, since bf16 or TF32 would choose another code where two are close.
+        """
+        full_precision = torch.autocast(images.device.type, enabled=False)
+        no_tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with full_precision, no_tf32:
+            return self.quantizer.nearest(self.latents(images))
+
+    @torch.no_grad()
+    def decode(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (B, h, w) -> images (B, 3, H, W), clamped to [-1, 1].
+
+        Raises a ValueError if an id is not in 0..K-1.
+        """
+        if ids.numel() > 0:
+            lowest, highest = int(ids.min()), int(ids.max())
+            if lowest < 0 or highest >= self.config.codes:
+                raise ValueError(
+                    f"ids span {lowest}..{highest}; the codebook has 0..{self.config.codes - 1}"
+                )
+        code = rearrange(self.quantizer.lookup(ids), "B h w D -> B D h w")
+        return self.decoder(code).float().clamp(-1, 1)
 
 
 class Encoder(nn.Sequential):
     """Image (B, 3, H, W) -> latents (B, D, h, w)."""
 
     def __init__(self, config: TokenizerConfig):
+        if config.overlap:
+            first_kernel, halving_kernel, padding = 3, 3, 1
+        else:
+            first_kernel, halving_kernel, padding = 1, 2, 0
         widths = [config.channels * m for m in config.multipliers]
-        first, halve = (
-            (dict(kernel_size=3, padding=1),) * 2
-            if config.overlap
-            else (dict(kernel_size=1), dict(kernel_size=2))
-        )
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], **first)]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], first_kernel, padding=padding)]
         for i, width in enumerate(widths):
-            if i:
-                layers.append(nn.Conv2d(widths[i - 1], width, **halve, stride=2))
+            if i > 0:  # halve the sides
+                layers.append(
+                    nn.Conv2d(widths[i - 1], width, halving_kernel, padding=padding, stride=2)
+                )
             layers += [ResidualBlock(width) for _ in range(config.blocks[i])]
         super().__init__(*layers, nn.SiLU(), nn.Conv2d(widths[-1], config.code_width, 1))
 
 
 class Decoder(nn.Sequential):
-    """Code vectors (B, D, h, w) -> image (B, 3, H, W)."""
+    """Code vectors (B, D, h, w) -> image (B, 3, H, W), not clamped."""
 
     def __init__(self, config: TokenizerConfig):
-        channels, blocks = (
-            config.decoder_channels or config.channels,
-            config.decoder_blocks or config.blocks,
-        )
-        blocks, widths = blocks[::-1], [channels * m for m in config.multipliers[::-1]]
+        channels = config.decoder_channels or config.channels
+        blocks = (config.decoder_blocks or config.blocks)[::-1]
+        widths = [channels * m for m in config.multipliers[::-1]]
         layers: list[nn.Module] = [nn.Conv2d(config.code_width, widths[0], 3, padding=1)]
         for i, width in enumerate(widths):
-            if i:
-                layers += [
-                    nn.Upsample(scale_factor=2),
-                    nn.Conv2d(widths[i - 1], width, 3, padding=1),
-                ]  # double
+            if i > 0:  # double the sides
+                layers.append(nn.Upsample(scale_factor=2))
+                layers.append(nn.Conv2d(widths[i - 1], width, 3, padding=1))
             layers += [ResidualBlock(width) for _ in range(blocks[i])]
         super().__init__(*layers, nn.SiLU(), nn.Conv2d(widths[-1], 3, 3, padding=1))
 
 
-@torch.no_grad()
-def grow(small: Decoder, large: Decoder, generator: torch.Generator) -> None:
-    """Start a wider and deeper decoder as the same function as a small one, to finetune it (Muse, section 2.5): Net2Net (1511.05641).
-    Every channel is copied r times, and a weight that reads one is divided among its copies, unevenly, or they would stay equal."""
-    sources = iter([layer for layer in small if list(layer.parameters())])
-    source = next(sources)
-    for layer in large:
-        if type(layer) is not type(source):
-            continue  # no weights, or an added residual block
-        for target, old in zip(layer.parameters(), source.parameters()):
-            copies = [new // was for new, was in zip(target.shape, old.shape)]
-            if any(c * was != new for c, new, was in zip(copies, target.shape, old.shape)):
-                raise ValueError(
-                    f"cannot grow weights of {tuple(old.shape)} to {tuple(target.shape)}: decoder_channels must be a multiple of channels"
-                )
-            wide = old.repeat(*copies)
-            if old.dim() == 4 and copies[1] > 1:
-                noise = 0.5 * torch.rand(
-                    copies[1], *wide.shape[:1], *old.shape[1:], generator=generator
-                )
-                wide = wide * rearrange(noise.softmax(dim=0), "r O I y x -> O (r I) y x").to(
-                    wide.device
-                )  # shares that sum to 1
-            target.copy_(wide)
-        source = next(sources, None)
-    if source is not None:
-        raise ValueError("cannot grow a decoder to fewer residual blocks; raise decoder_blocks")
+class ResidualBlock(nn.Module):
+    """x + two convolutions of x; starts as the identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, C, H, W) -> (B, C, H, W)."""
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
 class EMAQuantizer(nn.Module):
-    """A codebook of K vectors that follow, in `update`, the latents assigned to them, by moving averages: they take no gradient."""
+    """A codebook of K vectors that are moving averages of their latents and take no gradient."""
 
     def __init__(self, codes: int, width: int, decay: float = 0.97, restart_below: float = 0.1):
         super().__init__()
-        self.decay, self.restart_below = decay, restart_below
+        self.decay = decay
+        self.restart_below = restart_below
         self.register_buffer("codebook", torch.randn(codes, width))
-        self.register_buffer(
-            "mass", torch.zeros(codes)
-        )  # moving average of the latents per code, per update
-        self.register_buffer("total", torch.zeros(codes, width))  # moving average of their sum
+        # Moving averages of how many latents a code gets in an update, and of their sum.
+        self.register_buffer("mass", torch.zeros(codes))
+        self.register_buffer("total", torch.zeros(codes, width))
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents z (B, h, w, D) -> codes (B, h, w, D), ids (B, h, w), commitment loss ().
+
+        The codes carry the gradient of z (straight-through, VQ-VAE, section 3.2).
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()  # (B, h, w, D)
+            ids = self.nearest(z.detach())  # (B, h, w)
+            code = self.lookup(ids)  # (B, h, w, D)
+            commitment = (z - code).square().mean()  # moves z only, since codes are a buffer
+            return z + (code - z).detach(), ids, commitment
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents (..., D) -> ids (...) of the nearest code by Euclidean distance, in float32."""
+        """Latents (..., D) -> ids (...) of the nearest codes by Euclidean distance."""
         flat = z.reshape(-1, z.shape[-1]).float()
-        # |z - c|^2 = |z|^2 - 2 z c + |c|^2, and |z|^2 does not change which c is nearest
-        score = torch.addmm(self.codebook.square().sum(-1), flat, self.codebook.t(), alpha=-2.0)
-        return score.argmin(dim=-1).view(z.shape[:-1])
+        # |z - c|^2 = |z|^2 - 2 z c + |c|^2. |z|^2 is the same for all codes c, so leave it out.
+        code_norms = self.codebook.square().sum(-1)  # (K,)
+        scores = torch.addmm(code_norms, flat, self.codebook.t(), alpha=-2.0)  # (M, K)
+        return scores.argmin(dim=-1).view(z.shape[:-1])
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (...) -> code vectors (..., D)."""
         return F.embedding(ids, self.codebook)
 
-    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """z (B, h, w, D) -> codes with z's gradient (straight-through), ids (B, h, w), commitment loss."""
-        with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            code = self.lookup(ids := self.nearest(z.detach()))
-            commitment = (z - code).square().mean()  # moves z only: the codebook is a buffer
-            return z + (code - z).detach(), ids, commitment
-
     @torch.no_grad()
     def start(self, z: torch.Tensor, generator: torch.Generator, rounds: int = 12) -> None:
-        """Put the codes where the latents z (..., D) are: k-means, from random latents, with restarts."""
+        """Place the codes among the latents z (..., D) by k-means, starting from random latents."""
         z = z.reshape(-1, z.shape[-1]).float()
-        self.codebook.copy_(
-            z[torch.randint(len(z), (len(self.codebook),), generator=generator).to(z.device)]
-        )
+        rows = torch.randint(len(z), (len(self.codebook),), generator=generator)
+        self.codebook.copy_(z[rows.to(z.device)])
         for _ in range(rounds):
-            self.mass.zero_()  # nothing to average with: codes go straight to the mean of their latents
+            # Without a history, `update` moves each code to the mean of its latents: k-means.
+            self.mass.zero_()
             self.update(z, self.nearest(z), generator)
 
     @torch.no_grad()
     def update(self, z: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> int:
-        """Move each code to the moving average of its latents' sum over that of their number; restart dead codes, and return how many.
-
-        A code whose number has fallen below `restart_below` of a fair share (1/K) is dead. It is put on a latent of this batch, drawn by
-        squared distance to its code, like the centres of k-means++: background has codes enough."""
-        z, ids = z.detach().reshape(-1, z.shape[-1]).float(), ids.reshape(-1)
+        """Move codes to their latents: z (..., D), ids (...) -> number of dead codes restarted."""
+        z = z.detach().reshape(-1, z.shape[-1]).float()
+        ids = ids.reshape(-1)
         if not z.isfinite().all():
-            return 0  # a step that training will skip; codes would remember it
-        decay = (
-            self.decay if self.mass.any() else 0.0
-        )  # the first batch has nothing to average with
-        self.mass.mul_(decay).add_(torch.bincount(ids, minlength=len(self.mass)), alpha=1 - decay)
+            return 0  # training skips such a step, but the moving averages would keep the NaN
+        self.move_codes(z, ids)
+        return self.restart_dead_codes(z, ids, generator)
+
+    def move_codes(self, z: torch.Tensor, ids: torch.Tensor) -> None:
+        """Set each code to (moving average of its latents' sum) / (that of their number).
+
+        VQ-VAE, appendix A.1. z (M, D), ids (M,).
+        """
+        has_history = bool(self.mass.any())
+        decay = self.decay if has_history else 0.0
+        counts = torch.bincount(ids, minlength=len(self.mass))
+        self.mass.mul_(decay).add_(counts, alpha=1 - decay)
         self.total.mul_(decay).index_add_(0, ids, z, alpha=1 - decay)
-        alive = self.mass > 0
-        self.codebook[alive] = self.total[alive] / self.mass[alive, None]
+        used = self.mass > 0  # a code that never had a latent stays where it is
+        self.codebook[used] = self.total[used] / self.mass[used, None]
+
+    def restart_dead_codes(
+        self, z: torch.Tensor, ids: torch.Tensor, generator: torch.Generator
+    ) -> int:
+        """Put each dead code on a latent of this batch; return how many were dead.
+
+        A code is dead if its mass is below `restart_below` of what it would have if all codes
+        were used alike. The new place is drawn by squared distance to the code in use, like the
+        centres of k-means++, because frequent latents (the background) have enough codes.
+        """
         threshold = self.restart_below * len(z) / len(self.mass)
         error = (z - self.codebook[ids]).square().sum(-1).cpu().double()
-        dead = (self.mass < threshold).nonzero()[: int((error > 0).sum()), 0]
-        if len(dead):
-            pick = torch.multinomial(error, len(dead), generator=generator).to(z.device)
-            self.codebook[dead] = z[pick]
-            self.mass[dead] = 2 * threshold  # some time to prove itself
-            self.total[dead] = z[pick] * 2 * threshold
+        dead = (self.mass < threshold).nonzero()[:, 0]
+        # Each code gets a latent of its own, and a latent without error needs no code.
+        dead = dead[: int((error > 0).sum())]
+        if len(dead) == 0:
+            return 0
+        rows = torch.multinomial(error, len(dead), generator=generator).to(z.device)
+        self.codebook[dead] = z[rows]
+        # With twice the threshold a code has some updates' time to attract latents.
+        self.mass[dead] = 2 * threshold
+        self.total[dead] = z[rows] * 2 * threshold
         return len(dead)
 
 
 class FSQuantizer(nn.Module):
-    """Finite scalar quantization (2309.15505): bound each latent dimension and round it; ids are the digits of one number. No codebook."""
+    """Finite scalar quantization: bounds each latent dimension and rounds it. It has no codebook.
+
+    The rounded dimensions are digits, and an id is the number that they make (2309.15505).
+    """
 
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
         self.levels = levels
+        radix = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("sizes", torch.tensor(levels), persistent=False)
-        self.register_buffer(
-            "radix",
-            torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
-            persistent=False,
-        )
+        self.register_buffer("radix", torch.tensor(radix), persistent=False)
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents z (B, h, w, D) -> codes (B, h, w, D), ids (B, h, w), commitment loss 0 ()."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()  # (B, h, w, D)
+            code = self.code_of(self.digits(z))  # (B, h, w, D)
+            return code, self.nearest(z), z.new_zeros(())
 
     def digits(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents (..., D) -> digits in 0 .. L-1 per dimension, rounded, still float and with gradient of the bound."""
+        """Latents (..., D) -> digits in 0..L-1 per dimension, as floats.
+
+        The rounding goes straight through, so the gradient is that of the bound.
+        """
         bounded = torch.sigmoid(z) * (self.sizes - 1)  # (0, L-1)
         return bounded + (bounded.round() - bounded).detach()
 
-    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
-        return (
-            ids[..., None] // self.radix % self.sizes / (self.sizes - 1) * 2 - 1
-        )  # digits, in [-1, 1]
+    def code_of(self, digits: torch.Tensor) -> torch.Tensor:
+        """Digits in 0..L-1 (..., D) -> codes in [-1, 1] (..., D)."""
+        return digits / (self.sizes - 1) * 2 - 1
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents (..., D) -> ids (...)."""
         return (self.digits(z).round().long() * self.radix).sum(-1)
 
-    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            return self.digits(z) / (self.sizes - 1) * 2 - 1, self.nearest(z), z.new_zeros(())
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (...) -> codes (..., D)."""
+        return self.code_of(ids[..., None] // self.radix % self.sizes)
 
-    start = update = lambda self, *arguments: 0  # no codebook: nothing to place, nothing to move
+    def start(self, z: torch.Tensor, generator: torch.Generator) -> None:
+        """Do nothing: there is no codebook to place."""
 
-
-class ImageTokenizer(nn.Module):
-    """Encoder, quantizer, decoder."""
-
-    def __init__(self, config: TokenizerConfig):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.quantizer = (
-            FSQuantizer(config.levels)
-            if config.quantizer == "fsq"
-            else EMAQuantizer(config.codes, config.code_width)
-        )
-        self.decoder = Decoder(config)
-
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) in [-1, 1] -> latents before quantization (B, h, w, D)."""
-        H, W = images.shape[-2:]
-        if H % self.config.factor or W % self.config.factor:
-            raise ValueError(
-                f"image is {H}x{W}; the tokenizer needs multiples of {self.config.factor}"
-            )
-        images = images.contiguous(
-            memory_format=torch.channels_last
-        )  # 2-3x faster convolutions on CPU
-        z = rearrange(self.encoder(images), "B D h w -> B h w D")
-        # unit scale: codes neither collapse to 0 nor drift away; FSQ bounds them in the quantizer
-        return (
-            z.float() if self.config.quantizer == "fsq" else F.layer_norm(z.float(), z.shape[-1:])
-        )
-
-    def autoencode(self, images: torch.Tensor) -> torch.Tensor:
-        """images -> reconstruction (B, 3, H, W) from the latents as they are, past the quantizer: to start with."""
-        return self.decoder(rearrange(self.latents(images), "B h w D -> B D h w"))
-
-    def forward(
-        self, images: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """images -> (reconstruction (B, 3, H, W), latents (B, h, w, D), ids (B, h, w), commitment loss)."""
-        z = self.latents(images)
-        code, ids, commitment = self.quantizer(z)
-        return self.decoder(rearrange(code, "B h w D -> B D h w")), z, ids, commitment
-
-    @torch.no_grad()
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) in [-1, 1] -> ids (B, h, w) int64 in 0..K-1, in float32: bf16 or TF32 would pick other codes among close ones."""
-        with (
-            torch.autocast(images.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        ):
-            return self.quantizer.nearest(self.latents(images))
-
-    @torch.no_grad()
-    def decode(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids (B, h, w) -> images (B, 3, H, W), clamped to [-1, 1]."""
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.codes:
-            raise ValueError(
-                f"ids span {int(ids.min())}..{int(ids.max())}; the codebook has 0..{self.config.codes - 1}"
-            )
-        return (
-            self.decoder(rearrange(self.quantizer.lookup(ids), "B h w D -> B D h w"))
-            .float()
-            .clamp(-1, 1)
-        )
+    def update(self, z: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> int:
+        """Do nothing: there is no codebook to move. Returns 0, the number of restarted codes."""
+        return 0
 
 
 def perplexity(ids: torch.Tensor, codes: int) -> tuple[float, int]:
-    """exp(entropy) of how often each code occurs in `ids`, and how many occur at all: 1 <= perplexity <= used <= K."""
-    share = torch.bincount(ids.reshape(-1), minlength=codes).cpu().double()
-    share = share[share > 0] / share.sum()
-    return float(torch.exp(-(share * share.log()).sum())), len(share)
+    """How much of a codebook the ids use: exp(entropy of the code frequencies), and how many occur.
+
+    1 <= perplexity <= number of codes that occur <= K.
+    """
+    counts = torch.bincount(ids.reshape(-1), minlength=codes).cpu().double()
+    frequencies = counts[counts > 0] / counts.sum()
+    entropy = -(frequencies * frequencies.log()).sum()
+    return float(torch.exp(entropy)), len(frequencies)

@@ -1,128 +1,149 @@
-"""What makes a VQ-VAE a VQGAN: a discriminator on patches, and a perceptual distance.
+"""The losses that make a VQ-VAE a VQGAN: a patch discriminator and a perceptual distance.
 
-A pixel loss alone pays for blur, the mean of all plausible edges. The discriminator punishes what does not look real, patch by patch;
-the perceptual distance compares features of a network trained on photographs. Muse (2301.00704, appendix) weighs them 0.1 and 0.05.
-Papers: VQGAN (2012.09841) section 3.1; hinge loss (1705.02894); PatchGAN (1611.07004); LPIPS (1801.03924).
+A pixel loss alone gives blurred edges, since the mean of all plausible edges costs least. The
+discriminator penalizes patches that do not look real. The perceptual distance compares features of
+a network trained on photographs. Muse (2301.00704, appendix) weights them by 0.1 and 0.05.
+
+Papers: VQGAN (2012.09841), section 3.1; hinge loss (1705.02894); PatchGAN (1611.07004);
+spectral norm (1802.05957); LPIPS (1801.03924).
+Letters: B batch, H W pixels, h w the map of patches.
 """
 
-import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minimuse.plumbing.lite0 import Lite0, has_lite0
+FEATURE_MAPS = 5  # the perceptual distance compares the first five stages of its network
 
 
 @dataclass(frozen=True)
 class LossWeights:
     commitment: float = 0.25
-    perceptual: float = (
-        0.05  # needs the Lite0 network of the `eval` extra; without it, none, and a warning
-    )
+    perceptual: float = 0.05  # needs the network of the `eval` extra; trained without if missing
     adversarial: float = 0.1
-    quantize_from: float = (
-        0.2  # share of the training that is a plain autoencoder's; then k-means places the codes
-    )
-    adversarial_from: float = 0.5  # share of the training after which the discriminator comes in
+    # The first fraction of the steps trains a plain autoencoder; then k-means places the codes.
+    quantize_from: float = 0.2
+    adversarial_from: float = 0.5  # fraction of the steps after which the discriminator starts
     discriminator_channels: int = 32
 
 
+class ImageLoss(nn.Module):
+    """Pixel, perceptual and adversarial loss of a decoder, and the loss of its discriminator.
+
+    One backward pass trains both. The discriminator is frozen while it judges the decoder's images,
+    and sees detached images while it learns, so neither gets the gradient of the other's loss.
+
+    `features` is the frozen network of the perceptual distance, or None to train without it.
+    """
+
+    def __init__(self, weights: LossWeights, features: nn.Module | None):
+        super().__init__()
+        self.weights = weights
+        self.discriminator = None
+        if weights.adversarial > 0:
+            self.discriminator = PatchDiscriminator(weights.discriminator_channels)
+        # A list hides the network from nn.Module: it is no part of the parameters or saved state.
+        self.frozen_features = [features]
+
+    def forward(
+        self, fake: torch.Tensor, real: torch.Tensor, last_layer: torch.Tensor, adversarial: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """fake and real (B, 3, H, W) -> loss to minimize (), and its parts, detached.
+
+        `last_layer` is the weight of the decoder's last layer, for the adaptive weight.
+        """
+        error = fake.float() - real  # (B, 3, H, W)
+        squared_error = error.square().mean()
+        # Squares let the few pixels of an object count more than the many of a background;
+        # absolute values make edges sharp.
+        loss = 4 * squared_error + 0.5 * error.abs().mean()
+        parts = {"pixel": loss.detach(), "psnr": 10 * torch.log10(4 / squared_error.detach())}
+
+        features = self.frozen_features[0]
+        if features is not None:
+            perceptual = perceptual_distance(features.to(fake.device), fake.float(), real)
+            loss = loss + self.weights.perceptual * perceptual
+            parts["perceptual"] = perceptual.detach()
+
+        if self.discriminator is not None and adversarial:
+            self.discriminator.requires_grad_(False)
+            judged = generator_loss(self.discriminator(fake))
+            scale = adaptive_weight(loss, judged, last_layer)
+            self.discriminator.requires_grad_(True)
+            real_logits = self.discriminator(real)  # (B, 1, h, w)
+            fake_logits = self.discriminator(fake.detach())  # (B, 1, h, w)
+            discriminator = discriminator_loss(real_logits, fake_logits)
+            loss = loss + self.weights.adversarial * scale * judged + discriminator
+            parts["discriminator"] = discriminator.detach()
+        return loss, parts
+
+
 class PatchDiscriminator(nn.Module):
-    """Images (B, 3, H, W) -> a map of logits, one per overlapping patch: high where it looks real. Spectral norm keeps
-    it from growing steep, and, unlike batch norm, does not mix pictures."""
+    """Tells real images from decoded ones, patch by patch.
+
+    Spectral norm limits how steep it can get and, unlike batch norm, does not mix images.
+    """
 
     def __init__(self, channels: int = 32, layers: int = 2):
         super().__init__()
         widths = [channels * 2**i for i in range(layers + 1)]
         body: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(layers):
-            conv = nn.Conv2d(
-                widths[i], widths[i + 1], 4, stride=2 if i + 1 < layers else 1, padding=1
-            )
-            body += [nn.utils.parametrizations.spectral_norm(conv), nn.LeakyReLU(0.2)]
+            is_last = i == layers - 1
+            stride = 1 if is_last else 2
+            conv = nn.Conv2d(widths[i], widths[i + 1], 4, stride=stride, padding=1)
+            body.append(nn.utils.parametrizations.spectral_norm(conv))
+            body.append(nn.LeakyReLU(0.2))
         self.body = nn.Sequential(*body, nn.Conv2d(widths[-1], 1, 4, padding=1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.body(images.contiguous(memory_format=torch.channels_last)).float()
+        """images (B, 3, H, W) -> logits (B, 1, h, w), one per overlapping patch, high for real."""
+        images = images.contiguous(memory_format=torch.channels_last)  # faster on a CPU
+        return self.body(images).float()
 
 
 def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Hinge: real logits above 1 and fake logits below -1 cost nothing."""
+    """Hinge loss of logits (1705.02894): real ones above 1 and fake ones below -1 cost nothing."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def generator_loss(fake: torch.Tensor) -> torch.Tensor:
-    """What the decoder minimises: minus the logits of its pictures."""
+    """The decoder's adversarial loss: minus the mean logit of its images."""
     return -fake.mean()
 
 
 def adaptive_weight(
     reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor
 ) -> torch.Tensor:
-    """Scale, at most 1e4, that gives both losses gradients of equal length at the decoder's last layer (VQGAN, eq. 7)."""
-    length = lambda loss: torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
-    return (length(reconstruction) / (length(adversarial) + 1e-4)).clamp(max=1e4).detach()
+    """Factor for the adversarial loss that makes both losses pull equally (VQGAN, equation 7).
+
+    With it, their gradients at the decoder's last layer have the same norm. At most 1e4, a
+    constant for autograd.
+    """
+    reconstruction_norm = gradient_norm(reconstruction, last_layer)
+    adversarial_norm = gradient_norm(adversarial, last_layer)
+    return (reconstruction_norm / (adversarial_norm + 1e-4)).clamp(max=1e4).detach()
 
 
-def perceptual_distance(net: Lite0, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of unit feature vectors, over positions and the first five stages: () >= 0, 0 for equal images."""
-    pairs = zip(net.stages(a, 5), net.stages(b, 5))
-    return (
-        sum(
-            (F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1))
-            .square()
-            .sum(dim=1)
-            .mean()
-            for x, y in pairs
-        )
-        / 5
-    )
+def gradient_norm(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Norm of d loss / d weight, in float32; the graph is kept for the backward pass to come."""
+    (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    return gradient.float().norm()
 
 
-class PictureLoss(nn.Module):
-    """Pixel + perceptual + adversarial loss of a decoder's pictures, and the discriminator's own loss, in one backward pass: frozen while
-    it judges the decoder, and shown detached pictures while it learns itself, neither gets the other's gradient."""
+def perceptual_distance(features: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of the unit feature vectors of images a and b (B, 3, H, W).
 
-    def __init__(self, weights: LossWeights):
-        super().__init__()
-        self.weights = weights
-        self.discriminator = (
-            PatchDiscriminator(weights.discriminator_channels) if weights.adversarial else None
-        )
-        if weights.perceptual and not has_lite0():
-            warnings.warn(
-                "training without the perceptual distance, and so to other weights than with it: pip install 'minimuse[eval]'",
-                stacklevel=2,
-            )
-        self.lite0 = (
-            [Lite0()] if weights.perceptual and has_lite0() else []
-        )  # a list: not a part to train or save
-
-    def forward(
-        self, fake: torch.Tensor, real: torch.Tensor, last_layer: torch.Tensor, adversarial: bool
-    ):
-        """fake and real (B, 3, H, W) -> loss to minimise, and a dict of its parts (detached)."""
-        difference = fake.float() - real
-        # squares let the few pixels of an object outweigh the many of a background; the absolute value sharpens
-        loss = 4 * difference.square().mean() + 0.5 * difference.abs().mean()
-        parts = {
-            "pixel": loss.detach(),
-            "psnr": 10 * torch.log10(4 / difference.detach().square().mean()),
-        }
-        if self.lite0:
-            perceptual = perceptual_distance(self.lite0[0].to(fake.device), fake.float(), real)
-            loss = loss + self.weights.perceptual * perceptual
-            parts["perceptual"] = perceptual.detach()
-        if self.discriminator is not None and adversarial:
-            self.discriminator.requires_grad_(False)
-            judged = generator_loss(self.discriminator(fake))
-            scale = adaptive_weight(loss, judged, last_layer)
-            self.discriminator.requires_grad_(True)
-            against = discriminator_loss(
-                self.discriminator(real), self.discriminator(fake.detach())
-            )
-            loss = loss + self.weights.adversarial * scale * judged + against
-            parts["discriminator"] = against.detach()
-        return loss, parts
+    `features.stages(images, count)` returns that many feature maps (B, C, h, w). The distance is
+    averaged over images, positions and maps: () >= 0, and 0 for equal images (LPIPS, equation 1,
+    without learned weights).
+    """
+    total = 0.0
+    maps_of_a = features.stages(a, FEATURE_MAPS)
+    maps_of_b = features.stages(b, FEATURE_MAPS)
+    for x, y in zip(maps_of_a, maps_of_b, strict=True):
+        difference = F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)  # (B, C, h, w)
+        total = total + difference.square().sum(dim=1).mean()
+    return total / FEATURE_MAPS

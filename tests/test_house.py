@@ -22,7 +22,7 @@ LEVELS = [
     {"muse", "train", "losses"},
     {"plumbing"},
     {"decode", "superres"},
-    {"maskgit", "vq", "vq_loss", "t5_frozen"},
+    {"maskgit", "vq", "vq_loss", "grow", "t5_frozen"},
     {"transformer", "schedule"},
     {"datasets"},
     {"data"},

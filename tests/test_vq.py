@@ -6,6 +6,7 @@ from einops import rearrange
 from minimuse.checks.properties import quantizer as properties
 from torch import nn
 
+from minimuse.grow import grow
 from minimuse.plumbing import config
 from minimuse.vq import (
     Decoder,
@@ -13,7 +14,6 @@ from minimuse.vq import (
     FSQuantizer,
     ImageTokenizer,
     TokenizerConfig,
-    grow,
     perplexity,
 )
 

@@ -10,7 +10,7 @@ from minimuse.plumbing.lite0 import Lite0, has_lite0
 from minimuse.vq_loss import (
     LossWeights,
     PatchDiscriminator,
-    PictureLoss,
+    ImageLoss,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
@@ -28,7 +28,7 @@ def images(*shape, seed=0):
 def picture_loss(**weights):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return PictureLoss(
+        return ImageLoss(
             LossWeights(**{"perceptual": 0.0, "discriminator_channels": 8, **weights})
         )
 
@@ -78,8 +78,8 @@ def test_the_sides_are_apart():
     losses.keeps_the_sides_apart(loss, loss.discriminator, 0.1, losses.OneLayer())
 
 
-class Careless(PictureLoss):
-    """PictureLoss.forward with one bug at a time."""
+class Careless(ImageLoss):
+    """ImageLoss.forward with one bug at a time."""
 
     bug = ""
 

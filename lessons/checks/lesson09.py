@@ -8,8 +8,9 @@ from minimuse.checks import Exercise
 from torch import nn
 
 from minimuse import losses
+from minimuse.grow import grow
 from minimuse.metrics import images
-from minimuse.vq import ResidualBlock, grow
+from minimuse.vq import ResidualBlock
 
 TITLE = "decoder finetuning"
 seeds = st.integers(0, 2**31 - 1)

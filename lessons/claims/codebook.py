@@ -26,10 +26,11 @@ from minimuse.maskgit import BaseConfig, MaskGit
 from minimuse.metrics import alignment
 from minimuse.metrics.images import psnr
 from minimuse.metrics.likelihood import bits_per_token
+from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.parts import build
 from minimuse.runs.cache import tokens_of
 from minimuse.vq import perplexity
-from minimuse.vq_loss import PictureLoss
+from minimuse.vq_loss import ImageLoss
 
 SIZES = (128, 512, 2048)
 
@@ -44,9 +45,9 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
     )
 
     def make_tokenizer():
-        model = nn.ModuleDict(
-            {"part": build("tokenizer", config, muse.text.width), "loss": PictureLoss(config.loss)}
-        )
+        tokenizer = build("tokenizer", config, muse.text.width)
+        features = perceptual_network(config.loss.perceptual)
+        model = nn.ModuleDict({"part": tokenizer, "loss": ImageLoss(config.loss, features)})
         return model, tokenizer_loss(model, data, config, how, True, "cpu")
 
     fitted = fit(f"codebook-tokenizer-{codes}", make_tokenizer, how, len(data), 0, out)

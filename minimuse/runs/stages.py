@@ -22,9 +22,11 @@ from torch import nn
 from minimuse.data import Images, Tokens
 from minimuse.datasets import load
 from minimuse.device import generator_at
+from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
 from minimuse.plumbing import collectives
 from minimuse.plumbing.config import Config, from_json
+from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.lock import one_process_at_a_time
 from minimuse.plumbing.parts import PARTS, build, load_part, read_about, save_part
 from minimuse.plumbing.t5_files import load_t5
@@ -41,8 +43,7 @@ from minimuse.runs.directory import (
 )
 from minimuse.t5_frozen import FrozenT5
 from minimuse.train import Record, training_loop
-from minimuse.vq import grow
-from minimuse.vq_loss import PictureLoss
+from minimuse.vq_loss import ImageLoss
 
 STAGES = PARTS  # each part has a stage of the same name, in this order
 TOKEN_STAGES = ("base", "superres")  # these train on tokens, the others on images
@@ -121,7 +122,9 @@ def train_stage(
         else:
             if is_new and name == "decoder":
                 grow(frozen["tokenizer_hi"].decoder, part, generator_at(seed, name, "grow"))
-            model = nn.ModuleDict({"part": part, "loss": PictureLoss(config.loss).to(device)})
+            features = perceptual_network(config.loss.perceptual)
+            image_loss = ImageLoss(config.loss, features).to(device)
+            model = nn.ModuleDict({"part": part, "loss": image_loss})
             size = len(images)
             loss_of = image_loss(name, model, frozen, images, config, device)
     checkpoint = checkpoint_path(out, name)
