@@ -11,10 +11,10 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def is_one_mean_over_hidden_tokens(masked_token_loss):
-    """-log p(true id), averaged over all hidden tokens of the batch and over nothing else (Muse, section 2.3).
+    """The mean of -log p(true id) over all hidden tokens of the batch (Muse, section 2.3).
 
-    masked_token_loss(logits (M, K), ids (B, N), hidden (B, N)) -> (loss, share right). A mean of the rows'
-    means gives a token more weight the fewer are hidden beside it.
+    masked_token_loss(logits (M, K), ids (B, N), hidden (B, N)) -> (loss, accuracy), M hidden
+    tokens. A mean of the rows' means would weight a token more, the fewer its row hides.
     """
 
     @given(seeds, st.integers(1, 4), st.integers(1, 6), st.integers(2, 5))
@@ -27,12 +27,9 @@ def is_one_mean_over_hidden_tokens(masked_token_loss):
         hidden[0, 0] = True
         loss, correct = masked_token_loss(full[hidden], ids, hidden)
         costs, right = [], []
-        for b in range(B):
-            for n in range(N):
-                if hidden[b, n]:
-                    row, true = full[b, n].tolist(), int(ids[b, n])
-                    costs.append(math.log(sum(math.exp(x - row[true]) for x in row)))
-                    right.append(max(row) == row[true])
+        for logits, true in zip(full[hidden].tolist(), ids[hidden].tolist(), strict=True):
+            costs.append(math.log(sum(math.exp(x - logits[true]) for x in logits)))
+            right.append(max(logits) == logits[true])
         mean = sum(costs) / len(costs)
         assert math.isclose(float(loss), mean, rel_tol=1e-4, abs_tol=1e-5), (
             f"loss {float(loss)}, not {mean}; hidden {hidden.tolist()}"
@@ -49,28 +46,27 @@ def is_one_mean_over_hidden_tokens(masked_token_loss):
 
 
 def does_not_depend_on_the_split(masked_token_loss):
-    """Weighed by their hidden tokens, the losses of two parts of a batch average to the loss of the whole."""
+    """Losses of two parts of a batch, weighted by hidden tokens, average to that of the whole."""
 
     @given(seeds)
     def check(seed):
         draw = torch.Generator().manual_seed(seed)
-        full, ids = torch.randn(4, 8, 5, generator=draw), torch.randint(5, (4, 8), generator=draw)
+        full = torch.randn(4, 8, 5, generator=draw)
+        ids = torch.randint(5, (4, 8), generator=draw)
         hidden = torch.rand(4, 8, generator=draw) < torch.tensor([[0.2], [0.9], [0.5], [0.7]])
         hidden[:, 0] = True
-        whole = masked_token_loss(full[hidden], ids, hidden)[0]
-        parts = [
-            (masked_token_loss(full[r][hidden[r]], ids[r], hidden[r])[0], int(hidden[r].sum()))
-            for r in (slice(0, 1), slice(1, 4))
-        ]
-        assert torch.allclose(
-            sum(loss * n for loss, n in parts) / sum(n for _, n in parts), whole, atol=1e-5
-        )
+        whole, _ = masked_token_loss(full[hidden], ids, hidden)
+        weighted = 0.0
+        for rows in (slice(0, 1), slice(1, 4)):
+            part, _ = masked_token_loss(full[rows][hidden[rows]], ids[rows], hidden[rows])
+            weighted = weighted + part * hidden[rows].sum()
+        assert torch.allclose(weighted / hidden.sum(), whole, atol=1e-5)
 
     check()
 
 
 def is_the_hinge(discriminator_loss):
-    """(max(0, 1 - real) + max(0, 1 + fake)) / 2, averaged: by hand. discriminator_loss(real, fake)."""
+    """discriminator_loss(real, fake) averages max(0, 1 - real) and max(0, 1 + fake): by hand."""
     by_hand = [
         ([2.0, 5.0], [-3.0, -1.0], 0.0),
         ([1.0], [-1.0], 0.0),
@@ -86,35 +82,39 @@ def is_the_hinge(discriminator_loss):
 
 
 def raises_the_judged_logits(generator_loss):
-    """Falls as the fake's logits rise, with the same slope everywhere: minus their mean."""
+    """generator_loss(fake) is minus the mean logit: it falls with the same slope everywhere."""
     fake = torch.tensor([[-7.0, 0.0], [1.0, 30.0]], requires_grad=True)
     loss = generator_loss(fake)
     (grad,) = torch.autograd.grad(loss, fake)
-    assert abs(loss.item() + 6.0) < 1e-6 and torch.allclose(grad, torch.full_like(fake, -0.25)), (
-        f"loss {loss.item()}, gradient {grad.tolist()}"
-    )
+    answer = f"loss {loss.item()}, gradient {grad.tolist()}"
+    assert abs(loss.item() + 6.0) < 1e-6, answer
+    assert torch.allclose(grad, torch.full_like(fake, -0.25)), answer
 
 
 def balances_gradients(adaptive_weight):
-    """|gradient of the reconstruction| / |gradient of the adversarial loss| at the last layer (VQGAN, section 3.1).
+    """The weight gives both losses gradients of one norm at the last layer (VQGAN, section 3.1).
 
-    adaptive_weight(reconstruction, adversarial, last_layer). Multiplying one loss by c moves it by c or 1/c;
-    a zero gradient keeps it finite; autograd takes it for a constant.
+    adaptive_weight(reconstruction, adversarial, last_layer) = |gradient of the reconstruction| /
+    |gradient of the adversarial loss|. It is finite for a zero gradient, and autograd takes it for
+    a constant.
     """
 
     @given(st.floats(0.1, 10), st.floats(0.1, 10))
     @example(1.0, 4.0)
     def check(a, b):
         layer = torch.tensor([3.0, 4.0], requires_grad=True)
-        rec, adv = a * layer.square().sum() / 2, b * layer.sum()  # gradients a (3, 4) and b (1, 1)
-        weight = adaptive_weight(rec, adv, layer)
+        reconstruction = a * layer.square().sum() / 2  # gradient a (3, 4)
+        adversarial = b * layer.sum()  # gradient b (1, 1)
+        weight = adaptive_weight(reconstruction, adversarial, layer)
         assert not weight.requires_grad, "autograd must take the weight for a constant"
         long, short = 5 * a, b * math.sqrt(2)
         assert math.isclose(float(weight), long / short, rel_tol=0.02), (
             f"weight {float(weight)} for gradients {long} and {short}"
         )
-        scaled = torch.autograd.grad(weight * adv, layer)[0].norm()
-        assert math.isclose(float(scaled), 5 * a, rel_tol=0.02), "the gradients differ in length"
+        (scaled,) = torch.autograd.grad(weight * adversarial, layer)
+        assert math.isclose(float(scaled.norm()), 5 * a, rel_tol=0.02), (
+            "the gradients differ in length"
+        )
 
     check()
     layer = torch.ones(2, requires_grad=True)
@@ -127,40 +127,40 @@ def balances_gradients(adaptive_weight):
         assert weight.isfinite() and weight <= 1e4, f"weight {float(weight)} with a zero gradient"
 
 
-def keeps_the_sides_apart(picture_loss, discriminator, adversarial_share, decoder):
-    """The discriminator gets its own loss's gradient and no other, and the decoder nothing of the discriminator's.
+def keeps_the_sides_apart(image_loss, discriminator, adversarial_weight, decoder):
+    """The discriminator gets the gradient of its own loss only, and the decoder of its own only.
 
-    picture_loss(fake, real, last_layer, adversarial) -> (loss, parts), with a discriminator in eval mode (its
-    spectral norms at rest); with adversarial False, what else there is. decoder(z) -> pictures.
+    image_loss(fake, real, last_layer, adversarial) -> (loss, parts), with a discriminator in eval
+    mode (its spectral norms do not move). decoder(z) -> images.
     """
     draw = torch.Generator().manual_seed(0)
-    z, real = (
-        torch.randn(2, 4, 16, 16, generator=draw),
-        torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1,
-    )
-    (last_layer, *_), judge = decoder.parameters(), list(discriminator.parameters())
-    fake = decoder(z)
-    loss, _ = picture_loss(fake, real, last_layer, True)
-    together = torch.autograd.grad(loss, [last_layer, *judge], allow_unused=True)
-    hinge = (
-        torch.relu(1 - discriminator(real)).mean()
-        + torch.relu(1 + discriminator(decoder(z).detach())).mean()
-    ) / 2
-    for got, wanted in zip(together[1:], torch.autograd.grad(hinge, judge)):
+    z = torch.randn(2, 4, 16, 16, generator=draw)
+    real = torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1
+    last_layer = next(decoder.parameters())
+    weights = list(discriminator.parameters())
+    loss, _ = image_loss(decoder(z), real, last_layer, True)
+    gradients = torch.autograd.grad(loss, [last_layer, *weights], allow_unused=True)
+    decoder_gradient, *discriminator_gradients = gradients
+
+    cost_of_real = torch.relu(1 - discriminator(real)).mean()
+    cost_of_fake = torch.relu(1 + discriminator(decoder(z).detach())).mean()
+    expected = torch.autograd.grad((cost_of_real + cost_of_fake) / 2, weights)
+    for got, wanted in zip(discriminator_gradients, expected, strict=True):
         assert got is not None and torch.allclose(got, wanted, atol=1e-6), (
             "the discriminator gets more, or less, than its own gradient"
         )
+
     fake = decoder(z)
-    pixel, _ = picture_loss(fake, real, last_layer, False)
+    pixel, _ = image_loss(fake, real, last_layer, False)
     judged = -discriminator(fake).mean()
-    (g_pixel,), (g_judged,) = (
-        torch.autograd.grad(x, last_layer, retain_graph=True) for x in (pixel, judged)
-    )
-    wanted = g_pixel + adversarial_share * g_pixel.norm() / (g_judged.norm() + 1e-4) * g_judged
-    assert torch.allclose(together[0], wanted, rtol=1e-3, atol=1e-6), (
+    (g_pixel,) = torch.autograd.grad(pixel, last_layer, retain_graph=True)
+    (g_judged,) = torch.autograd.grad(judged, last_layer, retain_graph=True)
+    scale = g_pixel.norm() / (g_judged.norm() + 1e-4)
+    wanted = g_pixel + adversarial_weight * scale * g_judged
+    assert torch.allclose(decoder_gradient, wanted, rtol=1e-3, atol=1e-6), (
         "the decoder gets more, or less, than its own gradient"
     )
-    assert all(p.requires_grad for p in judge), "the discriminator stays frozen"
+    assert all(p.requires_grad for p in weights), "the discriminator stays frozen"
 
 
 class OneLayer(nn.Conv2d):
