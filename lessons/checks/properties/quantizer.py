@@ -100,7 +100,7 @@ def gradient_or_none(output, z):
 
 
 def passes_straight_through(quantize):
-    """mean |z - sg(code)|^2 has a gradient for z and none for the codes (VQ-VAE, equation 3)."""
+    """The value is the code, and d code / d z is the identity (VQ-VAE, section 3.2)."""
 
     @given(latents_and_codes(), seeds)
     def check(case, seed):
