@@ -1,11 +1,17 @@
-"""Parallel decoding: from hidden tokens to a picture in about two dozen passes.
+"""Parallel decoding: from masked tokens to a complete grid in about two dozen model passes.
 
-Every pass draws a guess for each hidden token, and keeps those that a *sampler* prefers (MaskGIT's: what the model is most confident
-in); the rest is hidden again and guessed anew with more in sight. A step is a pure function of logits, ids and *noise*, to be compared
-with a reference number by number. The loop serves both models, and fills any hole, not just an empty grid.
-Papers: MaskGIT (2202.04200) section 3.2; Muse (2301.00704) sections 2.7 and 2.8; Halton order (2503.17076); entropy-bounded
-unmasking (2505.24857); composed prompts (2206.01714).
-Letters: B batch, N image tokens, K codes, S steps, k the step, P prompts of one picture.
+In every step the model predicts all hidden tokens at once, and a guess is drawn for each. A
+*sampler* keeps some of the guesses (MaskGIT keeps those with the highest confidence). The others
+are hidden again and predicted anew in the next step, when more tokens are visible. The same loop
+serves the base model and the super-resolution model, and it fills any hole, not only an empty grid.
+
+    for step in decode(model, ids, mask_id, context, uncond, Sampling(steps=12), generator):
+        print(step.hidden.sum())    # how many tokens are still hidden
+
+Papers: MaskGIT (2202.04200), section 3.2; Muse (2301.00704), sections 2.7 and 2.8; Halton order
+(2503.17076); entropy-bounded unmasking (2505.24857); composed prompts (2206.01714).
+Letters: B batch, N image tokens, K codes, S steps, k = 0 .. S-1 the step, P prompts of each image,
+M hidden tokens of the whole batch.
 """
 
 import math
@@ -15,169 +21,81 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from minimuse import schedule
 from minimuse.transformer import Context
 
-FEW = (
-    2**10
-)  # tokens, up to which a CPU is quicker with both sides of guidance in one batch: beyond, it is busy anyway, and its caches full
+# Up to this many tokens (B N), a CPU runs conditional and unconditional rows faster in one batch.
+# With more, one pass already keeps the CPU busy, and a batch twice as large no longer fits in its
+# caches. A GPU always runs both in one batch. The logits are the same either way.
+ONE_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw. `guidance` t mixes (1 + t) conditional - t unconditional logits; 0 is neutral."""
+    """Settings of decoding. Values out of range are ValueErrors.
+
+    With `guidance` t, logits are (1 + t) conditional - t unconditional; t = 0 is no guidance.
+    """
 
     steps: int = 12  # S
-    guidance: float = 3.0
-    ramp: bool = True  # guidance rises linearly to its value
-    guided: tuple[float, float] = (
-        0.0,
-        1.0,
-    )  # the share of the steps after which guidance sets in, and ends (2503.07197)
+    guidance: float = 3.0  # t
+    ramp: bool = True  # guidance rises linearly to t
+    # Where guidance starts and ends, in fractions of the steps (2503.07197).
+    guided: tuple[float, float] = (0.0, 1.0)
     temperature: float = 1.0  # of the softmax that tokens are drawn from; 0 takes the most likely
-    top_k: int = 0  # draw from the k most likely codes only; 0 is all
+    top_k: int = 0  # draw from the k most likely codes only; 0 draws from all
     sampler: str = "confidence"  # which guesses are kept: confidence, halton, random or entropy
-    choice_temperature: float = 4.5  # of the noise on confidences, annealed to 0
-    entropy_bound: float = 0.5  # nats; of the entropy sampler
-    law: str = "cosine"
+    choice_temperature: float = 4.5  # of the noise on confidences; it is annealed to 0
+    entropy_bound: float = 0.5  # of the entropy sampler, in nats
+    law: str = "cosine"  # the schedule: see schedule.LAWS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; decoding needs at least 1")
         for name in ("guidance", "temperature", "top_k", "choice_temperature", "entropy_bound"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if not 0 <= self.guided[0] <= self.guided[1] <= 1:
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"{name} is {value}; it must not be negative")
+        start, end = self.guided
+        if not 0 <= start <= end <= 1:
             raise ValueError(
-                f"guided is {self.guided}; give two shares of the steps, such as 0.5,1"
+                f"guided is {self.guided}; give two fractions of the steps, such as 0.5,1"
             )
         if self.sampler not in SAMPLERS:
+            names = ", ".join(SAMPLERS)
+            raise ValueError(f"unknown sampler {self.sampler!r}; choose one of {names}")
+        if self.sampler == "random" and self.choice_temperature == 0:
             raise ValueError(
-                f"unknown sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}"
+                "the random sampler sorts tokens by their noise: choice_temperature must be above 0"
             )
-        if self.sampler == "random" and not self.choice_temperature:
-            raise ValueError(
-                "the random sampler orders tokens by their noise: choice_temperature must be above 0"
-            )
-        schedule.gamma(0.0, self.law)
+        schedule.check_law(self.law)
 
 
 class Step(NamedTuple):
-    ids: torch.Tensor  # (B, N) every position filled with its token or its present guess
-    confidence: torch.Tensor  # (B, N) log-probability of the guess; +inf where the token was known
-    hidden: torch.Tensor  # (B, N) bool, hidden again after this step
+    """The state after one step of decoding."""
+
+    ids: Tensor  # (B, N) a code at every position: the known token, or the present guess
+    confidence: Tensor  # (B, N) log-probability of the guess; +inf where the token was known before
+    hidden: Tensor  # (B, N) bool, hidden again after this step
 
 
-def guide(cond: torch.Tensor, uncond: torch.Tensor, t: float) -> torch.Tensor:
-    """(1 + t) cond - t uncond (Muse, section 2.7): t = 0 gives cond, bit for bit. Others write uncond + s (cond - uncond): s = 1 + t."""
-    return cond if t == 0 else (1 + t) * cond - t * uncond
+class Conditions(NamedTuple):
+    """What the model looks at while it decodes B images: the same in every step."""
 
-
-def compose(uncond: torch.Tensor, conds: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
-    """uncond + sum of w_i (cond_i - uncond): each prompt pulls with its weight. One prompt of weight 1 + t is `guide`."""
-    return uncond + sum(w * (cond - uncond) for w, cond in zip(weights, conds))
-
-
-def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Standard Gumbel noise, always float32 on the CPU: in half precision log(log(u)) is not finite."""
-    return (
-        torch.rand(shape, generator=generator).clamp_(1e-20, 1 - 1e-7).log_().neg_().log_().neg_()
-    )  # -log(-log u), in place
-
-
-def draw(
-    logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_k: int = 0
-) -> torch.Tensor:
-    """A draw from softmax(logits / temperature), of the k likeliest codes if top_k is set: logits and Gumbel noise (..., K) -> ids (...)."""
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(
-            logits < logits.topk(top_k, dim=-1).values[..., -1:], float("-inf")
-        )
-    return (logits + temperature * noise).argmax(dim=-1)  # the Gumbel-max trick
-
-
-# --- Samplers: (logits, log_p of the guesses, ...) -> scores (B, N), the highest of which are kept, and how many stay hidden (B,) ---
-def confidence(logits, log_p, hidden, left, noise, sampling):
-    """What the model is surest of, MaskGIT's choice. The noise makes early choices bold (Muse has it from there)."""
-    return log_p + noise, left
-
-
-def random(logits, log_p, hidden, left, noise, sampling):
-    """Any: what confidence has to beat."""
-    return noise, left
-
-
-def halton(logits, log_p, hidden, left, noise, sampling):
-    """Places spread evenly over the picture, the same every time: neighbours, which depend on each other, come in different steps."""
-    return -halton_order(log_p.shape[-1]).to(log_p).expand_as(log_p), left
-
-
-def entropy(logits, log_p, hidden, left, noise, sampling):
-    """Where the model hesitates least, and as many as are safe, at least as many as the schedule asks: tokens of one step are drawn
-    independently, an error of at most the sum of their entropies but the largest (2505.24857, section 3), which is kept below a bound."""
-    log_q = logits.log_softmax(dim=-1)
-    spread = (
-        (log_q.exp() * -log_q).nansum(dim=-1).masked_fill(~hidden, float("inf"))
-    )  # B N, nats; 0 * inf is 0
-    ascending = spread.sort(dim=-1).values
-    before = (
-        ascending.cumsum(dim=-1) - ascending
-    )  # 0 for the first: one is kept at least. Ascending: the last is the largest
-    safe = (before <= sampling.entropy_bound).logical_and(ascending.isfinite()).sum(dim=-1)
-    return -spread, torch.minimum(left, hidden.sum(dim=-1) - safe)
-
-
-SAMPLERS = {"confidence": confidence, "halton": halton, "random": random, "entropy": entropy}
-
-
-@lru_cache
-def halton_order(tokens: int) -> torch.Tensor:
-    """The rank (N,) of each token of a square grid in the Halton sequence (bases 2 and 3), which fills a square evenly."""
-
-    def mirrored(i: int, base: int) -> float:
-        """0.123 in base `base` for i = 321: van der Corput's sequence."""
-        return (i % base + mirrored(i // base, base)) / base if i else 0.0
-
-    side, cells, i = math.ceil(tokens**0.5), {}, 0  # a dict keeps the order of first visits
-    while len(cells) < tokens:
-        i += 1
-        cell = int(mirrored(i, 2) * side) * side + int(mirrored(i, 3) * side)
-        if cell < tokens:  # of a grid that is not square, as much as there is
-            cells.setdefault(cell)
-    return torch.tensor([*cells]).argsort()
-
-
-def step(
-    logits: torch.Tensor,
-    ids: torch.Tensor,
-    hidden: torch.Tensor,
-    left: torch.Tensor,
-    token_noise: torch.Tensor,
-    choice_noise: torch.Tensor,
-    sampling: Sampling,
-) -> Step:
-    """Draw a guess for each hidden token, hide `left` of them again: MaskGIT's step, if the sampler is "confidence".
-    logits (B, N, K) guided, ids (B, N), hidden (B, N) bool, left (B,) how many stay hidden per row; token_noise (B, N, K) standard
-    Gumbel, choice_noise (B, N) already scaled. Confidence is taken before temperature and top-k; of equal ones the first counts."""
-    logits = logits.float()
-    guess = torch.where(
-        hidden, draw(logits, token_noise, sampling.temperature, sampling.top_k), ids
+    prompts: (
+        Context  # P B rows: the first prompt of every image, then the second of every image, ...
     )
-    log_p = logits.log_softmax(dim=-1).gather(-1, guess[..., None])[..., 0]
-    score, left = SAMPLERS[sampling.sampler](logits, log_p, hidden, left, choice_noise, sampling)
-    order = score.masked_fill(~hidden, float("inf")).argsort(
-        dim=-1, descending=True, stable=True
-    )  # what is kept first
-    rank = order.argsort(dim=-1)
-    return Step(
-        guess, log_p.masked_fill(~hidden, float("inf")), rank >= ids.shape[-1] - left[:, None]
-    )
+    weights: tuple[float, ...]  # one weight for each of the P prompts
+    uncond: Context | None  # B rows that guidance steers away from; None without guidance
+    joined: Context | None  # the rows of `prompts`, then of `uncond`, if both run in one batch
 
 
+# --- The loop ---
 def decode(
-    model: Callable[..., torch.Tensor],
-    ids: torch.Tensor,
+    model: Callable[..., Tensor],
+    ids: Tensor,
     mask_id: int,
     context: Context,
     uncond: Context | None,
@@ -185,48 +103,249 @@ def decode(
     generator: torch.Generator,
     weights: tuple[float, ...] = (1.0,),
 ) -> Iterator[Step]:
-    """Fill the tokens of ids (B, N) that equal mask_id, in at most `sampling.steps` passes; yields each step, none if nothing is hidden.
+    """Fill the tokens of ids (B, N) that equal mask_id; yield each step, at most `sampling.steps`.
 
-    `uncond` is the context to steer away from (None: no guidance). Its rows run in one batch with the conditional ones, if those are few,
-    and not at all in steps without guidance. Of P `weights`, `context` has P B rows, prompt by prompt."""
-    hidden, (B, N), P = ids == mask_id, ids.shape, len(weights)
-    after = [
-        schedule.masked_after(int(n), sampling.steps, sampling.law) for n in hidden.sum(dim=-1)
-    ]
-    passes = (
-        [(P, context)]
-        if uncond is None
-        else [(P + 1, context.join(uncond))]
-        if ids.is_cuda or B * N <= FEW
-        else [(P, context), (1, uncond)]
-    )
+    model(ids (B, N), context, hidden (B, N)) -> logits (M, K) of the M hidden tokens. `context` has
+    P B rows, prompt by prompt, for P `weights`. Guidance steers away from `uncond` (B rows); None
+    is no guidance. If nothing is hidden, there are no steps. Source: MaskGIT, section 3.2.
+    """
+    B, N = ids.shape
+    in_one_batch = ids.is_cuda or B * N <= ONE_BATCH_TOKENS
+    conditions = conditions_of(context, uncond, weights, in_one_batch)
+    hidden = ids == mask_id  # B N
+    scheduled = scheduled_counts(hidden, sampling)  # S B
     for k in range(sampling.steps):
-        left = torch.tensor([row[k] for row in after], device=ids.device).minimum(
-            hidden.sum(dim=-1)
-        )
-        if bool((hidden.sum(dim=-1) == left).all()):
-            continue  # more steps than tokens, or all are filled: nothing to reveal, so no pass
+        # How many tokens stay hidden. The entropy sampler may be ahead of the schedule.
+        left = torch.minimum(scheduled[k], hidden.sum(dim=-1))  # B
+        if torch.equal(left, hidden.sum(dim=-1)):
+            continue  # This step reveals nothing, so it needs no pass.
+
         t = schedule.guidance_at(
             k, sampling.steps, sampling.guidance, sampling.ramp, sampling.guided
         )
-        alone = uncond is None or (t == 0 and weights == (1.0,))
-        inputs = ids.masked_fill(hidden, mask_id)
-        with torch.no_grad():  # the head runs for hidden tokens only: M K
-            asked = [
-                model(inputs.repeat(n, 1), c, hidden.repeat(n, 1))
-                for n, c in ([(P, context)] if alone else passes)
-            ]
-        *conds, last = torch.cat(asked).chunk(P + (not alone))
-        if weights == (1.0,):
-            mixed = last if alone else guide(conds[0], last, t)
-        else:
-            mixed = compose(last, conds, [(1 + t) * w for w in weights])
-        logits = mixed.new_zeros(B, N, mixed.shape[-1])
-        logits[hidden] = mixed
-        token_noise = gumbel((B, N, logits.shape[-1]), generator).to(ids.device)
-        choice_noise = schedule.noise_at(k, sampling.steps, sampling.choice_temperature) * gumbel(
-            (B, N), generator
-        ).to(ids.device)
-        taken = step(logits, ids, hidden, left, token_noise, choice_noise, sampling)
-        ids, hidden = taken.ids, taken.hidden
-        yield taken
+        inputs = ids.masked_fill(hidden, mask_id)  # B N: the model never sees a guess.
+        logits_hidden = guided_logits(model, inputs, hidden, conditions, t)  # M K
+        logits = logits_hidden.new_zeros(B, N, logits_hidden.shape[-1])  # B N K
+        logits[hidden] = logits_hidden
+
+        token_noise = gumbel((B, N, logits.shape[-1]), generator).to(ids.device)  # B N K
+        scale = schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
+        choice_noise = scale * gumbel((B, N), generator).to(ids.device)  # B N
+
+        result = step(logits, ids, hidden, left, token_noise, choice_noise, sampling)
+        ids, hidden = result.ids, result.hidden
+        yield result
+
+
+def scheduled_counts(hidden: Tensor, sampling: Sampling) -> Tensor:
+    """How many tokens of each row of hidden (B, N) stay hidden after each step: (S, B) int64."""
+    counts = [
+        schedule.masked_after(masked, sampling.steps, sampling.law)
+        for masked in hidden.sum(dim=-1).tolist()
+    ]
+    return torch.tensor(counts, device=hidden.device).T
+
+
+# --- Guidance ---
+def conditions_of(
+    context: Context, uncond: Context | None, weights: tuple[float, ...], in_one_batch: bool
+) -> Conditions:
+    """Collect what the model looks at, and join both contexts once if they run in one batch."""
+    if uncond is None and weights != (1.0,):
+        raise ValueError(f"prompts with weights {weights} need an unconditional context")
+    joined = None
+    if uncond is not None and in_one_batch:
+        joined = context.join(uncond)
+    return Conditions(context, weights, uncond, joined)
+
+
+@torch.no_grad()
+def guided_logits(
+    model: Callable[..., Tensor], ids: Tensor, hidden: Tensor, conditions: Conditions, t: float
+) -> Tensor:
+    """Logits (M, K) of the M hidden tokens of ids (B, N), with guidance t.
+
+    Without guidance (t = 0) one prompt needs no unconditional rows.
+    """
+    one_prompt = conditions.weights == (1.0,)
+    if conditions.uncond is None or (one_prompt and t == 0):
+        return model(ids, conditions.prompts, hidden)
+    *conds, uncond = logits_of_each(model, ids, hidden, conditions)
+    if one_prompt:
+        return guide(conds[0], uncond, t)
+    return compose(uncond, conds, [(1 + t) * weight for weight in conditions.weights])
+
+
+def logits_of_each(
+    model: Callable[..., Tensor], ids: Tensor, hidden: Tensor, conditions: Conditions
+) -> list[Tensor]:
+    """Logits (M, K) under each of the P prompts, and then the unconditional ones."""
+    P = len(conditions.weights)
+    if conditions.joined is not None:
+        logits = model(ids.repeat(P + 1, 1), conditions.joined, hidden.repeat(P + 1, 1))
+        return list(logits.chunk(P + 1))
+    conds = model(ids.repeat(P, 1), conditions.prompts, hidden.repeat(P, 1))
+    uncond = model(ids, conditions.uncond, hidden)
+    return [*conds.chunk(P), uncond]
+
+
+def guide(cond: Tensor, uncond: Tensor, t: float) -> Tensor:
+    """Classifier-free guidance of logits: (1 + t) cond - t uncond (Muse, section 2.7).
+
+    t = 0 gives `cond`, bit for bit. In the other common notation, uncond + s (cond - uncond), s = 1
+    + t.
+    """
+    if t == 0:
+        return cond
+    return (1 + t) * cond - t * uncond
+
+
+def compose(uncond: Tensor, conds: list[Tensor], weights: list[float]) -> Tensor:
+    """Compose prompts: uncond + the sum of w_i (cond_i - uncond) (2206.01714).
+
+    A negative weight steers away from its prompt. One prompt of weight 1 + t is `guide`.
+    """
+    pulls = [weight * (cond - uncond) for weight, cond in zip(weights, conds, strict=True)]
+    return uncond + sum(pulls)
+
+
+# --- One step ---
+def step(
+    logits: Tensor,
+    ids: Tensor,
+    hidden: Tensor,
+    left: Tensor,
+    token_noise: Tensor,
+    choice_noise: Tensor,
+    sampling: Sampling,
+) -> Step:
+    """Draw a guess for each hidden token, keep the best by the sampler, and hide the others again.
+
+    A pure function, which can be compared with a reference number by number. logits (B, N, K), with
+    guidance; ids (B, N); hidden (B, N) bool; left (B,) how many tokens of each row stay hidden;
+    token_noise (B, N, K) standard Gumbel noise; choice_noise (B, N) Gumbel noise, already scaled.
+    Confidence is computed before temperature and top-k. Of equal scores, the first positions are
+    kept. With the sampler "confidence" this is MaskGIT's step (section 3.2).
+    """
+    logits = logits.float()  # B N K
+    drawn = draw(logits, token_noise, sampling.temperature, sampling.top_k)  # B N
+    guess = torch.where(hidden, drawn, ids)  # B N
+    log_p = logits.log_softmax(dim=-1).gather(-1, guess[..., None])[..., 0]  # B N
+
+    sampler = SAMPLERS[sampling.sampler]
+    score, left = sampler(logits, log_p, hidden, left, choice_noise, sampling)  # B N, B
+    score = score.masked_fill(~hidden, float("inf"))  # Known tokens come first: they always stay.
+    order = score.argsort(dim=-1, descending=True, stable=True)  # B N, positions, best first
+    rank = order.argsort(dim=-1)  # B N, the place of each position in that order
+    hidden_again = rank >= ids.shape[-1] - left[:, None]  # B N, the last `left` of each row
+
+    confidence = log_p.masked_fill(~hidden, float("inf"))  # B N
+    return Step(guess, confidence, hidden_again)
+
+
+def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0) -> Tensor:
+    """Draw codes from softmax(logits / temperature): logits and Gumbel noise (..., K) -> ids (...).
+
+    The Gumbel-max trick: argmax(logits + temperature noise) has that distribution. top_k > 0 draws
+    from the k most likely codes only.
+    """
+    K = logits.shape[-1]
+    if 0 < top_k < K:
+        kth_largest = logits.topk(top_k, dim=-1).values[..., -1:]  # ... 1
+        logits = logits.masked_fill(logits < kth_largest, float("-inf"))
+    return (logits + temperature * noise).argmax(dim=-1)
+
+
+def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise -log(-log(u)), float32 on the CPU.
+
+    In half precision it would not always be finite.
+    """
+    u = torch.rand(shape, generator=generator).clamp_(1e-20, 1 - 1e-7)
+    return u.log_().neg_().log_().neg_()  # In place: the noise is as large as the logits.
+
+
+# --- Samplers ---
+# Each takes logits (B, N, K); log_p (B, N), the log-probability of each guess; hidden (B, N); left
+# (B,), how many tokens should stay hidden; the choice noise (B, N); and the settings. It returns
+# scores (B, N), the highest of which are kept, and how many tokens stay hidden (B,).
+def confidence(
+    logits: Tensor, log_p: Tensor, hidden: Tensor, left: Tensor, noise: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Keep the guesses with the highest probability: MaskGIT's choice, also used by Muse.
+
+    The noise makes early choices more random.
+    """
+    return log_p + noise, left
+
+
+def random(
+    logits: Tensor, log_p: Tensor, hidden: Tensor, left: Tensor, noise: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Keep random guesses: the baseline that confidence must beat."""
+    return noise, left
+
+
+def halton(
+    logits: Tensor, log_p: Tensor, hidden: Tensor, left: Tensor, noise: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Keep positions that are spread evenly over the image, always in the same order (2503.17076).
+
+    Neighbouring tokens depend on each other most, and in this order they come in different steps.
+    """
+    rank = halton_order(log_p.shape[-1]).to(log_p)  # N
+    return -rank.expand_as(log_p), left
+
+
+def entropy(
+    logits: Tensor, log_p: Tensor, hidden: Tensor, left: Tensor, noise: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Keep the guesses of lowest entropy: as many as are safe, but at least as many as scheduled.
+
+    Tokens of one step are drawn independently of each other. The error of that is at most the sum
+    of their entropies without the largest one, and this sum is kept below `entropy_bound`
+    (2505.24857, section 3).
+    """
+    log_q = logits.log_softmax(dim=-1)  # B N K
+    # nansum, because 0 * log(0) is NaN here and 0 in an entropy.
+    entropies = (log_q.exp() * -log_q).nansum(dim=-1)  # B N, in nats
+    entropies = entropies.masked_fill(~hidden, float("inf"))
+    ascending = entropies.sort(dim=-1).values  # B N
+    # The sum of all entropies before a token: in ascending order the one left out is the largest.
+    # It is 0 for the first token, so at least one token is always kept.
+    sum_before = ascending.cumsum(dim=-1) - ascending  # B N
+    is_safe = (sum_before <= sampling.entropy_bound).logical_and(ascending.isfinite())  # B N
+    left_if_safe = hidden.sum(dim=-1) - is_safe.sum(dim=-1)  # B
+    return -entropies, torch.minimum(left, left_if_safe)
+
+
+SAMPLERS = {"confidence": confidence, "halton": halton, "random": random, "entropy": entropy}
+
+
+@lru_cache
+def halton_order(tokens: int) -> Tensor:
+    """The rank (N,) of each token of a square grid in the Halton sequence, which fills it evenly.
+
+    Rows follow van der Corput's sequence in base 2, columns in base 3. If N is not a square, the
+    order is that of the first N cells of the next larger square.
+    """
+    side = math.ceil(tokens**0.5)
+    order = []
+    visited = set()
+    i = 0
+    while len(order) < tokens:
+        i += 1
+        row = int(van_der_corput(i, 2) * side)
+        column = int(van_der_corput(i, 3) * side)
+        cell = row * side + column
+        if cell < tokens and cell not in visited:
+            visited.add(cell)
+            order.append(cell)
+    return torch.tensor(order).argsort()
+
+
+def van_der_corput(i: int, base: int) -> float:
+    """Mirror the digits of i behind the point: 321 in base 10 becomes 0.123."""
+    if i == 0:
+        return 0.0
+    return (i % base + van_der_corput(i // base, base)) / base

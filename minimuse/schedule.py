@@ -1,8 +1,13 @@
 """Schedules: how many tokens are masked, and when. Pure functions, no model.
 
-Training draws a mask ratio per image; decoding walks the same law from everything masked to nothing. Counts are exact, in float64.
-Papers: MaskGIT (2202.04200) section 3.3 for the laws; Muse (2301.00704) sections 2.6 to 2.8 for ratio, guidance ramp and decoding.
-Letters: B batch, N tokens of an image, S decoding steps, k = 0 .. S-1 the step.
+Training draws a mask ratio for each image and masks that fraction of its tokens. Decoding starts
+with all tokens masked and follows the same schedule until none is left. Counts are exact: float64.
+
+    masked_after(16, steps=4)     # [14, 11, 6, 0] of 16 tokens are still masked after each step
+
+Papers: MaskGIT (2202.04200), section 3.3 for the schedules; Muse (2301.00704), section 2.6 for the
+mask ratio, 2.7 for the guidance ramp, 2.8 for decoding.
+Letters: B batch, N image tokens, S decoding steps, k = 0 .. S-1 the step, r a fraction from 0 to 1.
 """
 
 import math
@@ -10,11 +15,13 @@ import math
 import numpy as np
 import torch
 
-# gamma(r): the share of tokens still masked after a share r of the decoding, from 1 to 0. Concave laws (cosine and above) reveal few
-# tokens while the model knows little. The scale of `exp` and `log` is MaskGIT's number of tokens, here fixed: functions of r alone.
+# MaskGIT's `exp` and `log` schedules depend on the number of tokens. It is fixed here, so that
+# every schedule is a function of r alone.
 SCALE = 256
 
-
+# Each schedule gives the fraction of tokens still masked when a fraction r of decoding is done:
+# from 1 down to 0. Concave ones (`cosine` and above) reveal few tokens early, while the model sees
+# little.
 LAWS = {
     "exp": lambda r: (SCALE - SCALE**r) / (SCALE - 1),
     "cubic": lambda r: 1 - r**3,
@@ -26,63 +33,94 @@ LAWS = {
 }
 
 
-def gamma(ratio: float | np.ndarray, law: str = "cosine") -> np.ndarray:
-    """Share of tokens still masked when a share `ratio` in [0, 1] of the decoding is done (float64)."""
+def check_law(law: str) -> None:
+    """Raise a ValueError if there is no schedule of this name."""
     if law not in LAWS:
         raise ValueError(f"unknown schedule {law!r}; choose one of {', '.join(LAWS)}")
-    return np.clip(
-        LAWS[law](np.asarray(ratio, dtype=np.float64)), 0.0, 1.0
-    )  # cos(pi/2) is 6e-17, not 0
 
 
+def gamma(ratio: float | np.ndarray, law: str = "cosine") -> np.ndarray:
+    """Fraction of tokens still masked when the fraction `ratio` of decoding is done.
+
+    Both are float64 in [0, 1]. An unknown `law` is a ValueError. Source: MaskGIT, section 3.3.
+    """
+    check_law(law)
+    masked = LAWS[law](np.asarray(ratio, dtype=np.float64))
+    # Rounding can leave [0, 1] by a last bit: cos(pi / 2) is 6e-17, not 0.
+    return np.clip(masked, 0.0, 1.0)
+
+
+# --- Training ---
 def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -> torch.Tensor:
-    """Mask ratios for training, one per image: (B,) float64 in [0, 1]. r = gamma(u), u uniform: for the cosine law this draws from the
-    density of Muse, section 2.6, p(r) = (2/pi) (1 - r^2)^(-1/2), with mean 2/pi, by its inverse distribution function."""
+    """Draw a mask ratio for each image: (B,) float64 in [0, 1].
+
+    r = gamma(u) with u uniform. For the cosine schedule this is inverse transform sampling of
+    Muse's density p(r) = (2 / pi) (1 - r^2)^(-1/2), whose mean is 2 / pi (section 2.6).
+    """
     u = torch.rand(batch, generator=generator, dtype=torch.float64)
     return torch.from_numpy(gamma(u.numpy(), law))
 
 
 def mask_counts(ratios: torch.Tensor, tokens: int) -> torch.Tensor:
-    """How many of `tokens` to mask for each ratio: (B,) int64, rounded up, at least one."""
+    """How many of N `tokens` to mask for each ratio (B,): (B,) int64, rounded up, at least 1."""
     return (ratios * tokens).ceil().long().clamp(1, tokens)
 
 
 def random_masks(counts: torch.Tensor, tokens: int, generator: torch.Generator) -> torch.Tensor:
-    """Masks with exactly counts[b] True in row b (a coin per token would be right on average), uniform over positions: (B, N) bool."""
-    noise = torch.rand(len(counts), tokens, generator=generator)
-    ranks = noise.argsort(dim=-1).argsort(dim=-1)  # a permutation of 0..N-1 in each row
+    """Random masks (B, N) bool with exactly counts[b] True in row b.
+
+    All positions are equally likely. Masking each token with probability counts[b] / N would have
+    the right count only on average.
+    """
+    noise = torch.rand(len(counts), tokens, generator=generator)  # B N
+    ranks = noise.argsort(dim=-1).argsort(dim=-1)  # B N, in each row a permutation of 0 .. N-1
     return ranks < counts[:, None]
 
 
+# --- Decoding ---
 def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
-    """Tokens still masked after each of `steps` steps, from `masked` (N0) at the start.
-    MaskGIT's rule: after step k, max(1, min(unknown - 1, floor(N0 gamma((k+1)/S)))), and 0 after the last. N0 is the number masked *at
-    the start*: for inpainting the hole, not the picture. A step that changes nothing (S > N0, or N0 = 0) needs no pass."""
+    """How many tokens are still masked after each of S `steps`, if `masked` (N0) are at the start.
+
+    MaskGIT's rule: floor(N0 gamma((k+1)/S)) after step k, but at least one token fewer than before
+    and at least 1; after the last step, 0. N0 counts the tokens masked *at the start*: for
+    inpainting those in the hole, not all tokens of the image. If S > N0, some steps change nothing,
+    and no model pass is needed for them. A negative `masked` and `steps` below 1 are ValueErrors.
+    """
     if masked < 0:
         raise ValueError(f"cannot start with {masked} masked tokens")
     if steps < 1:
         raise ValueError(f"steps is {steps}; decoding needs at least 1")
-    left, unknown = [], masked
+    counts = []
+    unknown = masked
     for k in range(steps - 1):
-        # (k + 1) / steps first: pi/2 * (s/S) and (pi/2 * s) / S differ in the last bit, which floor() sees.
-        unknown = min(
-            unknown,
-            max(1, min(unknown - 1, math.floor(masked * float(gamma((k + 1) / steps, law))))),
-        )
-        left.append(unknown)
-    return left + [0]
+        # Divide (k + 1) / S first: pi/2 * ((k+1)/S) and (pi/2 * (k+1)) / S can differ in the last
+        # bit, and floor() turns that into one token more or less.
+        by_law = math.floor(masked * float(gamma((k + 1) / steps, law)))
+        one_fewer = unknown - 1
+        unknown = min(unknown, max(1, min(one_fewer, by_law)))
+        counts.append(unknown)
+    counts.append(0)
+    return counts
 
 
 def guidance_at(
     k: int, steps: int, guidance: float, ramp: bool = True, guided: tuple[float, float] = (0.0, 1.0)
 ) -> float:
-    """Guidance at step k: t (k+1)/S, so that early steps stay diverse (Muse, section 2.7), or t without `ramp`; outside of the interval
-    `guided`, in shares of the steps, 0 (2503.07197: late steps need it most)."""
-    if not guided[0] < (k + 1) / steps <= guided[1]:
+    """Guidance at step k: t (k+1)/S with `ramp`, and t without, where t is `guidance`.
+
+    The ramp keeps early steps diverse (Muse, section 2.7). `guided` is the interval of decoding, in
+    fractions of the steps, in which guidance is used; outside it is 0, since late steps need
+    guidance most (2503.07197).
+    """
+    start, end = guided
+    progress = (k + 1) / steps
+    if progress <= start or progress > end:
         return 0.0
-    return guidance * (k + 1) / steps if ramp else guidance
+    if not ramp:
+        return guidance
+    return guidance * (k + 1) / steps
 
 
 def noise_at(k: int, steps: int, choice_temperature: float) -> float:
-    """Scale of the Gumbel noise on confidences at step k: tau (1 - (k+1)/S), 0 at the last step."""
+    """Scale of the noise on confidences at step k: tau (1 - (k+1)/S), which ends at 0."""
     return choice_temperature * (1 - (k + 1) / steps)

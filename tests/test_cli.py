@@ -208,7 +208,7 @@ def test_generate(tiny_model, tmp_path, capsys):
         (["--temperature", "-1"], "temperature is -1"),
         (["--temperature", "warm"], "temperature=warm"),
         (["--guided", "0.5"], "guided=0.5"),
-        (["--guided", "0.5,0.2"], "two shares"),
+        (["--guided", "0.5,0.2"], "two fractions"),
         (["--sampler", "best"], "'best'"),
         (["--top-k", "0.5"], "top_k=0.5"),
         (["--grid", "steps=1,2", "size=3"], "--grid size"),

@@ -473,7 +473,7 @@ def test_many_rows_take_their_guidance_one_after_the_other(monkeypatch):
     for weights in ((1.0,), (1.0, -0.5)):
         (P, B), found = (len(weights), 2), []
         for most, sizes in ((18, [(P + 1) * B] * 4), (17, [P * B, B] * 4)):
-            monkeypatch.setattr(ours, "FEW", most)
+            monkeypatch.setattr(ours, "ONE_BATCH_TOKENS", most)
             model, one, null = (
                 decoding.Table(1, 5),
                 decoding.rows(1, P * B, 5),
@@ -530,7 +530,7 @@ def test_impossible_sampling():
         with pytest.raises(ValueError, match=f"{setting} is -0.5"):
             Sampling(**{setting: -0.5})
     for guided in ((0.5, 0.2), (-0.1, 1.0), (0.0, 1.5)):
-        with pytest.raises(ValueError, match="two shares"):
+        with pytest.raises(ValueError, match="two fractions"):
             Sampling(guided=guided)
     with pytest.raises(ValueError, match="'best'.*halton"):
         Sampling(sampler="best")

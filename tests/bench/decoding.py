@@ -4,7 +4,7 @@
 
 Plain: text keys and values made anew in every step, conditional and unconditional rows in two passes, both in every step even
 where the guidance is zero (here in the first half of the steps), and the head on every token. "One batch" has both rows in one up to
-decode.FEW tokens, as `decode` does. Factors: the median over rounds in which all ways take turns, and the middle half of the rounds.
+decode.ONE_BATCH_TOKENS tokens, as `decode` does. Factors: the median over rounds in which all ways take turns, and the middle half of the rounds.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def loop(muse, model, ids, asked, low, sampling, generator, savings):
         with torch.no_grad():
             if t == 0 and "no idle unconditional rows" in savings:
                 logits = model(inputs, cond, where)
-            elif "one batch" in savings and ids.numel() <= decode.FEW:
+            elif "one batch" in savings and ids.numel() <= decode.ONE_BATCH_TOKENS:
                 logits = decode.guide(
                     *model(inputs.repeat(2, 1), cond.join(uncond), where.repeat(2, 1)).chunk(2), t
                 )
