@@ -1,60 +1,61 @@
-"""Editing: a model that fills holes can change a picture, without being trained for it (Muse, 2301.00704, section 3.3).
+"""Editing: a model that fills holes can change an image without extra training.
 
-    minimuse inpaint apple.png mask.png "a red apple, noto style"     # new where the mask is white
-    minimuse outpaint apple.png "a red apple, noto style" --pad 32    # new all around
-    minimuse edit apple.png "a green apple, noto style"               # no mask: resampled, bit by bit
+    minimuse inpaint apple.png mask.png "a red apple, noto style"   # redraw where the mask is white
+    minimuse outpaint apple.png "a red apple, noto style" --pad 32  # add 32 pixels on all sides
+    minimuse edit apple.png "a green apple, noto style"             # no mask: resample in steps
 
-Tokens that touch the hole are hidden and drawn anew, low-res ones first, then high-res ones given them; all others stay. A picture
-larger than in training is filled through a window. Mask-free: a few random low-res tokens at a time are drawn under the new caption.
-Letters: B pictures, H W pixels, h w tokens, f pixels per token.
+Source: Muse (2301.00704), section 3.3.
+
+Inpainting hides all tokens that touch the hole and draws
+them anew: first low-res tokens, then high-res ones. All other tokens stay. An image that is larger
+than the training images is filled window by window. Mask-free editing hides a few random low-res
+tokens at a time and draws them for the new prompt.
+Letters: B images, H W pixels, h w tokens, N = h w.
 """
 
-import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import repeat
 from PIL import Image
 
 from minimuse import schedule
-from minimuse.data import from_pil, on_white, to_pil
-from minimuse.decode import decode
-from minimuse.device import autocast
+from minimuse.data import from_pil, halve, to_pil
+from minimuse.decode import Sampling
+from minimuse.holes import (
+    feather,
+    hidden_tokens,
+    hole_from_mask,
+    next_window,
+    pad_to_tokens,
+    round_up,
+)
 from minimuse.muse import Muse
 
 
-def hole_of(mask: Image.Image, width: int, height: int) -> torch.Tensor:
-    """A mask image -> (H, W) bool, True where it is light or transparent."""
-    if mask.size != (width, height):
-        warnings.warn(
-            f"the mask is {mask.width}x{mask.height} and the picture {width}x{height}; the mask is resized",
-            stacklevel=3,
-        )
-        mask = mask.resize((width, height), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(on_white(mask).convert("L"))) > 127
-
-
-def affordable(muse: Muse, width: int, height: int, tile: bool) -> None:
-    """Refuse a picture above four times the training side, which takes many windows, unless `tile` asks for it."""
-    if max(width, height) > (most := 4 * muse.config.tokenizer_hi.side) and not tile:
-        raise ValueError(
-            f"the picture is {width}x{height}; at most {most}x{most} is drawn unless you ask for tiles (--tile): shrink it, or ask"
-        )
-
-
+# --- Inpainting and outpainting ---
 def inpaint(
-    muse: Muse, image: Image.Image, mask: Image.Image, prompt: str, tile: bool = False, **how
+    muse: Muse,
+    image: Image.Image,
+    mask: Image.Image,
+    prompt: str,
+    tile: bool = False,
+    **settings: Any,
 ) -> list[Image.Image]:
-    """Pictures like the image outside of the mask, and drawn for the prompt where it is white; `how`: see `fill`."""
-    affordable(muse, *image.size, tile)
-    hole = hole_of(mask, image.width, image.height)
+    """Redraw the image for the prompt where the mask is white. `settings`: see `fill`.
+
+    A large image is a ValueError unless `tile` is set: see `check_size`. An empty mask is a
+    warning.
+    """
+    check_size(muse, image.width, image.height, tile)
+    hole = hole_from_mask(mask, image.width, image.height)
     if not hole.any():
         warnings.warn("the mask is empty: there is nothing to draw", stacklevel=2)
-    return fill(muse, from_pil(image), hole, prompt, **how)
+    return fill(muse, from_pil(image), hole, prompt, **settings)
 
 
 def outpaint(
@@ -63,26 +64,31 @@ def outpaint(
     prompt: str,
     pad: tuple[int, int, int, int],
     tile: bool = False,
-    **how,
+    **settings: Any,
 ) -> list[Image.Image]:
-    """Pictures with the image in the middle and pad = (left, top, right, bottom) new pixels around it; `how`: see `fill`."""
+    """Add pad = (left, top, right, bottom) new pixels around the image. `settings`: see `fill`.
+
+    Negative or no padding is a ValueError; so is a large result unless `tile` is set.
+    """
     if min(pad) < 0 or not any(pad):
+        numbers = ",".join(map(str, pad))
         raise ValueError(
-            f"pad is {','.join(map(str, pad))}; give pixels for left,top,right,bottom, one of them above 0"
+            f"pad is {numbers}; give pixels for left,top,right,bottom, one of them above 0"
         )
     left, top, right, bottom = pad
-    affordable(muse, left + image.width + right, top + image.height + bottom, tile)
-    unit = 2 * muse.config.tokenizer.factor
-    before_x, before_y = (
-        math.ceil(p / unit) * unit for p in (left, top)
-    )  # the image starts with a token
-    pixels = F.pad(from_pil(image)[None], (before_x, right, before_y, bottom), mode="replicate")[0]
-    hole = torch.ones(pixels.shape[1:], dtype=torch.bool)
-    hole[before_y : before_y + image.height, before_x : before_x + image.width] = False
-    return [
-        picture.crop((before_x - left, before_y - top, *picture.size))
-        for picture in fill(muse, pixels, hole, prompt, **how)
-    ]
+    check_size(muse, left + image.width + right, top + image.height + bottom, tile)
+
+    # Pad more than asked on the left and above, up to whole tokens, so that the image starts with a
+    # whole token. The surplus is cropped at the end.
+    unit = low_res_unit(muse)
+    x = round_up(left, unit)
+    y = round_up(top, unit)
+    pixels = F.pad(from_pil(image)[None], (x, right, y, bottom), mode="replicate")[0]  # 3 H W
+    hole = torch.ones(pixels.shape[1:], dtype=torch.bool)  # H W
+    hole[y : y + image.height, x : x + image.width] = False
+
+    images = fill(muse, pixels, hole, prompt, **settings)
+    return [drawn.crop((x - left, y - top, *drawn.size)) for drawn in images]
 
 
 def fill(
@@ -94,22 +100,81 @@ def fill(
     negative: str = "",
     seed: int = 0,
     keep_pixels: bool = False,
-    **given,
+    **settings: Any,
 ) -> list[Image.Image]:
-    """Fill the hole (H, W) of pixels (3, H, W) n times. Elsewhere tokens stay, and with `keep_pixels` the pixels; `given` as in `Muse.generate`."""
-    low, high = (repeat(ids, "1 h w -> B h w", B=n).clone() for ids in _tokens(muse, pixels, hole))
-    sampling, sampling_hi = muse.sampling(**given)
-    for i, (y, x) in enumerate(
-        windows(low, muse.base.mask_id, high, muse.superres.mask_id, muse.config.tokenizer.grid)
-    ):
-        seen = {"low": low[:, y[0], x[0]], "high": high[:, y[1], x[1]]}
-        start = {name: ids.flatten(1) for name, ids in seen.items()}
-        for name, step in muse.steps(
-            [prompt] * n, negative, sampling, sampling_hi, seed + i, **start
-        ):
-            seen[name].copy_(step.ids.view_as(seen[name]))  # a view: into low or high
-    drawn = muse.pixels(high, "high")[..., : hole.shape[0], : hole.shape[1]].cpu()
-    return to_pil(feather(drawn, pixels, hole) if keep_pixels else drawn)
+    """Fill the hole (H, W) of pixels (3, H, W) in n ways. Tokens that do not touch the hole stay.
+
+    With `keep_pixels` the pixels outside the hole stay too. `settings`: as in `Muse.generate`.
+    """
+    low, high = encode_around(muse, pixels, hole)  # 1 h w each
+    low = repeat(low, "1 h w -> B h w", B=n).clone()
+    high = repeat(high, "1 h w -> B h w", B=n).clone()
+    sampling = muse.sampling(**settings)
+    grid = muse.config.tokenizer.grid
+
+    # All B rows have the same hole, so the first one tells which tokens are still hidden.
+    window = next_window(low[0] == muse.base.mask_id, high[0] == muse.superres.mask_id, grid)
+    while window is not None:
+        fill_window(muse, low, high, window, [prompt] * n, negative, sampling, seed)
+        seed += 1
+        window = next_window(low[0] == muse.base.mask_id, high[0] == muse.superres.mask_id, grid)
+
+    H, W = hole.shape
+    drawn = muse.pixels(high, "high")[..., :H, :W].cpu()  # B 3 H W
+    if keep_pixels:
+        drawn = feather(drawn, pixels, hole)
+    return to_pil(drawn)
+
+
+def fill_window(
+    muse: Muse,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    window: tuple[int, int],
+    prompts: list[str],
+    negative: str,
+    sampling: tuple[Sampling, Sampling],
+    seed: int,
+) -> None:
+    """Fill the hidden tokens of one window, in place: low (B, h, w) and high (B, h_hi, w_hi).
+
+    `window` is the row and column of its first low-res token, `sampling` that of both models.
+    """
+    y, x = window
+    grid = muse.config.tokenizer.grid
+    ratio = high.shape[1] // low.shape[1]
+    # Views: assigning to them changes `low` and `high`.
+    parts = {
+        "low": low[:, y : y + grid, x : x + grid],
+        "high": high[:, ratio * y : ratio * (y + grid), ratio * x : ratio * (x + grid)],
+    }
+    steps = muse.steps(
+        prompts,
+        negative,
+        *sampling,
+        seed=seed,
+        low=parts["low"].flatten(1),
+        high=parts["high"].flatten(1),
+    )
+    for resolution, step in steps:
+        parts[resolution][:] = step.ids.view_as(parts[resolution])
+
+
+# --- Mask-free editing ---
+def edit(
+    muse: Muse,
+    image: Image.Image,
+    prompt: str,
+    iterations: int = 50,
+    share: float = 0.08,
+    n: int = 1,
+    negative: str = "",
+    seed: int = 0,
+    **settings: Any,
+) -> list[Image.Image]:
+    """Change the image towards the prompt, without a mask, in n ways. Arguments: see `edits`."""
+    *_, low = edits(muse, image, prompt, iterations, share, n, negative, seed, **settings)
+    return finish(muse, image, prompt, low, negative, seed, **settings)
 
 
 def edits(
@@ -121,47 +186,62 @@ def edits(
     n: int = 1,
     negative: str = "",
     seed: int = 0,
-    **given,
+    **settings: Any,
 ) -> Iterator[torch.Tensor]:
-    """Mask-free editing (Muse, section 3.3): low-res tokens (n, N) of the image, then those after each iteration.
-    An iteration hides a random `share` of the tokens and draws them for the prompt, from the 3 likeliest codes (Muse: guidance 4; for
-    toy-shapes, lessons/claims/editing.py finds 1 best). Gibbs sampling: the longer it goes on, the farther it gets from the image."""
+    """Mask-free editing: yield low-res ids (n, N) of the image, then those after each iteration.
+
+    An iteration hides a random fraction `share` of the tokens and draws them for the prompt, from
+    the 3 most likely codes. This is Gibbs sampling: more iterations lead farther from the image.
+    Muse uses guidance 4 (section 3.3); for toy-shapes, lessons/claims/editing.py finds 1 best.
+    `settings`: as in `Muse.generate`. An image larger than in training is a ValueError; so are
+    impossible arguments.
+    """
     if iterations < 0 or not 0 < share <= 1:
         raise ValueError(
-            f"iterations {iterations} and share {share}: give 0 or more, and a share in (0, 1]"
+            f"iterations {iterations} and share {share}: "
+            "give 0 or more iterations, and a share above 0 and at most 1"
         )
-    pixels, side = from_pil(image), muse.config.tokenizer_hi.side
-    if max(pixels.shape[1:]) > side:
+    side = muse.config.tokenizer_hi.side
+    if max(image.size) > side:
         raise ValueError(
-            f"the picture is {image.width}x{image.height}; {side}x{side} is the most that can be edited: shrink it"
+            f"the image is {image.width}x{image.height}; "
+            f"at most {side}x{side} can be edited without a mask: shrink it"
         )
-    low, generator = (
-        _tokens(muse, pixels)[0].flatten(1).repeat(n, 1),
-        torch.Generator().manual_seed(seed),
-    )
-    asked, sampling = (
-        muse.read([prompt] * n, negative),
-        replace(muse.config.sampling, **dict(steps=1, top_k=3) | given),
-    )
-    contexts = muse.contexts(
-        muse.base, asked, sampling.guidance
-    )  # once: they are the same in all iterations
-    counts = schedule.mask_counts(torch.full((n,), share, dtype=torch.float64), low.shape[1])
+    low, _ = encode(muse, from_pil(image))  # 1 h w
+    low = low.flatten(1).repeat(n, 1)  # B N
+    generator = torch.Generator().manual_seed(seed)
+    sampling = replace(muse.config.sampling, **{"steps": 1, "top_k": 3, **settings})
+    prompts = muse.embed_prompts([prompt] * n, negative)
+    contexts = muse.contexts(muse.base, prompts, sampling.guidance)  # for all iterations
+
+    def draw(ids: torch.Tensor) -> torch.Tensor:
+        """Draw the hidden tokens of ids (B, N) for the prompt."""
+        *_, step = muse.model_steps(muse.base, ids, contexts, sampling, generator, prompts.weights)
+        return step.ids
+
     yield low
     for _ in range(iterations):
-        hidden = schedule.random_masks(counts, low.shape[1], generator).to(low.device)
-        with autocast(muse.device):
-            *_, step = decode(
-                muse.base,
-                low.masked_fill(hidden, muse.base.mask_id),
-                muse.base.mask_id,
-                *contexts,
-                sampling,
-                generator,
-                asked.weights,
-            )
-        low = step.ids
+        low = resample(low, muse.base.mask_id, share, generator, draw)
         yield low
+
+
+def resample(
+    ids: torch.Tensor,
+    mask_id: int,
+    share: float,
+    generator: torch.Generator,
+    draw: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """One iteration of mask-free editing: draw a random fraction `share` of ids (B, N) anew.
+
+    draw(ids with mask ids (B, N)) -> ids (B, N) with a code at every position.
+    """
+    B, N = ids.shape
+    ratios = torch.full((B,), share, dtype=torch.float64)
+    counts = schedule.mask_counts(ratios, N)  # B
+    hidden = schedule.random_masks(counts, N, generator).to(ids.device)  # B N
+    guess = draw(ids.masked_fill(hidden, mask_id))  # B N
+    return torch.where(hidden, guess, ids)
 
 
 def finish(
@@ -171,98 +251,79 @@ def finish(
     low: torch.Tensor,
     negative: str = "",
     seed: int = 0,
-    **given,
+    **settings: Any,
 ) -> list[Image.Image]:
-    """Pictures for low-res tokens (n, N) of `edits`: super-resolution redraws what lies under tokens that changed, sampling as `given`."""
-    was, high = _tokens(muse, from_pil(image))
-    changed = (
-        (low.view(-1, *was.shape[1:]) != was)
-        .repeat_interleave(ratio := high.shape[1] // was.shape[1], 1)
-        .repeat_interleave(ratio, 2)
-    )
-    high = high.masked_fill(changed, muse.superres.mask_id).flatten(1)
+    """Turn low-res ids (B, N) from `edits` into images.
+
+    Super-resolution redraws the high-res tokens under low-res tokens that have changed. The others
+    stay.
+    """
+    before, high = encode(muse, from_pil(image))  # 1 h w each
+    _, h, w = before.shape
+    ratio = high.shape[1] // h
+    changed = changed_below(before[0], low.view(-1, h, w), ratio)  # B h_hi w_hi
+    high = high.masked_fill(changed, muse.superres.mask_id).flatten(1)  # B N_hi
+    _, sampling_hi = muse.sampling(**settings)
+    # No low-res token is hidden, so all steps are of super-resolution.
     for _, step in muse.steps(
-        [prompt] * len(low),
-        negative,
-        sampling_hi=muse.sampling(**given)[1],
-        seed=seed,
-        low=low,
-        high=high,
+        [prompt] * len(low), negative, sampling_hi=sampling_hi, seed=seed, low=low, high=high
     ):
         high = step.ids
     return to_pil(muse.pixels(high, "high")[..., : image.height, : image.width])
 
 
-def edit(
-    muse: Muse,
-    image: Image.Image,
-    prompt: str,
-    iterations: int = 50,
-    share: float = 0.08,
-    n: int = 1,
-    negative: str = "",
-    seed: int = 0,
-    **given,
-) -> list[Image.Image]:
-    """n pictures of the prompt that start from the image; arguments as for `edits`."""
-    *_, low = edits(muse, image, prompt, iterations, share, n, negative, seed, **given)
-    return finish(muse, image, prompt, low, negative, seed, **given)
+def changed_below(before: torch.Tensor, after: torch.Tensor, ratio: int) -> torch.Tensor:
+    """Which high-res tokens lie under low-res tokens that have changed: (B, h ratio, w ratio) bool.
+
+    before (h, w) and after (B, h, w) are low-res ids; each covers ratio x ratio high-res tokens.
+    """
+    changed = after != before  # B h w
+    return changed.repeat_interleave(ratio, dim=1).repeat_interleave(ratio, dim=2)
 
 
-def _tokens(
-    muse: Muse, pixels: torch.Tensor, hole: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """pixels (3, H, W), hole (H, W) -> low-res (1, h, w) and high-res ids, mask ids where a token touches the hole. The borders are
-    repeated up to whole low-res tokens, and to the training side at least; callers crop."""
-    hole = torch.zeros(pixels.shape[1:]) if hole is None else hole
-    unit, side = 2 * muse.config.tokenizer.factor, muse.config.tokenizer_hi.side
-    more = [
-        max(side, math.ceil(length / unit) * unit) - length
-        for length in (pixels.shape[2], pixels.shape[1])
-    ]
-    pixels = F.pad(pixels[None].to(muse.device), (0, more[0], 0, more[1]), mode="replicate")
-    hole = F.pad(hole[None, None].float().to(muse.device), (0, more[0], 0, more[1]))
-    touches = lambda f: F.max_pool2d(hole, f)[:, 0] > 0
-    low = muse.tokenizer.encode(F.avg_pool2d(pixels, 2)).masked_fill(
-        touches(unit), muse.base.mask_id
-    )
-    high = muse.tokenizer_hi.encode(pixels).masked_fill(
-        touches(muse.config.tokenizer_hi.factor), muse.superres.mask_id
-    )
+# --- Images and holes as tokens ---
+def encode(muse: Muse, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode pixels (3, H, W) as low-res and high-res ids, (1, h, w) each.
+
+    Pixels are repeated at the right and at the bottom up to whole low-res tokens, and at least to
+    the size of training images. Callers crop what they draw.
+    """
+    side = muse.config.tokenizer_hi.side
+    pixels = pad_to_tokens(pixels[None].to(muse.device), low_res_unit(muse), side)  # 1 3 H' W'
+    low = muse.tokenizer.encode(halve(pixels))
+    high = muse.tokenizer_hi.encode(pixels)
     return low, high
 
 
-def windows(
-    low: torch.Tensor, mask_id: int, high: torch.Tensor, mask_id_hi: int, grid: int
-) -> Iterator:
-    """Windows of the training size on ids (B, h, w), half a window apart: ((low rows, high rows), (low columns, high columns)). Next is
-    the one that has something hidden and sees most, until there is none: whoever iterates fills it before asking on."""
-    ratio = high.shape[1] // low.shape[1]
-    starts = [
-        sorted({*range(0, length - grid, max(1, grid // 2)), length - grid})
-        for length in low.shape[1:]
-    ]
-    cut = lambda start: (slice(start, start + grid), slice(ratio * start, ratio * (start + grid)))
-    places = [(cut(y), cut(x)) for y in starts[0] for x in starts[1]]
-    while True:
-        hidden = low[0] == mask_id, high[0] == mask_id_hi
-        count = lambda place: sum(float(h[y, x].float().mean()) for h, y, x in zip(hidden, *place))
-        if not (left := [place for place in places if count(place)]):
-            return
-        yield min(left, key=count)
+def encode_around(
+    muse: Muse, pixels: torch.Tensor, hole: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`encode` pixels (3, H, W), with mask ids where a token touches the hole (H, W)."""
+    low, high = encode(muse, pixels)  # 1 h w each
+    unit = low_res_unit(muse)
+    H, W = hole.shape
+    _, h, w = low.shape
+    # Padding is no part of the hole.
+    hole = F.pad(hole.to(muse.device), (0, w * unit - W, 0, h * unit - H))  # H' W'
+    low = low.masked_fill(hidden_tokens(hole, unit), muse.base.mask_id)
+    factor = muse.config.tokenizer_hi.factor
+    high = high.masked_fill(hidden_tokens(hole, factor), muse.superres.mask_id)
+    return low, high
 
 
-def feather(
-    drawn: torch.Tensor, pixels: torch.Tensor, hole: torch.Tensor, width: int = 3
-) -> torch.Tensor:
-    """drawn (B, 3, H, W) inside the hole (H, W), `pixels` outside, bit for bit; inside, the two blend over `width` pixels from the edge."""
-    layers = [
-        hole[None, None].float()
-    ]  # what is left of the hole when its rim is taken off, again and again
-    while (
-        len(layers) < width
-        and (less := 1 - F.max_pool2d(1 - layers[-1], 3, stride=1, padding=1)).any()
-    ):
-        layers.append(less)
-    share = sum(layers) / len(layers)  # a scratch has no inside: it is all new
-    return torch.where(hole, share * drawn + (1 - share) * pixels, pixels)
+def low_res_unit(muse: Muse) -> int:
+    """The side of a low-res token, in pixels of the high-res image, which is twice as large."""
+    return 2 * muse.config.tokenizer.factor
+
+
+def check_size(muse: Muse, width: int, height: int, tile: bool) -> None:
+    """Refuse an image above four times the training side, unless `tile` is set.
+
+    Such an image takes many windows, and so a long time.
+    """
+    most = 4 * muse.config.tokenizer_hi.side
+    if max(width, height) > most and not tile:
+        raise ValueError(
+            f"the image is {width}x{height}; at most {most}x{most} is drawn "
+            "unless you ask for tiles (--tile): shrink it, or ask"
+        )

@@ -1,18 +1,21 @@
-"""Muse, put together: a caption in, a picture out.
+"""Muse, the whole pipeline: a caption in, an image out.
 
     from minimuse import Muse
     muse = Muse.load("toy-shapes")                      # a name in data/, or a directory
-    picture = muse.generate("a small red circle on a grey background", seed=0)[0]
+    image = muse.generate("a small red circle on a grey background", seed=0)[0]    # PIL
 
-caption -> frozen T5 -> base model: 16x16 tokens -> super-resolution: 64x64 tokens -> finetuned decoder -> pixels (Muse, 2301.00704,
-figure 3; fewer in the toys). A model directory holds `config.json` and one safetensors file per part; the text encoder stays in its own.
+caption -> frozen T5 -> base model: 16x16 tokens -> super-resolution: 64x64 tokens -> finetuned
+decoder -> pixels (Muse, 2301.00704, figure 3; the toy models have fewer tokens). A model directory
+holds `config.json` and one safetensors file for each part. The text encoder is kept elsewhere.
+Letters: B images, P prompts of each image, N image tokens, h w token grid, H W pixels, T text
+tokens, E text width.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -31,84 +34,97 @@ from minimuse.transformer import Context
 
 
 class Prompts(NamedTuple):
-    """What to draw, as the models see it: P prompts for each of B pictures, and what to steer away from."""
+    """Embedded prompts of B images: P for each image, and one negative prompt."""
 
-    text: torch.Tensor  # (P B, T, E), prompt by prompt
-    visible: torch.Tensor  # (P B, T)
-    against: tuple[
-        torch.Tensor, torch.Tensor
-    ]  # (B, T, E) and (B, T): the null caption, or a negative prompt
-    weights: tuple[float, ...]  # of the P prompts
+    text: torch.Tensor  # (P B, T, E): the first prompt of every image, then the second, and so on
+    visible: torch.Tensor  # (P B, T) bool, True = real token
+    weights: tuple[float, ...]  # one weight for each of the P prompts
+    negative_text: torch.Tensor  # (B, T, E): what guidance steers away from
+    negative_visible: torch.Tensor  # (B, T) bool, all False for the null caption
 
 
 class Muse:
-    """All parts, on one device, ready to draw."""
+    """All parts of a model, on one device, ready to draw images."""
 
     def __init__(
         self, config: configs.Config, text: FrozenT5, parts: dict[str, nn.Module], about: dict
     ):
-        self.config, self.text, self.about = config, text, about
+        self.config = config
+        self.text = text
+        self.about = about
         self.parts = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
-        self.tokenizer, self.tokenizer_hi, self.base, self.superres, self.decoder = (
-            parts[name] for name in PARTS
-        )
+        self.tokenizer = self.parts["tokenizer"]
+        self.tokenizer_hi = self.parts["tokenizer_hi"]
+        self.base = self.parts["base"]
+        self.superres = self.parts["superres"]
+        self.decoder = self.parts["decoder"]
         self.device = next(self.base.parameters()).device
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", t5: str | None = None) -> "Muse":
-        """A model that ships in `data/`, by name, or a model directory; t5: where its text encoder is now. Errors name file and remedy."""
-        about = read_about(directory := find_model(name))
+        """Load a model that ships in `data/`, by name, or a model directory.
+
+        `t5` is the directory of its text encoder, if that has moved. Errors name the file and the
+        remedy: FileNotFoundError for a missing file, ValueError for a wrong one.
+        """
+        directory = find_model(name)
+        about = read_about(directory)
         config = configs.from_json(about["config"])
         text = load_t5(t5 or about["text"]["name"], device)
-        if text.fingerprint != about["text"]["fingerprint"]:
+        expected = about["text"]["fingerprint"]
+        if text.fingerprint != expected:
             raise ValueError(
-                f"{directory} was trained with text encoder {about['text']['fingerprint']}, not {text.fingerprint}; give its directory with --t5"
+                f"{directory} was trained with text encoder {expected}, not {text.fingerprint}; "
+                f"give its directory with --t5"
             )
         parts = {part: load_part(directory, part, config, text.width).to(device) for part in PARTS}
         return cls(config, text, parts, about)
 
     def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write config and weights; bf16 halves the files, int8 quarters them (see `save_part`)."""
-        (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
+        """Write config.json and the weights; bf16 halves the files, int8 quarters them.
+
+        See `save_part` for int8.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         for name, part in self.parts.items():
             save_part(directory, name, part, dtype)
         write_json(directory / "config.json", self.about)
 
-    def read(self, prompts: list[str], negative: str = "", plain: bool = False) -> Prompts:
-        """Prompts of B pictures, through the text encoder. "" is the null caption; "one thing AND another:0.5" composes two, unless `plain`."""
-        if not prompts:
-            raise ValueError("nothing to draw; ask for at least 1 picture")
-        one = re.compile(
-            r"(.*?)(?::(-?\d+(?:\.\d+)?))?", re.DOTALL
-        )  # a prompt, and a number behind the last colon
-        parts = [
-            [(p, "1")]
-            if plain or " AND " not in p
-            else [one.fullmatch(x.strip()).groups("1") for x in p.split(" AND ")]
-            for p in prompts
-        ]
-        weights = {tuple(float(weight) for _, weight in row) for row in parts}
-        if len(weights) > 1:
-            raise ValueError(
-                f"prompts drawn together need the same weights; these have {sorted(weights)}"
-            )
-        texts = [row[i][0] for i in range(len(parts[0])) for row in parts]  # prompt by prompt
-        text, visible = self.text([*texts, negative])  # together, so that all have one length
-        against = text[-1:].expand(len(prompts), -1, -1), visible[-1:].expand(len(prompts), -1)
-        return Prompts(text[:-1], visible[:-1], against, weights.pop())
+    # --- Drawing ---
+    def generate(
+        self, prompt: str, n: int = 1, negative: str = "", seed: int = 0, **settings: Any
+    ) -> list[Image.Image]:
+        """Draw n PIL images for one prompt.
 
-    @torch.no_grad()
-    def contexts(
-        self, model: nn.Module, asked: Prompts, guidance: float, *low: torch.Tensor
-    ) -> tuple[Context, Context | None]:
-        """What a model looks at, and what it is steered away from, computed once for all steps; super-resolution's low-res ids (B, n) too."""
-        with autocast(self.device):
-            context = model.context(
-                asked.text, asked.visible, *(ids.repeat(len(asked.weights), 1) for ids in low)
-            )
-            return context, model.context(*asked.against, *low) if guidance or asked.weights != (
-                1.0,
-            ) else None
+        `settings` are fields of `Sampling`, such as steps=12 or guidance=3.0.
+        """
+        sampling, sampling_hi = self.sampling(**settings)
+        _, images = self.draw(
+            [prompt] * n,
+            negative=negative,
+            seed=seed,
+            sampling=sampling,
+            sampling_hi=sampling_hi,
+        )
+        return to_pil(images)
+
+    def draw(
+        self, prompts: list[str], batch: int = 32, seed: int = 0, **settings: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw low-res (B, 3, H/2, W/2) and high-res images (B, 3, H, W), one for each prompt.
+
+        `batch` images are drawn at a time. `settings`: see `steps`.
+        """
+        lows, highs = [], []
+        # At least one round, in which `embed_prompts` refuses an empty list.
+        for start in range(0, max(1, len(prompts)), batch):
+            some = prompts[start : start + batch]
+            # A dict keeps the last step of each resolution.
+            last = dict(self.steps(some, seed=seed + start, **settings))
+            lows.append(self.pixels(last["low"].ids, "low"))
+            highs.append(self.pixels(last["high"].ids, "high"))
+        return torch.cat(lows), torch.cat(highs)
 
     def steps(
         self,
@@ -121,80 +137,156 @@ class Muse:
         high: torch.Tensor | None = None,
         plain: bool = False,
     ) -> Iterator[tuple[str, Step]]:
-        """Decode B pictures: ("low", step)... then ("high", step)..., ids (B, N). low, high: what is there already, mask ids where nothing is."""
-        generator, asked, below = (
-            torch.Generator().manual_seed(seed),
-            self.read(prompts, negative, plain),
-            (),
+        """Decode B images and yield every step: ("low", step) ..., then ("high", step) ...
+
+        `low` and `high` are token ids (B, N) to start from, with mask ids where tokens are hidden;
+        None hides all. With `plain`, prompts are taken literally: see `embed_prompts`.
+        """
+        sampling = sampling or self.config.sampling
+        sampling_hi = sampling_hi or self.config.sampling_hi
+        generator = torch.Generator().manual_seed(seed)
+        embedded = self.embed_prompts(prompts, negative, plain)
+        weights = embedded.weights
+
+        if low is None:
+            low = self.hidden_grid(self.base, self.config.tokenizer.grid, len(prompts))
+        contexts = self.contexts(self.base, embedded, sampling.guidance)
+        for step in self.model_steps(self.base, low, contexts, sampling, generator, weights):
+            low = step.ids
+            yield "low", step
+
+        if high is None:
+            high = self.hidden_grid(self.superres, self.config.tokenizer_hi.grid, len(prompts))
+        contexts = self.contexts(self.superres, embedded, sampling_hi.guidance, low)
+        for step in self.model_steps(
+            self.superres, high, contexts, sampling_hi, generator, weights
+        ):
+            yield "high", step
+
+    def model_steps(
+        self,
+        model: nn.Module,
+        ids: torch.Tensor,
+        contexts: tuple[Context, Context | None],
+        sampling: Sampling,
+        generator: torch.Generator,
+        weights: tuple[float, ...],
+    ) -> Iterator[Step]:
+        """Decode with one model: fill the hidden tokens of ids (B, N), see `decode.decode`."""
+        context, uncond = contexts
+        # Autocast only each model pass. Around the loop it would stay on between two steps, in the
+        # code of the caller.
+        pass_of_model = autocast(self.device)(model.__call__)
+        return decode(
+            pass_of_model, ids, model.mask_id, context, uncond, sampling, generator, weights
         )
-        lower = "low", self.base, low, self.config.tokenizer.grid, sampling or self.config.sampling
-        upper = (
-            "high",
-            self.superres,
-            high,
-            self.config.tokenizer_hi.grid,
-            sampling_hi or self.config.sampling_hi,
-        )
-        for name, model, ids, grid, how in (lower, upper):
-            ids = (
-                torch.full((len(prompts), grid**2), model.mask_id, device=self.device)
-                if ids is None
-                else ids
-            )
-            contexts = self.contexts(model, asked, how.guidance, *below)
-            quick = autocast(self.device)(
-                model.__call__
-            )  # around a pass: around the loop, it would hold for the caller's code as well
-            for step in decode(quick, ids, model.mask_id, *contexts, how, generator, asked.weights):
-                ids = step.ids
-                yield name, step
-            below = (ids,)
+
+    def hidden_grid(self, model: nn.Module, grid: int, batch: int) -> torch.Tensor:
+        """Token ids (B, N) of grids in which every token is hidden."""
+        return torch.full((batch, grid**2), model.mask_id, device=self.device)
 
     @torch.no_grad()
     def pixels(self, ids: torch.Tensor, resolution: str, finetuned: bool = True) -> torch.Tensor:
-        """Token ids (B, h, w), or (B, N) of a square, of resolution "low" or "high" -> images (B, 3, H, W) in [-1, 1]."""
+        """Turn token ids into images (B, 3, H, W) in [-1, 1].
+
+        ids (B, h, w), or (B, N) of a square grid, are of `resolution` "low" or "high". Without
+        `finetuned`, high-res ids go through the tokenizer's own decoder.
+        """
         tokenizer = self.tokenizer if resolution == "low" else self.tokenizer_hi
         if ids.dim() == 2:
             ids = rearrange(ids, "B (h w) -> B h w", h=tokenizer.config.grid)
         with autocast(self.device):
             if resolution == "low" or not finetuned:
                 return tokenizer.decode(ids)
-            return (
-                self.decoder(rearrange(tokenizer.quantizer.lookup(ids), "B h w D -> B D h w"))
-                .float()
-                .clamp(-1, 1)
-            )
+            latents = rearrange(tokenizer.quantizer.lookup(ids), "B h w C -> B C h w")
+            return self.decoder(latents).float().clamp(-1, 1)
 
-    def draw(
-        self, prompts: list[str], batch: int = 32, **settings
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Low-res (B, 3, H/2, W/2) and high-res (B, 3, H, W) pictures for the prompts, in batches."""
-        lows, highs, seed = [], [], settings.pop("seed", 0)
-        for start in range(0, max(1, len(prompts)), batch):  # of none, `read` complains
-            last = dict(self.steps(prompts[start : start + batch], seed=seed + start, **settings))
-            lows.append(self.pixels(last["low"].ids, "low"))
-            highs.append(self.pixels(last["high"].ids, "high"))
-        return torch.cat(lows), torch.cat(highs)
+    # --- Settings and prompts ---
+    def sampling(self, **settings: Any) -> tuple[Sampling, Sampling]:
+        """The sampling of both models: that of the configuration, with the given settings replaced.
 
-    def generate(
-        self, prompt: str, n: int = 1, negative: str = "", seed: int = 0, **given
-    ) -> list[Image.Image]:
-        """n pictures of one prompt, as PIL images. `given`: steps=12, guidance=3.0 and whatever else `Sampling` has."""
-        sampling, sampling_hi = self.sampling(**given)
-        return to_pil(
-            self.draw(
-                [prompt] * n,
-                negative=negative,
-                seed=seed,
-                sampling=sampling,
-                sampling_hi=sampling_hi,
-            )[1]
+        A setting that is None is not replaced. `steps` is for the base model only.
+        """
+        given = {name: value for name, value in settings.items() if value is not None}
+        low = replace(self.config.sampling, **given)
+        given.pop("steps", None)
+        high = replace(self.config.sampling_hi, **given)
+        return low, high
+
+    def embed_prompts(self, prompts: list[str], negative: str = "", plain: bool = False) -> Prompts:
+        """Embed the prompts of B images with the text encoder. "" is the null caption.
+
+        "one thing AND another:0.5" composes two prompts, see `parse_prompt`; `plain` takes it
+        literally. No prompts, or prompts whose weights differ from image to image, are ValueErrors.
+        """
+        if not prompts:
+            raise ValueError("nothing to draw; ask for at least 1 image")
+        if plain:
+            parsed = [[(prompt, 1.0)] for prompt in prompts]
+        else:
+            parsed = [parse_prompt(prompt) for prompt in prompts]
+        weights = common_weights(parsed)
+
+        texts = []
+        for p in range(len(weights)):
+            texts += [parts[p][0] for parts in parsed]
+        # One call, so that all texts are padded to one length T.
+        text, visible = self.text([*texts, negative])  # P B + 1 rows
+        B = len(prompts)
+        return Prompts(
+            text=text[:-1],
+            visible=visible[:-1],
+            weights=weights,
+            negative_text=text[-1:].expand(B, -1, -1),
+            negative_visible=visible[-1:].expand(B, -1),
         )
 
-    def sampling(self, **given) -> tuple[Sampling, Sampling]:
-        """The configuration's sampling of both models, with what is given (and not None) in its place."""
-        given = {k: v for k, v in given.items() if v is not None}
-        high = {
-            k: v for k, v in given.items() if k != "steps"
-        }  # `steps` counts the base model's passes
-        return replace(self.config.sampling, **given), replace(self.config.sampling_hi, **high)
+    @torch.no_grad()
+    def contexts(
+        self, model: nn.Module, prompts: Prompts, guidance: float, *low: torch.Tensor
+    ) -> tuple[Context, Context | None]:
+        """Compute what a model looks at in all steps: for the prompts, and for the negative prompt.
+
+        The second is None where it is not needed: one prompt without guidance. Super-resolution
+        takes the low-res ids (B, N) too. Rows are P B and B.
+        """
+        P = len(prompts.weights)
+        is_guided = guidance != 0 or prompts.weights != (1.0,)
+        with autocast(self.device):
+            repeated = [ids.repeat(P, 1) for ids in low]
+            context = model.context(prompts.text, prompts.visible, *repeated)
+            uncond = None
+            if is_guided:
+                uncond = model.context(prompts.negative_text, prompts.negative_visible, *low)
+        return context, uncond
+
+
+def parse_prompt(prompt: str) -> list[tuple[str, float]]:
+    """Split "one thing AND another:0.5" into (prompt, weight) pairs.
+
+    The weight is 1 where none is given. A prompt without " AND " stays as it is, with weight 1: the
+    colon in "a clock at 12:05" is text.
+    """
+    if " AND " not in prompt:
+        return [(prompt, 1.0)]
+    pairs = []
+    for part in prompt.split(" AND "):
+        part = part.strip()
+        with_weight = re.fullmatch(r"(.*):(-?\d+(?:\.\d+)?)", part, re.DOTALL)
+        if with_weight:
+            pairs.append((with_weight[1], float(with_weight[2])))
+        else:
+            pairs.append((part, 1.0))
+    return pairs
+
+
+def common_weights(parsed: list[list[tuple[str, float]]]) -> tuple[float, ...]:
+    """The weights of parsed prompts, which must be the same for all images drawn together."""
+    distinct = set()
+    for pairs in parsed:
+        distinct.add(tuple(weight for _, weight in pairs))
+    if len(distinct) > 1:
+        raise ValueError(
+            f"prompts drawn together need the same weights; these have {sorted(distinct)}"
+        )
+    return distinct.pop()

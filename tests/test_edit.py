@@ -6,7 +6,7 @@ import torch
 from minimuse.checks.lesson10 import EXERCISES
 from PIL import Image, ImageDraw
 
-from minimuse import data, edit
+from minimuse import data, edit, holes
 from minimuse.cli import main
 from minimuse.muse import Muse
 
@@ -63,8 +63,8 @@ def drawn_ids(muse, monkeypatch):
 
 @pytest.mark.parametrize("box", [(16, 8, 32, 24), (0, 0, 1, 1), (3, 5, 30, 9), (0, 0, 32, 32)])
 def test_tokens_outside_of_the_mask_stay(muse, drawn_ids, box):
-    hole = edit.hole_of(mask(box=box), 32, 32)
-    _, before = edit._tokens(muse, data.from_pil(picture()))
+    hole = holes.hole_from_mask(mask(box=box), 32, 32)
+    _, before = edit.encode(muse, data.from_pil(picture()))
     first, second = edit.inpaint(muse, picture(), mask(box=box), CAPTION, n=2)
     ids, outside = drawn_ids["ids"], hole.view(8, 4, 8, 4).any(dim=3).any(dim=1).logical_not()
     assert ids.shape == (2, 8, 8) and 0 <= int(ids.min()) and int(ids.max()) < muse.superres.mask_id
@@ -75,7 +75,7 @@ def test_tokens_outside_of_the_mask_stay(muse, drawn_ids, box):
 
 
 def test_kept_pixels_are_the_pictures_own(muse):
-    outside = ~edit.hole_of(mask(), 32, 32).numpy()
+    outside = ~holes.hole_from_mask(mask(), 32, 32).numpy()
     before = np.array(picture())
     kept, tokens = (
         np.array(edit.inpaint(muse, picture(), mask(), CAPTION, keep_pixels=k)[0])
@@ -129,7 +129,7 @@ def test_any_size_comes_back_as_it_was(muse, size):
     box = (size[0] // 3, size[1] // 3, size[0], size[1])
     (after,) = edit.inpaint(muse, picture(*size), mask(*size, box), CAPTION, keep_pixels=True)
     assert after.size == size
-    outside = ~edit.hole_of(mask(*size, box), *size).numpy()
+    outside = ~holes.hole_from_mask(mask(*size, box), *size).numpy()
     assert (np.array(after)[outside] == np.array(picture(*size))[outside]).all()
 
 
@@ -163,12 +163,12 @@ def test_an_iteration_redraws_its_share_and_no_more(muse):
     states = list(edit.edits(muse, picture(), CAPTION, iterations=6, share=0.2, n=3))
     assert len(states) == 7 and all(s.shape == (3, 16) for s in states)
     assert torch.equal(states[0][0], states[0][1])
-    for before, after in zip(states, states[1:]):
+    for before, after in zip(states, states[1:], strict=False):
         assert int((before != after).sum(-1).max()) <= 4  # 0.2 of 16, rounded up
         assert 0 <= int(after.min()) and int(after.max()) < muse.base.mask_id
     assert not torch.equal(states[-1], states[0]) and not torch.equal(states[-1][0], states[-1][1])
     again = list(edit.edits(muse, picture(), CAPTION, iterations=6, share=0.2, n=3))
-    assert all(torch.equal(a, b) for a, b in zip(states, again))
+    assert all(torch.equal(a, b) for a, b in zip(states, again, strict=True))
     other = list(
         edit.edits(
             muse,
@@ -187,7 +187,7 @@ def test_an_iteration_redraws_its_share_and_no_more(muse):
 
 def test_editing_leaves_high_res_tokens_under_unchanged_ones(muse, drawn_ids):
     *_, low = edit.edits(muse, picture(), CAPTION, iterations=2)
-    was, before = edit._tokens(muse, data.from_pil(picture()))
+    was, before = edit.encode(muse, data.from_pil(picture()))
     edit.finish(muse, picture(), CAPTION, low)
     same = (low.view(1, 4, 4) == was).repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert same.any() and not same.all()
@@ -221,21 +221,34 @@ def test_mask_free_editing_refuses(muse):
 
 
 def test_windows_end_and_see_as_much_as_they_can():
-    """From a known corner of a grid the drawing grows: no window is taken that sees less than another could."""
-    low, high = torch.full((1, 6, 9), 7), torch.full((1, 12, 18), 5)
-    low[:, :2, :3], high[:, :4, :6] = 0, 0
-    taken = []
-    for (y, y2), (x, x2) in edit.windows(low, 7, high, 5, 4):
-        assert (low[:, y, x].shape, high[:, y2, x2].shape) == ((1, 4, 4), (1, 8, 8))
-        taken.append((y.start, x.start))
-        assert (low[:, y, x] == 7).any() or (high[:, y2, x2] == 5).any()
-        low[:, y, x], high[:, y2, x2] = 0, 0
-    assert (
-        taken[0] == (0, 0)
-        and len(taken) == len(set(taken))
-        and not (low == 7).any()
-        and not (high == 5).any()
-    )
+    """From a known corner of a grid, windows come one after the other until nothing is hidden."""
+    low_hidden = torch.ones(6, 9, dtype=torch.bool)
+    high_hidden = torch.ones(12, 18, dtype=torch.bool)
+    low_hidden[:2, :3] = False
+    high_hidden[:4, :6] = False
+    windows = []
+    window = holes.next_window(low_hidden, high_hidden, 4)
+    while window is not None:
+        windows.append(window)
+        y, x = window
+        low = low_hidden[y : y + 4, x : x + 4]
+        high = high_hidden[2 * y : 2 * y + 8, 2 * x : 2 * x + 8]
+        assert low.shape == (4, 4) and high.shape == (8, 8)
+        assert low.any() or high.any()
+        low[:] = False  # views: this fills the window
+        high[:] = False
+        window = holes.next_window(low_hidden, high_hidden, 4)
+    assert windows[0] == (0, 0)
+    assert len(windows) == len(set(windows))
+    assert not low_hidden.any() and not high_hidden.any()
+
+
+def test_windows_look_at_high_res_tokens_too():
+    low_hidden = torch.zeros(2, 4, dtype=torch.bool)
+    high_hidden = torch.zeros(4, 8, dtype=torch.bool)
+    assert holes.next_window(low_hidden, high_hidden, 2) is None
+    high_hidden[0, 7] = True
+    assert holes.next_window(low_hidden, high_hidden, 2) == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ LEVELS = [
     {"edit"},
     {"muse", "train", "losses"},
     {"plumbing"},
-    {"decode", "superres"},
+    {"decode", "superres", "holes"},
     {"maskgit", "vq", "vq_loss", "grow", "t5_frozen"},
     {"transformer", "schedule"},
     {"datasets"},

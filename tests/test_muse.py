@@ -66,10 +66,10 @@ def test_between_two_steps_all_is_as_before(muse, monkeypatch):
 
 def test_weights_are_read_where_prompts_are_composed_and_nowhere_else(muse):
     time, both = "a clock at 12:05", "black AND white:0.5"
-    assert muse.read([both]).weights == (1.0, 0.5)
-    assert muse.read([time]).weights == muse.read([time, both], plain=True).weights == (1.0,)
+    assert muse.embed_prompts([both]).weights == (1.0, 0.5)
+    assert muse.embed_prompts([time]).weights == muse.embed_prompts([time, both], plain=True).weights == (1.0,)
     text, visible = muse.text([time, both, ""])
-    plain = muse.read([time, both], plain=True)
+    plain = muse.embed_prompts([time, both], plain=True)
     assert torch.equal(plain.text, text[:2]) and torch.equal(plain.visible, visible[:2])
 
 

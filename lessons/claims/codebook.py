@@ -72,7 +72,7 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
         base.model, ids, lambda rows: base.model.context(text[rows], visible[rows])
     )
     contexts, blank = (
-        muse.contexts(base.model, muse.read(captions), config.sampling.guidance),
+        muse.contexts(base.model, muse.embed_prompts(captions), config.sampling.guidance),
         torch.full_like(ids, codes),
     )
     with autocast("cpu"):  # as the contexts

@@ -243,7 +243,7 @@ def measured(way: Way, seed: int, args: Namespace) -> dict:
                     way,
                     muse,
                     models,
-                    muse.read(captions[i : i + 32]),
+                    muse.embed_prompts(captions[i : i + 32]),
                     passes,
                     how,
                     sampling_seed * 10_000 + i,
@@ -284,7 +284,7 @@ def race(
 ) -> dict[str, dict[int, float]]:
     """Seconds per picture of each way at each number of passes, all taking turns."""
     muse = Muse.load("toy-shapes", args.device)
-    asked, took = muse.read([shapes.caption(scene) for scene in scenes("heldout", batch)]), {}
+    asked, took = muse.embed_prompts([shapes.caption(scene) for scene in scenes("heldout", batch)]), {}
     models = {
         way.name: [
             model.to(muse.device) for model in trained(way, 0, Muse.load("toy-shapes"), args)[0]

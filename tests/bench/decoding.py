@@ -76,7 +76,7 @@ def main():
     ):
         sampling = replace(sampling, guidance=2.0, guided=(0.5, 1.0))
         for B in (1, 16):
-            asked = muse.read(
+            asked = muse.embed_prompts(
                 ["a large red circle left of a small blue square on a white background"] * B
             )
             low = (
