@@ -1,6 +1,9 @@
-"""Every size and every training length, as frozen dataclasses; the presets, from `data/presets.toml`; overriding them.
+"""Settings of a model and of its training, as frozen dataclasses; presets from data/presets.toml.
 
-minimuse train all --preset toy --data shapes --out runs/mine base.width=256 stages.base.steps=4000
+    minimuse train all --preset toy --out runs/mine base.width=256 stages.base.steps=4000
+
+A preset is a `Config`. On the command line, `key=value` overrides one setting of it; a model's
+config.json holds the settings that it was trained with.
 """
 
 import ast
@@ -8,6 +11,7 @@ import dataclasses
 import tomllib
 import typing
 from dataclasses import dataclass, field
+from typing import Any
 
 from minimuse.data import ASSETS
 from minimuse.decode import Sampling
@@ -19,27 +23,31 @@ from minimuse.vq_loss import LossWeights
 
 @dataclass(frozen=True)
 class Stage:
-    """How long and how to train one part."""
+    """How long and how to train one part. Comments give Muse's values (2301.00704)."""
 
     steps: int
     batch: int
     lr: float
-    optimizer: str = "adamw"  # or adafactor
-    muon_lr: float = (
-        0.0  # above 0: Muon for the matrices inside transformer blocks, AdamW for the rest
-    )
-    weight_decay: float = 0.045  # Muse: .045 for the transformers, 1e-4 for the tokenizers
-    betas: tuple[float, float] = (0.9, 0.96)  # Muse: (.9, .96) and (.9, .99)
-    warmup: float = 0.05  # share of the steps; a cosine decay to 0 follows
-    average_decay: float = (
-        0.7  # Muse averages checkpoints with this decay, one every 5,000 of 1.5 M steps
-    )
-    averages: int = 300  # how many such checkpoints a training has
+    # adamw or adafactor
+    optimizer: str = "adamw"
+    # Above 0: Muon trains the matrices inside transformer blocks, and AdamW all other parameters.
+    muon_lr: float = 0.0
+    # Muse: 0.045 for the transformers, 1e-4 for the tokenizers
+    weight_decay: float = 0.045
+    # Muse: (0.9, 0.96) for the transformers, (0.9, 0.99) for the tokenizers
+    betas: tuple[float, float] = (0.9, 0.96)
+    # The fraction of the steps in which the learning rate rises; a cosine decay to 0 follows.
+    warmup: float = 0.05
+    # Muse averages checkpoints with this decay, one every 5,000 of 1.5 million steps.
+    average_decay: float = 0.7
+    # How many such checkpoints one training has.
+    averages: int = 300
 
     def __post_init__(self):
         if min(self.steps, self.batch, self.averages) < 1 or self.lr <= 0:
             raise ValueError(
-                f"steps {self.steps}, batch {self.batch}, averages {self.averages} and lr {self.lr} must be positive"
+                f"steps {self.steps}, batch {self.batch}, averages {self.averages} "
+                f"and lr {self.lr} must be positive"
             )
         if self.optimizer not in ("adamw", "adafactor"):
             raise ValueError(f"unknown optimizer {self.optimizer!r}; choose adamw or adafactor")
@@ -47,6 +55,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Stages:
+    """One `Stage` for each part, in the order of training."""
+
     tokenizer: Stage
     tokenizer_hi: Stage
     base: Stage
@@ -56,43 +66,53 @@ class Stages:
 
 @dataclass(frozen=True)
 class Scale:
-    """How to fit a large transformer. None of it changes what is computed."""
+    """How to fit a large transformer into memory. None of it changes what is computed."""
 
-    micro_batch: int = 0  # pictures in a pass; gradients of a batch add up. 0: all of a process's
-    recompute: bool = False  # blocks in the backward pass, in place of keeping what is inside (activation checkpointing)
-    compile: bool = False  # blocks, by torch.compile
+    # Images in one forward pass; gradients add up over a batch. 0: all that the process has.
+    micro_batch: int = 0
+    # Activation checkpointing: compute a block again in the backward pass instead of keeping it.
+    recompute: bool = False
+    # Compile each block with torch.compile.
+    compile: bool = False
 
 
 @dataclass(frozen=True)
 class Config:
+    """All settings of a model. There are two VQGANs: `tokenizer`, low-res, and `tokenizer_hi`."""
+
     tokenizer: TokenizerConfig
     tokenizer_hi: TokenizerConfig
     base: BaseConfig
     superres: SuperResConfig
     stages: Stages
-    decoder_channels: int  # of the finetuned high-res decoder
+    # Width and residual blocks of the finetuned high-res decoder.
+    decoder_channels: int
     decoder_blocks: tuple[int, ...]
-    scenes: int  # training pictures to draw where the data are procedural
-    skip_unreadable: bool = (
-        False  # leave out a folder's damaged or tiny pictures; else they are an error
-    )
+    # How many training images to draw where the data are procedural scenes.
+    scenes: int
+    # Leave out damaged or tiny images of a folder; otherwise they are an error.
+    skip_unreadable: bool = False
     caption_dropout: float = 0.1
     scale: Scale = field(default_factory=Scale)
     loss: LossWeights = field(default_factory=LossWeights)
-    sampling: Sampling = field(default_factory=Sampling)  # base model
-    sampling_hi: Sampling = field(default_factory=lambda: Sampling(steps=8))  # super-resolution
+    # Decoding of the base model, and of the super-resolution model.
+    sampling: Sampling = field(default_factory=Sampling)
+    sampling_hi: Sampling = field(default_factory=lambda: Sampling(steps=8))
 
     def __post_init__(self):
-        if (
-            self.tokenizer_hi.side != 2 * self.tokenizer.side
-            or self.decoder_channels % self.tokenizer_hi.channels
-        ):
+        low, high = self.tokenizer, self.tokenizer_hi
+        if high.side != 2 * low.side:
+            raise ValueError(f"tokenizer_hi.side is {high.side}, not twice {low.side}")
+        if self.decoder_channels % high.channels:
             raise ValueError(
-                f"side {self.tokenizer_hi.side} is not twice {self.tokenizer.side}, or decoder_channels no multiple of {self.tokenizer_hi.channels}"
+                f"decoder_channels is {self.decoder_channels}, "
+                f"not a multiple of tokenizer_hi.channels {high.channels}"
             )
-        if self.scenes < 2 or self.scale.micro_batch < 0:
+        if self.scenes < 2:
+            raise ValueError(f"scenes is {self.scenes}; at least 2 are needed")
+        if self.scale.micro_batch < 0:
             raise ValueError(
-                f"scenes is {self.scenes}, scale.micro_batch {self.scale.micro_batch}; at least 2 and 0 are needed"
+                f"scale.micro_batch {self.scale.micro_batch} is negative; 0 means no limit"
             )
 
     @property
@@ -105,92 +125,128 @@ class Config:
         )
 
 
-def merge(old: dict, new: dict) -> dict:
-    """The old tables with what the new ones say in its place."""
-    return {
-        **old,
-        **{
-            k: merge(old[k], v) if isinstance(v, dict) and isinstance(old.get(k), dict) else v
-            for k, v in new.items()
-        },
-    }
-
-
 def override(config: Config, assignments: list[str]) -> Config:
-    """Apply "base.width=256"-like assignments, all of them before any is checked against the others: their order does not matter."""
-    data = dataclasses.asdict(config)
+    """Apply assignments such as "base.width=256". A ValueError names key, value and remedy.
+
+    All are applied before any is checked against the others, so their order does not matter.
+    """
+    values = dataclasses.asdict(config)
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"cannot read {assignment!r}; write key=value, such as base.width=256")
-        table = literal(text)
-        for name in reversed(key.split(".")):
-            table = {name: table}
-        data = merge(data, table)
-    return from_json(data)
+        values = merge(values, parse_assignment(assignment))
+    return from_json(values)
 
 
-def literal(text: str):
-    """A number, a bool, a tuple; anything else is a string."""
+def parse_assignment(assignment: str) -> dict[str, Any]:
+    """Parse "base.width=256" to {"base": {"width": 256}}."""
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise ValueError(f"cannot read {assignment!r}; write key=value, such as base.width=256")
+    value = parse_literal(text)
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def parse_literal(text: str) -> Any:
+    """Parse a Python number, bool or tuple. Any other text is returned as it is."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
-def typed(value, kind, key: str):
-    """The value as one of type `kind`: str, bool, int, float, or a tuple of one of them; a ValueError names what is neither."""
-    inner, several = (
-        typing.get_args(kind),
-        isinstance(value, (tuple, list)),
-    )  # (int, ...) or (float, float)
-    fits = lambda x, k: (
-        (type(x) is k or (k is float and type(x) is int)) and (type(x) is not int or abs(x) < 2**31)
-    )
-    if (
-        inner
-        and several
-        and (inner[-1] is ... or len(value) == len(inner))
-        and all(fits(x, inner[0]) for x in value)
-    ):
-        return tuple(map(inner[0], value))
-    if inner or not fits(value, kind):
-        raise ValueError(f"{key}={value}: expected {kind if inner else kind.__name__}")
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of nested dicts `old` in which the values of `new` replace the old ones."""
+    merged = dict(old)
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(key), dict):
+            merged[key] = merge(old[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def from_json(values: Any, kind: type = Config, prefix: str = "") -> Any:
+    """Build a dataclass (by default a `Config`) from nested dicts: the inverse of `asdict`.
+
+    Keys that are left out get their defaults. Anything else that is wrong raises a ValueError.
+    `prefix` is where in the whole configuration `values` stands, such as "stages.base.".
+    """
+    types = typing.get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{prefix.strip('.')}={values}: expected a group of settings, {', '.join(types)}"
+        )
+    check_keys(values, kind, prefix)
+    arguments = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(types[name]):
+            arguments[name] = from_json(value, types[name], f"{prefix}{name}.")
+        else:
+            arguments[name] = convert(value, types[name], f"{prefix}{name}")
+    return kind(**arguments)
+
+
+def check_keys(values: dict[str, Any], kind: type, prefix: str) -> None:
+    """Raise a ValueError if a key is no field of the dataclass, or if a needed field is missing."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    wrong = {name for name in values if name not in fields}
+    for name, f in fields.items():
+        has_default = (
+            f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        )
+        if name not in values and not has_default:
+            wrong.add(name)
+    if wrong:
+        # Keys of a dict that a user typed need not be strings: base={1: 2}.
+        names = ", ".join(repr(f"{prefix}{name}") for name in sorted(wrong, key=str))
+        raise ValueError(f"unknown or missing: {names}; there is {', '.join(fields)}")
+
+
+def convert(value: Any, kind: Any, key: str) -> Any:
+    """Return the value as `kind`: str, bool, int, float, or a tuple of one of them.
+
+    An int is accepted where a float is expected, and a list where a tuple is expected. Otherwise a
+    ValueError names the key, the value and the expected type.
+    """
+    elements = typing.get_args(kind)  # (int, ...) of tuple[int, ...]; () of int
+    if elements:
+        if not fits_tuple(value, elements):
+            raise ValueError(f"{key}={value}: expected {kind}")
+        return tuple(elements[0](x) for x in value)
+    if not fits(value, kind):
+        raise ValueError(f"{key}={value}: expected {kind.__name__}")
     return kind(value)
 
 
-def from_json(data: dict, kind: type = Config, within: str = ""):
-    """The inverse of `dataclasses.asdict`; what is left out has its default. Whatever else is wrong is a ValueError that names it."""
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"{within.strip('.')}={data}: expected a group of settings, {', '.join(f.name for f in dataclasses.fields(kind))}"
-        )
-    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
-    missing = {
-        f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING
-    } - set(data)
-    if wrong := missing | (set(data) - set(hints)):
-        raise ValueError(
-            f"unknown or missing: {', '.join(repr(f'{within}{name}') for name in sorted(wrong, key=str))}; there is {', '.join(hints)}"
-        )
-    whole = {name: dataclasses.is_dataclass(hint) for name, hint in hints.items()}
-    return kind(
-        **{
-            k: from_json(v, hints[k], f"{within}{k}.")
-            if whole[k]
-            else typed(v, hints[k], within + k)
-            for k, v in data.items()
-        }
-    )
+def fits_tuple(value: Any, elements: tuple[Any, ...]) -> bool:
+    """Whether a tuple or list has the length and the element type of (int, ...) or (int, int)."""
+    if not isinstance(value, (tuple, list)):
+        return False
+    any_length = elements[-1] is ...
+    if not any_length and len(value) != len(elements):
+        return False
+    return all(fits(x, elements[0]) for x in value)
 
 
-def preset(name: str) -> dict:
-    """A table of presets.toml, over those that it is like."""
-    own = dict(TABLES[name])
-    return merge(preset(parent), own) if (parent := own.pop("like", None)) else own
+def fits(value: Any, kind: type) -> bool:
+    """Whether a plain value has this type, or is an int where a float is expected."""
+    # `type(value) is`, because True is an instance of int.
+    if type(value) is int:
+        # Larger numbers would overflow inside PyTorch, with a less readable error.
+        return kind in (int, float) and abs(value) < 2**31
+    return type(value) is kind
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """One table of presets.toml, merged over the table that it is `like`."""
+    values = dict(TABLES[name])
+    parent = values.pop("like", None)
+    if parent is None:
+        return values
+    return merge(preset_values(parent), values)
 
 
 TABLES = tomllib.loads((ASSETS / "presets.toml").read_text())
 
-
-PRESETS = {name: from_json(preset(name)) for name in TABLES}
+PRESETS: dict[str, Config] = {name: from_json(preset_values(name)) for name in TABLES}

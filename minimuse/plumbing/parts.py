@@ -1,6 +1,12 @@
+"""The five trained parts of a model: build them, save them, load them.
+
+A model directory holds config.json and one NAME.safetensors for each part.
+"""
+
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,94 +22,131 @@ from minimuse.vq import Decoder, ImageTokenizer
 
 PARTS = ("tokenizer", "tokenizer_hi", "base", "superres", "decoder")
 
+# In an int8 file, the tensor NAME is stored as integers, and NAME/scale as one factor for each row.
+SCALE = "/scale"
+
 
 def build(part: str, config: configs.Config, text_width: int) -> nn.Module:
-    """A fresh, untrained part."""
+    """Build one part, untrained. `text_width` is E, the width of the text embeddings."""
     low, high = config.tokenizer, config.tokenizer_hi
     if part == "base":
         return MaskGit(config.base, low.codes, low.grid, text_width)
     if part == "superres":
         return SuperRes(config.superres, low.codes, low.grid, high.codes, high.grid, text_width)
+    # Convolutions on a CPU are faster with channels in the last dimension.
     if part == "decoder":
         return Decoder(config.decoder).to(memory_format=torch.channels_last)
-    return ImageTokenizer(low if part == "tokenizer" else high).to(
-        memory_format=torch.channels_last
-    )
+    tokenizer = ImageTokenizer(low if part == "tokenizer" else high)
+    return tokenizer.to(memory_format=torch.channels_last)
 
 
 def find_model(name: str | Path) -> Path:
-    """A directory, or the name of a model in data/."""
+    """Return the directory of a model: `name` is a directory, or a model that ships in data/."""
     for directory in (Path(name), ASSETS / str(name)):
         if (directory / "config.json").is_file():
             return directory
-    shipped = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/base.safetensors")))
+    shipped = sorted(path.parent.name for path in ASSETS.glob("*/base.safetensors"))
     raise FileNotFoundError(
-        f"no model {str(name)!r}; give a directory with a config.json, or one of: {shipped}"
+        f"no model {str(name)!r}; "
+        f"give a directory with a config.json, or one of: {', '.join(shipped)}"
     )
 
 
-def read_about(directory: Path) -> dict:
-    """config.json: settings, data, text encoder and its fingerprint."""
+def read_about(directory: Path) -> dict[str, Any]:
+    """Read config.json: "config" (settings), "data", "seed", "text" (encoder name and fingerprint).
+
+    Settings that an older version did not know get today's defaults. A FileNotFoundError or
+    ValueError names the file.
+    """
     path = directory / "config.json"
     try:
         about = json.loads(path.read_text())
-        about["config"] = json.loads(
-            json.dumps(asdict(configs.from_json(about["config"])))
-        )  # with today's defaults
-        about["text"]["name"], about["text"]["fingerprint"], about["data"], about["seed"]
+        check_about(about)
+        config = configs.from_json(about["config"])
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing; {directory} is not a model directory"
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a model's config.json ({type(error).__name__}: {error})"
-        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a model's config.json ({error})") from None
+    # Through JSON, so that tuples are lists, as they are in a file.
+    about["config"] = json.loads(json.dumps(asdict(config)))
     return about
+
+
+def check_about(about: Any) -> None:
+    """Raise a ValueError if config.json lacks an entry that is not a setting."""
+    if not isinstance(about, dict):
+        raise ValueError("it holds no JSON object")
+    for key in ("config", "data", "seed", "text"):
+        if key not in about:
+            raise ValueError(f"{key} is missing")
+    for key in ("name", "fingerprint"):
+        if not isinstance(about["text"], dict) or key not in about["text"]:
+            raise ValueError(f"text.{key} is missing")
 
 
 def save_part(
     directory: Path, name: str, part: nn.Module, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write NAME.safetensors. torch.int8 keeps a matrix as multiples of a 127th of each row's largest value, and in fp16 all else:
-    tokenizers too, since an encoder that is a little different gives other ids than the transformers were trained on."""
+    """Write NAME.safetensors, with every tensor in this dtype.
+
+    torch.int8 quantizes the matrices and keeps all other tensors in float16. Tokenizers are kept in
+    float16 as a whole: a slightly different encoder would give other ids than the transformers were
+    trained on.
+    """
+    tensors = {}
+    for key, tensor in part.state_dict().items():
+        if dtype != torch.int8:
+            tensors[key] = tensor.to(dtype)
+        elif name.startswith("tokenizer") or tensor.dim() < 2:
+            tensors[key] = tensor.to(torch.float16)
+        else:
+            tensors[key], tensors[key + SCALE] = quantize(tensor)
+    save_tensors(directory / f"{name}.safetensors", tensors)
+
+
+def quantize(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round each row (index of the first dimension) to multiples of a 127th of its largest value.
+
+    Returns int8 integers of the tensor's shape, and float scales (rows, 1, ...).
+    """
+    other_dims = tuple(range(1, tensor.dim()))
+    largest = tensor.abs().amax(dim=other_dims, keepdim=True)
+    scale = largest.clamp(min=1e-9) / 127
+    return (tensor / scale).round().to(torch.int8), scale
+
+
+def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return all tensors of a file in float32, quantized ones multiplied by their scales."""
     state = {}
-    for k, v in part.state_dict().items():
-        if whole := dtype == torch.int8 and v.dim() > 1 and not name.startswith("tokenizer"):
-            state[f"{k}/scale"] = scale = (
-                v.abs().amax(dim=tuple(range(1, v.dim())), keepdim=True).clamp(min=1e-9) / 127
-            )
-        state[k] = (
-            (v / scale).round().to(dtype)
-            if whole
-            else v.to(torch.float16 if dtype == torch.int8 else dtype)
-        )
-    save_tensors(directory / f"{name}.safetensors", state)
+    for key, tensor in tensors.items():
+        if key.endswith(SCALE):
+            continue
+        state[key] = tensor.float()
+        if key + SCALE in tensors:
+            state[key] = state[key] * tensors[key + SCALE]
+    return state
 
 
 def load_part(directory: Path, name: str, config: configs.Config, text_width: int) -> nn.Module:
-    """Build a part and fill it from NAME.safetensors."""
+    """Build a part and load NAME.safetensors into it. Errors name the file and the remedy."""
     path = directory / f"{name}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing; make it with: minimuse train {name.replace('_', '-')} --out {directory}"
+            f"{path} is missing; "
+            f"make it with: minimuse train {name.replace('_', '-')} --out {directory}"
         )
     part = build(name, config, text_width)
     try:
-        state = load_file(path)
-        part.load_state_dict(
-            {
-                k: v.float() * state.get(f"{k}/scale", 1)
-                for k, v in state.items()
-                if not k.endswith("/scale")
-            }
-        )
+        part.load_state_dict(dequantize(load_file(path)))
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is truncated or no safetensors file ({error}); train or copy it again"
         ) from None
     except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
         raise ValueError(
-            f"{path} does not fit config.json ({str(error).splitlines()[-1].strip()}); it belongs to another model"
+            f"{path} does not fit config.json ({reason}); it belongs to another model"
         ) from None
     return part
