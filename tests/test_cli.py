@@ -96,9 +96,9 @@ def test_a_stage_of_the_demo_begins_when_what_it_needs_is_there(monkeypatch, tmp
         ended.add(stage)
         return stage, 1.0, {}
 
-    monkeypatch.setattr("minimuse.demo.work", work)
+    monkeypatch.setattr("minimuse.runs.workers.train_in_worker", work)
     monkeypatch.setattr(
-        "minimuse.demo.ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers)
+        "minimuse.runs.workers.ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers)
     )
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     seconds, stages = side_by_side(tmp_path, PRESETS["tiny"], "shapes", "t5-toy", 0, False, print)

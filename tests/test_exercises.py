@@ -5,14 +5,14 @@ import math
 import subprocess
 
 import pytest
-from minimuse.checks import FOLDER, LESSONS, lesson, student
+from minimuse.checks import EXERCISE_FOLDER, LESSONS, lesson, student
 from minimuse.checks.check import PRINTED, check
 
 ALL = [(number, exercise) for number in LESSONS for exercise in lesson(number).EXERCISES]
 names = lambda case: f"{case[0]}-{case[1].name}"
 CHANGED = (
     subprocess.run(
-        ["git", "diff", "--quiet", "HEAD", "--", FOLDER], cwd=FOLDER, capture_output=True
+        ["git", "diff", "--quiet", "HEAD", "--", EXERCISE_FOLDER], cwd=EXERCISE_FOLDER, capture_output=True
     ).returncode
     == 1
 )

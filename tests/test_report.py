@@ -17,7 +17,7 @@ from minimuse.plumbing.lite0 import has_lite0
 def test_cells_say_everything_once():
     share = {"value": 0.5, "low": 0.25, "high": 1.0, "n": 3}
     found = {"a": {"b": 1.23456, "c": share}, "d": share | {"chance": 0.001}, "e": {"f": {"g": 7}}}
-    assert dict(evaluate.cells(found)) == {
+    assert dict(evaluate.table_cells(found)) == {
         "a, b": "1.235",
         "a, c": "0.500 (0.250 to 1.000)",
         "d": "0.500 (0.250 to 1.000), by chance 0.0010",
@@ -27,12 +27,12 @@ def test_cells_say_everything_once():
 
 def test_what_is_no_number_is_null():
     share = {"value": 0.5}
-    assert "shape 0.50" in evaluate.in_short(
-        evaluate.known(
+    assert "shape 0.50" in evaluate.alignment_lines(
+        evaluate.nan_to_none(
             {"alignment": {"real": {"shape": share, "relation": {"value": float("nan")}}}}
         )
     )
-    assert evaluate.known({"a": {"low": float("nan"), "n": 1}, "b": 0.5}) == {
+    assert evaluate.nan_to_none({"a": {"low": float("nan"), "n": 1}, "b": 0.5}) == {
         "a": {"low": None, "n": 1},
         "b": 0.5,
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-FOLDER = Path(__file__).parents[1] / "exercises"  # of a clone; not in the wheel
+EXERCISE_FOLDER = Path(__file__).parents[1] / "exercises"  # of a clone; not in the wheel
 LESSONS = tuple(
     sorted(path.stem[-2:] for path in Path(__file__).parent.glob("lesson[0-9][0-9].py"))
 )
@@ -34,7 +34,7 @@ def lesson(number: str) -> ModuleType:
     return importlib.import_module(f"minimuse.checks.lesson{number}")
 
 
-def student(number: str, folder: Path = FOLDER) -> ModuleType:
+def student(number: str, folder: Path = EXERCISE_FOLDER) -> ModuleType:
     """The student's file of a lesson, as it stands now."""
     (path,) = folder.glob(f"ex{number}_*.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)

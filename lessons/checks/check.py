@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from minimuse.checks import FOLDER, LESSONS, lesson, student
+from minimuse.checks import EXERCISE_FOLDER, LESSONS, lesson, student
 
 PRINTED = (
     12  # lines shown; a property calls a function many times, with the smallest counterexample last
@@ -147,5 +147,5 @@ def check(number: str | None, package: bool) -> int:
     if number is not None:
         found.tell()
         if not package and not all(right):
-            print(f"your functions are in {next(FOLDER.glob(f'ex{number}_*.py'))}")
+            print(f"your functions are in {next(EXERCISE_FOLDER.glob(f'ex{number}_*.py'))}")
     return 0 if all(all(found.holds(n)) for n in (LESSONS if number is None else (number,))) else 1

@@ -1,30 +1,45 @@
-import time
-from collections.abc import Callable
-from pathlib import Path
+"""`minimuse demo`: train the toy Muse on drawn scenes, from scratch, then measure it and draw.
 
-from minimuse.cli.evaluate import evaluate, in_short
+    minimuse demo --out runs/demo
+
+The folder OUT then holds a model, and what `minimuse evaluate` writes: report.json, report.md,
+samples.png (held-out captions) and decoding.gif.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from minimuse.cli.evaluate import alignment_lines, evaluate
+from minimuse.cli.progress import show_progress
 from minimuse.muse import Muse
-from minimuse.plumbing import config as configs
+from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.files import write_json
 from minimuse.runs.workers import side_by_side
 
 
-def demo(
-    out: Path, preset: str, seed: int, resume: bool, show: Callable[..., None], n: int = 256
-) -> dict:
-    """Train, measure, draw; returns the report. `show(records, row)` consumes the records of stages that train in one process."""
-    begun = time.monotonic()
+def run_demo(args: argparse.Namespace) -> None:
+    """Run the demo and print in how many images each attribute is right."""
+    report = demo(args.out, args.preset, args.seed, args.resume)
+    print(alignment_lines(report))
+    print(f"wrote {args.out}/samples.png, {args.out}/decoding.gif and {args.out}/report.json")
+
+
+def demo(out: Path, preset: str, seed: int, resume: bool, n: int = 256) -> dict[str, Any]:
+    """Train all stages into the folder `out`, measure `n` held-out images, and write the report.
+
+    Returns the report. Its "seconds" are those of this call alone, if it resumes another.
+    """
+    start = time.monotonic()
     seconds, stages = side_by_side(
-        out, configs.PRESETS[preset], "shapes", "t5-toy", seed, resume, show
+        out, PRESETS[preset], "shapes", "t5-toy", seed, resume, show_progress
     )
     trained = time.monotonic()
-    found = {"seconds": seconds, "stages": stages} | evaluate(
-        Muse.load(out), out, n, splits=("heldout",)
-    )
-    seconds |= {
-        "report": round(time.monotonic() - trained, 1),
-        "total": round(time.monotonic() - begun, 1),
-    }  # of this call, if it resumed another
-    write_json(out / "report.json", found)
-    print(f"{in_short(found)}\nwrote {out}/samples.png, {out}/decoding.gif and {out}/report.json")
-    return found
+    measures = evaluate(Muse.load(out), out, n, splits=("heldout",))
+    end = time.monotonic()
+    seconds["report"] = round(end - trained, 1)
+    seconds["total"] = round(end - start, 1)
+    report = {"seconds": seconds, "stages": stages} | measures
+    write_json(out / "report.json", report)
+    return report

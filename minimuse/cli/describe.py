@@ -1,11 +1,14 @@
-"""What a preset costs: parameters, arithmetic and memory, from shapes alone.
+"""What a preset costs: parameters, arithmetic and memory, computed from shapes alone.
 
     minimuse describe muse-3b            # --json: plain numbers
 
-Every part is built on PyTorch's meta device, where a tensor has a shape and no memory, and a pass is run there while a counter adds up
-its matrix products: 2 FLOPs for a multiplication with its addition. Left out: all that is no matrix product, and activations.
+Every part is built on PyTorch's meta device, where a tensor has a shape and no memory. A forward
+pass is run there while PyTorch's counter adds up its matrix products, with 2 FLOPs for a
+multiplication and its addition. Not counted: all that is no matrix product, and the memory of
+activations.
 """
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,104 +18,141 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimuse.data import ASSETS
-from minimuse.plumbing.config import PRESETS
+from minimuse.decode import Sampling
+from minimuse.plumbing.config import PRESETS, Config, Stage
 from minimuse.plumbing.parts import PARTS, build
 from minimuse.plumbing.t5_files import read_t5_config
 from minimuse.t5_frozen import MAX_TOKENS, T5Config, T5Encoder
 
+# So many GPUs share a model, its gradients and its optimizer.
 GPUS = (1, 8, 64)
 
-
+# T5 v1.1 XXL, the paper's text encoder
 XXL = T5Config(
-    32128,
+    vocab_size=32128,
     d_model=4096,
     d_kv=64,
     d_ff=10240,
     num_layers=24,
     num_heads=64,
     feed_forward_proj="gated-gelu",
-)  # T5 v1.1
+)
+
+# Bytes for each parameter in training, all in float32: weight, gradient and average (12 bytes).
+# AdamW adds two moments. Adafactor adds almost nothing: two vectors for each matrix.
+TRAINING_BYTES = {"adamw": 20, "adafactor": 12}
+
+# How `minimuse describe` prints each group of numbers.
+UNITS = {"parameters": (1e6, "M"), "flops": (1e12, "TFLOP"), "memory": (1e9, "GB")}
 
 
-def flops(run: Callable[[], object]) -> int:
+def run_describe(args: argparse.Namespace) -> None:
+    """`minimuse describe`: print what a preset costs."""
+    costs = describe(args.preset, args.t5)
+    if args.json:
+        print(json.dumps(costs, indent=1))
+        return
+    for group, values in costs.items():
+        divisor, unit = UNITS[group]
+        for name, value in values.items():
+            print(f"{group:<12}{name:<28}{value / divisor:>14,.3f} {unit}")
+
+
+@torch.no_grad()
+def describe(preset: str, t5: Path | None = None) -> dict[str, dict[str, int]]:
+    """Return {"parameters": ..., "flops": ..., "memory": ...} of a preset, each {name: number}.
+
+    Parameters of each part; FLOPs of an image, guided in all steps, and of a training step; memory
+    in bytes. The text encoder is the one whose config.json is in the directory `t5`. By default it
+    is T5-XXL for a base model wider than 512, else the one that ships with minimuse.
+    """
+    config = PRESETS[preset]
+    t5_config = text_encoder_config(config, t5)
+    with torch.device("meta"):
+        parts: dict[str, nn.Module] = {"text": T5Encoder(t5_config)}
+        for name in PARTS:
+            parts[name] = build(name, config, t5_config.d_model)
+        flops = count_flops(parts, config, t5_config.d_model)
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return {"parameters": sizes, "flops": flops, "memory": memory(sizes)}
+
+
+def text_encoder_config(config: Config, t5: Path | None) -> T5Config:
+    if t5 is not None:
+        return read_t5_config(t5 / "config.json")
+    if config.base.width > 512:
+        return XXL
+    return read_t5_config(ASSETS / "t5-toy" / "config.json")
+
+
+def count_flops(parts: dict[str, nn.Module], config: Config, E: int) -> dict[str, int]:
+    """FLOPs of all parts, for one image and the longest caption; E is the width of the text."""
+    ids = torch.zeros(1, MAX_TOKENS, dtype=torch.long)
+    visible = torch.ones(1, MAX_TOKENS, dtype=torch.bool)
+    text = torch.zeros(1, MAX_TOKENS, E)  # (1, T, E)
+    low_config, high_config = config.tokenizer, config.tokenizer_hi
+    low = torch.zeros(1, low_config.grid**2, dtype=torch.long)  # (1, n)
+    high = torch.zeros(1, high_config.grid**2, dtype=torch.long)  # (1, N)
+    z = torch.zeros(1, high_config.code_width, high_config.grid, high_config.grid)
+    flops = {"text": count(lambda: parts["text"](ids, visible))}
+    flops |= transformer_flops(
+        "base", parts["base"], low, (text, visible), config.sampling, config.stages.base
+    )
+    flops |= transformer_flops(
+        "superres",
+        parts["superres"],
+        high,
+        (text, visible, low),
+        config.sampling_hi,
+        config.stages.superres,
+    )
+    flops["decoder_image"] = count(lambda: parts["decoder"](z))
+    return flops
+
+
+def transformer_flops(
+    name: str,
+    model: nn.Module,
+    ids: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
+    sampling: Sampling,
+    stage: Stage,
+) -> dict[str, int]:
+    """FLOPs of the base or the super-resolution model, for one image.
+
+    `inputs` are the arguments of `model.context`, which is computed once for all steps.
+    """
+    context = model.context(*inputs)
+    once = count(lambda: model.context(*inputs))
+    each_pass = count(lambda: model(ids, context))
+    # Guidance takes two passes in each step: with the caption, and without.
+    passes = 2 * sampling.steps
+    # In training, the backward pass takes two matrix products for each one of the forward pass: for
+    # the gradient of the input, and for that of the weight.
+    return {
+        f"{name}_pass": once + each_pass,
+        f"{name}_image": 2 * once + passes * each_pass,
+        f"{name}_image_uncached": passes * (once + each_pass),
+        f"{name}_train_step": 3 * stage.batch * (once + each_pass),
+    }
+
+
+def count(run: Callable[[], object]) -> int:
+    """FLOPs of the matrix products in a call."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
-@torch.no_grad()
-def describe(preset: str, t5: Path | None = None) -> dict:
-    """Plain numbers: parameters of each part; FLOPs of a picture, guided in all steps, and of a training step; bytes of memory.
+def memory(sizes: dict[str, int]) -> dict[str, int]:
+    """Bytes to hold all parts in bfloat16, and for each GPU to train one of the transformers.
 
-    The text encoder is T5-XXL for a base model wider than 512, else the toy's; or that of the directory `t5`.
+    `sizes` are numbers of parameters. Only AdamW is given for several GPUs.
     """
-    config = PRESETS[preset]
-    encoder = (
-        XXL
-        if config.base.width > 512 and not t5
-        else read_t5_config((t5 or ASSETS / "t5-toy") / "config.json")
-    )
-    with torch.device("meta"):
-        parts: dict[str, nn.Module] = {"text": T5Encoder(encoder)} | {
-            part: build(part, config, encoder.d_model) for part in PARTS
-        }
-        text, seen = (
-            torch.zeros(1, MAX_TOKENS, encoder.d_model),
-            torch.ones(1, MAX_TOKENS, dtype=torch.bool),
-        )
-        low, high = (
-            torch.zeros(1, t.grid**2, dtype=torch.long)
-            for t in (config.tokenizer, config.tokenizer_hi)
-        )
-        found = {
-            "text": flops(lambda: parts["text"](torch.zeros(1, MAX_TOKENS, dtype=torch.long), seen))
-        }
-        for name, ids, sampling, *below in (
-            ("base", low, config.sampling),
-            ("superres", high, config.sampling_hi, low),
-        ):
-            context = parts[name].context(text, seen, *below)
-            once, again = (
-                flops(lambda: parts[name].context(text, seen, *below)),
-                flops(lambda: parts[name](ids, context)),
-            )
-            passes = 2 * sampling.steps  # guided: with the caption, and without
-            # the backward pass takes two products for each one: by the input, and by the weight
-            found |= {
-                f"{name}_pass": once + again,
-                f"{name}_image": 2 * once + passes * again,
-                f"{name}_image_uncached": passes * (once + again),
-            }
-            found |= {f"{name}_train_step": 3 * getattr(config.stages, name).batch * (once + again)}
-        z = torch.zeros(
-            1, config.tokenizer_hi.code_width, config.tokenizer_hi.grid, config.tokenizer_hi.grid
-        )
-        found |= {"decoder_image": flops(lambda: parts["decoder"](z))}
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    hold = 2 * sum(sizes.values())  # bf16
-    # of each parameter in fp32: weight, gradient, average; AdamW's two moments; Adafactor's second moment is two vectors of a matrix
-    train = {
-        f"{name}_{how}": sizes[name] * each
-        for name in ("base", "superres")
-        for how, each in (("adamw", 20), ("adafactor", 12))
-    }
-    per_gpu = {
-        f"{name}_on_{n}": -(-size // n)
-        for name, size in train.items()
-        for n in GPUS
-        if n == 1 or name.endswith("adamw")
-    }
-    return {"parameters": sizes, "flops": found, "memory": {"hold": hold, **per_gpu}}
-
-
-def show_costs(preset: str, t5: Path | None, plain: bool) -> None:
-    found, units = (
-        describe(preset, t5),
-        {"parameters": (1e6, "M"), "flops": (1e12, "TFLOP"), "memory": (1e9, "GB")},
-    )
-    if plain:
-        print(json.dumps(found, indent=1))
-        return
-    for kind, row in found.items():
-        for name, value in row.items():
-            print(f"{kind:<12}{name:<28}{value / units[kind][0]:>14,.3f} {units[kind][1]}")
+    bytes_needed = {"hold": 2 * sum(sizes.values())}
+    for part in ("base", "superres"):
+        for optimizer, bytes_each in TRAINING_BYTES.items():
+            for n in GPUS if optimizer == "adamw" else (1,):
+                total = sizes[part] * bytes_each
+                bytes_needed[f"{part}_{optimizer}_on_{n}"] = -(-total // n)  # rounded up
+    return bytes_needed

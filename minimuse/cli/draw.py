@@ -1,11 +1,19 @@
+"""The commands that draw: `minimuse generate`, `inpaint`, `outpaint` and `edit`.
+
+    minimuse generate "a red apple, noto style" -o apple.png
+
+Each command checks first that its output can be written, so that no minutes of drawing are lost.
+"""
+
+import argparse
 import itertools
 import os
 import typing
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from minimuse import data, edit
@@ -13,129 +21,217 @@ from minimuse.cli.figures import beside, decoding_gif, sheet
 from minimuse.datasets.image_files import read_image
 from minimuse.decode import Sampling
 from minimuse.muse import Muse
-from minimuse.plumbing import config as configs
+from minimuse.plumbing.config import convert, parse_literal
 from minimuse.runs import parallel
 
-
-def given(args) -> dict:
-    """The sampling that was asked for."""
-    asked = {
-        name: (getattr(args, f"sampling.{name}"), kind)
-        for name, kind in typing.get_type_hints(Sampling).items()
-    }
-    return {
-        name: text if kind is bool else configs.typed(configs.literal(text), kind, name)
-        for name, (text, kind) in asked.items()
-        if text is not None
-    }
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+SAMPLING_TYPES = typing.get_type_hints(Sampling)
+# So many images of a decoding fit beside each other.
+MAX_GIF_IMAGES = 32
 
 
-def outputs(args, *also: Path | None) -> list[Path]:
-    """The files that a drawing goes to; what is wrong with them is said before anything is drawn."""
-    if args.n < 1:
-        raise ValueError(f"--n is {args.n}; draw at least 1 picture")
-    names = (
-        [args.output]
-        if args.n == 1 or getattr(args, "grid", None)
-        else [args.output.with_stem(f"{args.output.stem}-{i}") for i in range(args.n)]
-    )
-    taken = [
-        path.resolve()
-        for path in (*names, *also, getattr(args, "image", None), getattr(args, "mask", None))
-        if path
-    ]
-    for path in (*names, *(path for path in also if path)):
-        if (
-            path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".gif")
-            or taken.count(path.resolve()) > 1
-        ):
-            raise ValueError(
-                f"{path}: write a .png, .jpg or .webp (a .gif of frames), each under a name of its own, not a given picture's"
-            )
-        if path.is_dir() or not os.access(
-            path if path.exists() else path.resolve().parent, os.W_OK
-        ):
-            raise OSError(
-                f"{path} cannot be written; give a file name, in a directory that exists and is yours"
-            )
-    return names
-
-
-def save_images(pictures: list, paths: list[Path]) -> None:
-    for picture, path in zip(pictures, paths, strict=True):
-        picture.save(path)
-        print(path)
-
-
-def run_generate(args) -> None:
-    names, muse = (
-        outputs(args, args.gif),
-        Muse.load(args.model, parallel.begin(args.device), args.t5),
-    )
-    draw = partial(muse.generate, args.prompt, args.n, args.negative, args.seed)
-    save_images([grid(draw, args.grid, given(args))] if args.grid else draw(**given(args)), names)
-    if args.gif:
-        sampling, sampling_hi = muse.sampling(**given(args))
-        decoding_gif(
-            muse,
-            [args.prompt] * min(args.n, 32),
-            args.gif,
-            negative=args.negative,
-            seed=args.seed,
-            sampling=sampling,
-            sampling_hi=sampling_hi,
-        )
+# --- generate ---
+def run_generate(args: argparse.Namespace) -> None:
+    """`minimuse generate`: draw images of a prompt, or one sheet with a grid of settings."""
+    paths = output_paths(args, args.gif)
+    settings = sampling_settings(args)
+    cells, columns = parse_grid(args.grid) if args.grid else ([], 0)
+    muse = load_model(args)
+    if args.grid:
+        images = [draw_grid(muse, args, settings, cells, columns)]
+    else:
+        images = muse.generate(args.prompt, args.n, args.negative, args.seed, **settings)
+    save_images(images, paths)
+    if args.gif is not None:
+        write_gif(muse, args, settings)
         print(args.gif)
 
 
-def grid(draw: Callable[..., list], axes: list[str], settings: dict):
-    """A sheet with a picture (n, above one another) for each combination of ["steps=4,8", "guidance=0,2"]."""
-    names = typing.get_type_hints(Sampling)
-    pairs = [text.partition("=")[::2] for text in axes]
-    if wrong := [key for key, values in pairs if key not in names or not values]:
-        raise ValueError(f"--grid {wrong[0]}: write key=a,b with a key among {', '.join(names)}")
-    cells = list(
-        itertools.product(
-            *(
-                [
-                    (key, configs.typed(configs.literal(value), names[key], key))
-                    for value in values.split(",")
-                ]
-                for key, values in pairs
-            )
+def write_gif(muse: Muse, args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Draw the same images again, and show all steps of their decoding."""
+    sampling, sampling_hi = muse.sampling(**settings)
+    decoding_gif(
+        muse,
+        [args.prompt] * min(args.n, MAX_GIF_IMAGES),
+        args.gif,
+        negative=args.negative,
+        seed=args.seed,
+        sampling=sampling,
+        sampling_hi=sampling_hi,
+    )
+
+
+def parse_grid(axes: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """Parse ["steps=4,8", "guidance=0,2"]: all combinations of settings, and how many to a row."""
+    values_of_axes = []
+    for axis in axes:
+        key, _, values = axis.partition("=")
+        if key not in SAMPLING_TYPES or not values:
+            known = ", ".join(SAMPLING_TYPES)
+            raise ValueError(f"--grid {key}: write key=a,b with a key among {known}")
+        kind = SAMPLING_TYPES[key]
+        values_of_axes.append(
+            [(key, convert(parse_literal(value), kind, key)) for value in values.split(",")]
         )
-    )
-    drawn = [
-        torch.stack([data.from_pil(picture) for picture in draw(**settings | dict(cell))])
-        for cell in tqdm(cells, desc="grid")
-    ]
-    titles = [", ".join(f"{key} {value}" for key, value in cell) for cell in cells]
-    return sheet(list(torch.stack(drawn, dim=1)), titles, columns=pairs[-1][1].count(",") + 1)
+    cells = [dict(combination) for combination in itertools.product(*values_of_axes)]
+    return cells, len(values_of_axes[-1])
 
 
-def run_edit(args) -> None:
-    """inpaint, outpaint, edit."""
-    names, muse, before = (
-        outputs(args, args.sheet),
-        Muse.load(args.model, parallel.begin(args.device), args.t5),
-        [read_image(args.image)],
+def draw_grid(
+    muse: Muse,
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    cells: list[dict[str, Any]],
+    columns: int,
+) -> Image.Image:
+    """A sheet with --n images, one below the other, for each cell's settings."""
+    batches = []
+    for cell in tqdm(cells, desc="grid"):
+        images = muse.generate(args.prompt, args.n, args.negative, args.seed, **settings | cell)
+        batches.append(torch.stack([data.from_pil(image) for image in images]))
+    titles = [", ".join(f"{key} {value}" for key, value in cell.items()) for cell in cells]
+    # (cells, n, 3, H, W) -> n batches of all cells
+    rows = list(torch.stack(batches, dim=1))
+    return sheet(rows, titles, columns=columns)
+
+
+# --- inpaint, outpaint, edit ---
+def run_inpaint(args: argparse.Namespace) -> None:
+    """`minimuse inpaint`: draw again what is white in a mask."""
+    paths = output_paths(args, args.sheet)
+    settings = edit_settings(args)
+    image, mask = read_image(args.image), read_image(args.mask)
+    drawn = edit.inpaint(
+        load_model(args),
+        image,
+        mask,
+        args.prompt,
+        keep_pixels=args.keep_pixels,
+        tile=args.tile,
+        **settings,
     )
-    how = dict(n=args.n, negative=args.negative, seed=args.seed, **given(args))
-    if args.command == "edit":
-        drawn = edit.edit(muse, *before, args.prompt, args.iterations, args.share, **how)
+    save_images(drawn, paths)
+    save_sheet(args.sheet, {"before": image, "mask": mask}, drawn)
+
+
+def run_outpaint(args: argparse.Namespace) -> None:
+    """`minimuse outpaint`: draw around an image."""
+    paths = output_paths(args, args.sheet)
+    settings = edit_settings(args)
+    pad = parse_pad(args.pad)
+    image = read_image(args.image)
+    drawn = edit.outpaint(
+        load_model(args),
+        image,
+        args.prompt,
+        pad,
+        keep_pixels=args.keep_pixels,
+        tile=args.tile,
+        **settings,
+    )
+    save_images(drawn, paths)
+    save_sheet(args.sheet, {"before": image}, drawn)
+
+
+def run_edit(args: argparse.Namespace) -> None:
+    """`minimuse edit`: change an image towards a prompt, without a mask."""
+    paths = output_paths(args, args.sheet)
+    settings = edit_settings(args)
+    image = read_image(args.image)
+    drawn = edit.edit(load_model(args), image, args.prompt, args.iterations, args.share, **settings)
+    save_images(drawn, paths)
+    save_sheet(args.sheet, {"before": image}, drawn)
+
+
+def edit_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that all editing functions have."""
+    settings = {"n": args.n, "negative": args.negative, "seed": args.seed}
+    return settings | sampling_settings(args)
+
+
+def parse_pad(text: str) -> tuple[int, ...]:
+    """Parse --pad, "8" or "8,0,8,0", to the pixels at left, top, right and bottom."""
+    pad = convert(parse_literal(f"({text},)"), tuple[int, ...], "--pad")
+    if len(pad) == 1:
+        return pad * 4
+    if len(pad) != 4:
+        raise ValueError(f"--pad {text}: give one number, or left,top,right,bottom")
+    return pad
+
+
+# --- What they have in common ---
+def load_model(args: argparse.Namespace) -> Muse:
+    """The model that --model, --device and --t5 say."""
+    return Muse.load(args.model, parallel.begin(args.device), args.t5)
+
+
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Sampling` for which there is a flag on the command line."""
+    settings = {}
+    for name, kind in SAMPLING_TYPES.items():
+        value = getattr(args, f"sampling.{name}")
+        if value is None:
+            continue
+        # argparse has made a bool of --NAME and --no-NAME. All other values are text still.
+        if kind is not bool:
+            value = convert(parse_literal(value), kind, name)
+        settings[name] = value
+    return settings
+
+
+def output_paths(args: argparse.Namespace, extra: Path | None) -> list[Path]:
+    """The files that images are saved to.
+
+    Raises an error if one of them cannot be written, or `extra`, the GIF or the sheet.
+    """
+    if args.n < 1:
+        raise ValueError(f"--n is {args.n}; draw at least 1 image")
+    if args.n == 1 or getattr(args, "grid", None):
+        paths = [args.output]
     else:
-        how |= dict(keep_pixels=args.keep_pixels, tile=args.tile)
-        if args.command == "inpaint":
-            before.append(read_image(args.mask))
-            drawn = edit.inpaint(muse, *before, args.prompt, **how)
-        else:
-            pad = configs.typed(configs.literal(f"({args.pad},)"), tuple[int, ...], "--pad")
-            if len(pad) not in (1, 4):
-                raise ValueError(f"--pad {args.pad}: give one number, or left,top,right,bottom")
-            drawn = edit.outpaint(muse, *before, args.prompt, pad * (4 // len(pad)), **how)
-    save_images(drawn, names)
-    if args.sheet:
-        save_images(
-            [beside([*before, *drawn], ["before", "mask"][: len(before)] + ["after"] * len(drawn))],
-            [args.sheet],
+        stem = args.output.stem
+        paths = [args.output.with_stem(f"{stem}-{i}") for i in range(args.n)]
+    written = [*paths, extra] if extra is not None else paths
+    read = [getattr(args, "image", None), getattr(args, "mask", None)]
+    resolved = [path.resolve() for path in [*written, *read] if path is not None]
+    for path in written:
+        check_suffix(path)
+        if resolved.count(path.resolve()) > 1:
+            raise ValueError(
+                f"{path}: give each file a name of its own, other than that of an input image"
+            )
+        check_writable(path)
+    return paths
+
+
+def check_suffix(path: Path) -> None:
+    """Raise a ValueError if the name does not end as that of an image."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"{path}: write a .png, .jpg or .webp; or a .gif, of all steps of a decoding"
         )
+
+
+def check_writable(path: Path) -> None:
+    """Raise an OSError if the file cannot be written, or its folder if there is no file yet."""
+    target = path if path.exists() else path.resolve().parent
+    if path.is_dir() or not os.access(target, os.W_OK):
+        raise OSError(
+            f"{path} cannot be written; "
+            "give a file name, in a directory that exists and that you may write to"
+        )
+
+
+def save_images(images: list[Image.Image], paths: list[Path]) -> None:
+    """Save images and print their names."""
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+        print(path)
+
+
+def save_sheet(path: Path | None, before: dict[str, Image.Image], after: list[Image.Image]) -> None:
+    """Save the images before and after editing side by side, if --sheet gives a name."""
+    if path is None:
+        return
+    titles = [*before, *["after"] * len(after)]
+    save_images([beside([*before.values(), *after], titles)], [path])

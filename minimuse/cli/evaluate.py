@@ -1,79 +1,109 @@
+"""`minimuse evaluate`: measure a model, and write figures, a table and a JSON report.
+
+    minimuse evaluate --model toy --out runs/evaluated
+
+The folder OUT then holds report.json, report.md (the same as a table), samples.png (held-out
+captions with real and drawn images) and decoding.gif. `minimuse.metrics.report` computes the
+measures.
+"""
+
+import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from minimuse.cli.figures import decoding_gif, sheet
 from minimuse.metrics.report import report
 from minimuse.muse import Muse
 from minimuse.plumbing.files import write_json
+from minimuse.runs import parallel
 
 
-def cells(found: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Everything measured as (name, text)."""
-    for name, value in found.items():
-        if isinstance(value, dict) and "value" not in value:
-            yield from cells(value, (*path, name))
-        else:
-            text = (
-                f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-                if isinstance(value, dict)
-                else f"{value:.3f}"
-            )
-            yield (
-                ", ".join((*path, name)),
-                text
-                + (
-                    f", by chance {value['chance']:.4f}"
-                    if isinstance(value, dict) and "chance" in value
-                    else ""
-                ),
-            )
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Measure a model and print the table, or with --json the report."""
+    muse = Muse.load(args.model, parallel.begin(args.device), args.t5)
+    evaluate(muse, args.out, args.n)
+    name = "report.json" if args.json else "report.md"
+    print((args.out / name).read_text(), end="")
 
 
-def known(found):
-    """null for what is not a number: JSON has no word for the interval of a single picture."""
-    if isinstance(found, dict):
-        return {k: known(v) for k, v in found.items()}
-    return found if not isinstance(found, float) or math.isfinite(found) else None
+def evaluate(
+    muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None = None
+) -> dict[str, Any]:
+    """Measure at most `n` images of each split, and write report and figures into the folder `out`.
 
-
-def evaluate(muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None = None) -> dict:
-    """Measure, and draw some of the held-out pictures, into OUT. The report has the held-out pairs at its top, other splits by name."""
+    By default these are all splits that fit the model's data. Returns what report.json holds: the
+    measures of the held-out split, and those of every other split under its name.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    found, pictures = report(muse, n, splits=splits)
-    real, low, high, captions = (
-        pictures["heldout"][name][:16] for name in ("real", "low", "high", "captions")
-    )
-    sheet([real, low, high], captions, titles=("real", "base", "super-res")).save(
-        out / "samples.png"
-    )
-    decoding_gif(muse, captions[:4], out / "decoding.gif", plain=True)
-    columns = [dict(cells(measured)) for measured in found.values()]
-    names = dict.fromkeys(
-        name for column in columns for name in column
-    )  # a split may have more measures than another
-    rows = [
-        ["measure", *found],
-        ["---"] * (1 + len(found)),
-        *([name, *(column.get(name, "") for column in columns)] for name in names),
-    ]
-    (out / "report.md").write_text("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
-    whole = known(found.pop("heldout") | found)
+    measures, images = report(muse, n, splits=splits)
+    draw_samples(muse, images["heldout"], out)
+    (out / "report.md").write_text(markdown_table(measures))
+    other_splits = {split: values for split, values in measures.items() if split != "heldout"}
+    whole = nan_to_none(measures["heldout"] | other_splits)
     write_json(out / "report.json", whole)
     return whole
 
 
-def in_short(found: dict) -> str:
-    """Alignment with captions of shapes, a line for each kind of picture."""
-    line = lambda row: "  ".join(
-        f"{attribute} {share['value']:.2f}"
-        for attribute, share in row.items()
-        if share["value"] is not None
-    )
-    return "\n".join(f"{name:18}{line(row)}" for name, row in found["alignment"].items())
+def draw_samples(muse: Muse, images: dict[str, Any], out: Path) -> None:
+    """Write samples.png, 16 held-out captions with their images, and decoding.gif of 4 of them."""
+    captions = images["captions"][:16]
+    rows = [images[name][:16] for name in ("real", "low", "high")]
+    page = sheet(rows, captions, titles=("real", "base", "super-res"))
+    page.save(out / "samples.png")
+    decoding_gif(muse, captions[:4], out / "decoding.gif", plain=True)
 
 
-def tell(muse: Muse, out: Path, n: int, as_json: bool) -> None:
-    """`evaluate`, and print what it wrote."""
-    evaluate(muse, out, n)
-    print((out / ("report.json" if as_json else "report.md")).read_text(), end="")
+def markdown_table(measures: dict[str, dict[str, Any]]) -> str:
+    """A table with one row for each measure and one column for each split."""
+    columns = [dict(table_cells(values)) for values in measures.values()]
+    # In the order of the first split; others may have more measures. A dict keeps the order.
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [["measure", *measures], ["---"] * (1 + len(measures))]
+    for name in names:
+        rows.append([name, *(column.get(name, "") for column in columns)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def table_cells(measures: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Yield every measure of nested dicts as (name, text), such as ("nll, base", "1.234").
+
+    A leaf is a number, or a dict with a "value" and its interval from "low" to "high".
+    """
+    for name, value in measures.items():
+        full_name = ", ".join((*path, name))
+        if not isinstance(value, dict):
+            yield full_name, f"{value:.3f}"
+        elif "value" not in value:
+            yield from table_cells(value, (*path, name))
+        else:
+            text = f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+            if "chance" in value:
+                text += f", by chance {value['chance']:.4f}"
+            yield full_name, text
+
+
+def nan_to_none(value: Any) -> Any:
+    """Replace NaN and infinity in nested dicts by None, since JSON cannot hold them.
+
+    They occur, for example, as the interval of a single image.
+    """
+    if isinstance(value, dict):
+        return {key: nan_to_none(inner) for key, inner in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def alignment_lines(report: dict[str, Any]) -> str:
+    """One line for each kind of image: the fraction that is right in each attribute."""
+    lines = []
+    for kind, attributes in report["alignment"].items():
+        fractions = [
+            f"{attribute} {fraction['value']:.2f}"
+            for attribute, fraction in attributes.items()
+            if fraction["value"] is not None
+        ]
+        lines.append(f"{kind:18}{'  '.join(fractions)}")
+    return "\n".join(lines)

@@ -1,16 +1,30 @@
-"""Pictures of pictures: sheets with captions, and the tokens of one image appearing as a GIF."""
+"""Figures: sheets of images with captions, images side by side, and decoding as a GIF or a strip.
+
+from minimuse.cli.figures import sheet
+sheet([images], captions, columns=4).save("sheet.png")
+"""
 
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
 
 from minimuse.data import to_pil
 from minimuse.muse import Muse
 
-PAPER, INK = (255, 255, 255), (40, 40, 40)
+WHITE = (255, 255, 255)
+TEXT_COLOUR = (40, 40, 40)
+FONT_SIZE = 11
+# All in pixels: between cells, between images of one cell, for the titles of rows, of a text line.
+GAP = 6
+ROW_GAP = 2
+MARGIN = 64
+LINE_HEIGHT = 13
+TITLE_HEIGHT = 16
 
 
 def sheet(
@@ -20,93 +34,103 @@ def sheet(
     cell: int = 128,
     titles: tuple[str, ...] = (),
 ) -> Image.Image:
-    """Each caption's pictures, one of each batch in `rows` (B, 3, H, W), above one another; titles, in the margin, name the rows."""
-    font, line, gap = ImageFont.load_default(11), 13, 6
-    texts = [textwrap.wrap(c, cell // 6) or ["(no caption)"] for c in captions]
-    block = len(rows) * (cell + 2) + max(map(len, texts)) * line + 2 * gap
-    margin, columns = 64 if titles else 0, min(columns, len(captions))
-    page = Image.new(
-        "RGB",
-        (margin + columns * (cell + gap) + gap, -(-len(captions) // columns) * block + gap),
-        PAPER,
-    )
-    pen, pictures = ImageDraw.Draw(page), [to_pil(row) for row in rows]
-    for i, text in enumerate(texts):
-        x, y = margin + gap + i % columns * (cell + gap), gap + i // columns * block
-        for j, row in enumerate(pictures):
-            page.paste(
-                row[i].resize((cell, cell), Image.Resampling.NEAREST), (x, y + j * (cell + 2))
-            )
-            if titles and i % columns == 0:
-                pen.text((gap, y + j * (cell + 2) + cell // 2), titles[j], INK, font)
-        for j, words in enumerate(text):
-            pen.text((x, y + len(rows) * (cell + 2) + j * line), words, INK, font)
+    """Draw a page with one cell for each caption: image i of every batch, one below the other.
+
+    `rows` are batches (B, 3, H, W) in [-1, 1], `cell` is the width of an image in pixels, `titles`
+    name the batches in a margin on the left.
+    """
+    font = ImageFont.load_default(FONT_SIZE)
+    columns = min(columns, len(captions))
+    margin = MARGIN if titles else 0
+    # A letter is about 6 pixels wide.
+    texts = [textwrap.wrap(caption, cell // 6) or ["(no caption)"] for caption in captions]
+    images_height = len(rows) * (cell + ROW_GAP)
+    text_height = max(len(lines) for lines in texts) * LINE_HEIGHT
+    block_height = images_height + text_height + 2 * GAP
+    blocks = -(-len(captions) // columns)  # rounded up
+    size = (margin + columns * (cell + GAP) + GAP, blocks * block_height + GAP)
+    page = Image.new("RGB", size, WHITE)
+    pen = ImageDraw.Draw(page)
+    batches = [to_pil(row) for row in rows]
+    for i, lines in enumerate(texts):
+        block, column = divmod(i, columns)
+        x = margin + GAP + column * (cell + GAP)
+        y = GAP + block * block_height
+        for j, images in enumerate(batches):
+            image_y = y + j * (cell + ROW_GAP)
+            page.paste(images[i].resize((cell, cell), Image.Resampling.NEAREST), (x, image_y))
+            if titles and column == 0:
+                pen.text((GAP, image_y + cell // 2), titles[j], TEXT_COLOUR, font)
+        for j, line in enumerate(lines):
+            pen.text((x, y + images_height + j * LINE_HEIGHT), line, TEXT_COLOUR, font)
+    return page
+
+
+def beside(images: list[Image.Image], titles: list[str], scale: int = 2) -> Image.Image:
+    """Draw images of any size in a row, each below its title and enlarged by `scale`."""
+    font = ImageFont.load_default(FONT_SIZE)
+    enlarged = []
+    for image in images:
+        size = (scale * image.width, scale * image.height)
+        enlarged.append(image.convert("RGB").resize(size, Image.Resampling.NEAREST))
+    width = GAP + sum(image.width + GAP for image in enlarged)
+    height = TITLE_HEIGHT + max(image.height for image in enlarged) + GAP
+    page = Image.new("RGB", (width, height), WHITE)
+    pen = ImageDraw.Draw(page)
+    x = GAP
+    for image, title in zip(enlarged, titles, strict=True):
+        pen.text((x, 2), title, TEXT_COLOUR, font)
+        page.paste(image, (x, TITLE_HEIGHT))
+        x += image.width + GAP
     return page
 
 
 def decoding_frames(
-    muse: Muse, prompts: list[str], **settings
+    muse: Muse, prompts: list[str], **settings: Any
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Decode, and show every pass (B, 3, H, W): all guesses, shaded where they are hidden again; and how probable each was, from black."""
+    """Decode prompts, and yield two batches of images (B, 3, H, W) for each step.
+
+    The first shows all guesses, shaded where they are hidden again after this step. The second
+    shows the probability of each guess, from black (0) to white (1). `settings` are those of
+    `Muse.steps`.
+    """
     for resolution, step in muse.steps(prompts, **settings):
         images = muse.pixels(step.ids, resolution)
-        grid, side = int(step.ids.shape[1] ** 0.5), images.shape[-1]
-        spread = lambda x: (
-            x.float()
-            .view(-1, 1, grid, grid)
-            .repeat_interleave(side // grid, 2)
-            .repeat_interleave(side // grid, 3)
-        )
-        shade = 0.75 * spread(step.hidden)
-        probability = step.confidence.exp().clamp(max=1)  # infinite where the token was known
-        yield (
-            images * (1 - shade) + 0.55 * shade,
-            (2 * spread(probability) - 1).expand(-1, 3, -1, -1),
-        )
+        side = images.shape[-1]
+        shade = 0.75 * tokens_to_pixels(step.hidden.float(), side)
+        # The confidence of a token that was known from the start is infinite.
+        probability = step.confidence.exp().clamp(max=1).float()
+        probability_image = 2 * tokens_to_pixels(probability, side) - 1
+        yield images * (1 - shade) + 0.55 * shade, probability_image.expand(-1, 3, -1, -1)
+
+
+def tokens_to_pixels(values: torch.Tensor, side: int) -> torch.Tensor:
+    """Show one value per token (B, N) of a square grid as an image (B, 1, side, side)."""
+    grid = int(values.shape[1] ** 0.5)
+    f = side // grid
+    return repeat(values, "B (h w) -> B 1 (h f) (w g)", h=grid, f=f, g=f)
 
 
 def decoding_gif(
-    muse: Muse, prompts: list[str], path: str | Path, cell: int = 160, **settings
+    muse: Muse, prompts: list[str], path: str | Path, cell: int = 160, **settings: Any
 ) -> int:
-    """Write the decoding of some prompts, confidences below, as a GIF, or side by side if the path does not end so; returns how many frames."""
-    moving = Path(path).suffix.lower() == ".gif"
+    """Write the decoding of some prompts as a GIF; returns the number of frames.
+
+    A frame shows every guess, and its probability below. If the name does not end in .gif, the
+    frames are drawn side by side, at half the size. `settings` are those of `Muse.steps`.
+    """
+    animated = Path(path).suffix.lower() == ".gif"
+    if not animated:
+        cell //= 2
     frames = [
-        sheet([*pair], prompts, len(prompts), cell if moving else cell // 2)
-        for pair in decoding_frames(muse, prompts, **settings)
+        sheet([images, probabilities], prompts, columns=len(prompts), cell=cell)
+        for images, probabilities in decoding_frames(muse, prompts, **settings)
     ]
-    if moving:
-        frames[0].save(
-            path,
-            save_all=True,
-            append_images=frames[1:],
-            duration=[220] * (len(frames) - 1) + [2500],
-            loop=0,
-        )
+    if animated:
+        # In milliseconds; the last frame stays longest.
+        durations = [220] * (len(frames) - 1) + [2500]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
     else:
-        beside(frames, [f"pass {k + 1}" for k in range(len(frames))], scale=1).save(path)
+        titles = [f"step {k + 1}" for k in range(len(frames))]
+        beside(frames, titles, scale=1).save(path)
     return len(frames)
-
-
-def beside(pictures: list[Image.Image], titles: list[str], scale: int = 2) -> Image.Image:
-    """Pictures of any size in a row, each under its title, enlarged so that pixels can be seen."""
-    font, line, gap = ImageFont.load_default(11), 16, 6
-    pictures = [
-        p.convert("RGB").resize((scale * p.width, scale * p.height), Image.Resampling.NEAREST)
-        for p in pictures
-    ]
-    page, x = (
-        Image.new(
-            "RGB",
-            (
-                gap + sum(p.width + gap for p in pictures),
-                line + gap + max(p.height for p in pictures),
-            ),
-            PAPER,
-        ),
-        gap,
-    )
-    for picture, title in zip(pictures, titles):
-        ImageDraw.Draw(page).text((x, 2), title, INK, font)
-        page.paste(picture, (x, line))
-        x += picture.width + gap
-    return page

@@ -1,33 +1,53 @@
-from contextlib import ExitStack
+"""Progress bars for training."""
 
+from collections.abc import Iterable
+
+import torch
 from tqdm import tqdm
 
+from minimuse.train import Record
 
-def show_progress(records, row: int = 0) -> None:
-    """Progress bars: loss, accuracy and the like, smoothed a little. `row`: how far down, where processes share a screen."""
-    bar, seen = None, {}
-    with ExitStack() as bars:  # closes them, whatever happens
+
+def show_progress(records: Iterable[Record], row: int = 0) -> None:
+    """Consume the records of training and show a bar for each stage, with smoothed metrics.
+
+    `row` is the line of the bar on the screen, for processes that share one.
+    """
+    bar = None
+    smoothed: dict[str, float] = {}
+    try:
         for record in records:
+            last = record.step == record.steps
             if bar is None:
-                seen, bar = (
-                    {},
-                    tqdm(
-                        total=record.steps,
-                        initial=record.step - 1,
-                        desc=record.stage,
-                        mininterval=1.0,
-                        position=row,
-                    ),
-                )
-                bars.enter_context(bar)
+                bar = open_bar(record, row)
+                smoothed = {}
             bar.update(1)
-            if (
-                record.step % 10 == 0 or record.step == record.steps
-            ):  # reading a value waits for the device
-                for k, v in record.metrics.items():
-                    seen[k] = 0.8 * seen.get(k, float(v)) + 0.2 * float(v)
-                bar.set_postfix_str(", ".join(f"{k} {v:.3g}" for k, v in seen.items()))
-            if (
-                record.step == record.steps
-            ):  # now: the next record comes after the next stage's preparation
-                bar = bar.close()  # None
+            # Reading a metric waits for the device, so do it rarely.
+            if record.step % 10 == 0 or last:
+                update_smoothed(smoothed, record.metrics)
+                bar.set_postfix_str(", ".join(f"{k} {v:.3g}" for k, v in smoothed.items()))
+            if last:
+                # Close it now: the next record comes only when the next stage is prepared.
+                bar.close()
+                bar = None
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def open_bar(record: Record, row: int) -> tqdm:
+    """A bar for the stage of this record, which may be the first one after resuming."""
+    return tqdm(
+        total=record.steps,
+        initial=record.step - 1,
+        desc=record.stage,
+        mininterval=1.0,
+        position=row,
+    )
+
+
+def update_smoothed(smoothed: dict[str, float], metrics: dict[str, torch.Tensor]) -> None:
+    """Update running averages, which weigh each earlier value with 0.8."""
+    for name, value in metrics.items():
+        previous = smoothed.get(name, float(value))
+        smoothed[name] = 0.8 * previous + 0.2 * float(value)

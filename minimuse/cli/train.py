@@ -1,6 +1,18 @@
+"""`minimuse train` and `minimuse cache`: which model to train, from which weights, in which way.
+
+    minimuse train all --preset toy --data emoji --out runs/emoji
+    minimuse train base --data my-images --start toy --out runs/mine     # keep the toy's tokenizers
+    minimuse cache --out runs/emoji
+
+What is not said on the command line is taken from the model in --out, else from the one in --start,
+else from the preset `toy`. `minimuse.train` has the training loop.
+"""
+
+import argparse
 import shutil
-from collections import deque
-from functools import partial
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,59 +23,141 @@ from minimuse.plumbing.parts import build, find_model, read_about
 from minimuse.plumbing.stopping import finish_step_on_signal
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import parallel
-from minimuse.runs.stages import STAGES, train_all
+from minimuse.runs.stages import STAGES, fill_cache, train_all
 from minimuse.runs.workers import side_by_side
+from minimuse.train import Record
+
+# --start keeps these parts and trains the others further.
+TOKENIZERS = ("tokenizer", "tokenizer_hi")
+DEFAULTS = {"data": "emoji", "seed": 0, "text": {"name": "t5-toy"}}
+DEFAULT_PRESET = "toy"
 
 
-def run_train(args) -> tuple | None:
-    held = (args.out / "config.json").is_file()
-    home = args.out if held else args.start and find_model(args.start)
-    there = read_about(home) if home else {"data": "emoji", "seed": 0, "text": {"name": "t5-toy"}}
-    config = (
-        configs.from_json(there["config"])
-        if home and not args.preset
-        else configs.PRESETS[args.preset or "toy"]
-    )
-    config = configs.override(config, args.settings)
-    if args.settings:  # what does not go together is told now, not when its stage begins; text of any width will do
-        with torch.device("meta"):
-            [build(part, config, 64) for part in STAGES]
-    seed = args.seed if args.seed is not None else there["seed"]
-    data, name = args.data or there["data"], args.t5 or there["text"]["name"]
-    stages = STAGES if args.stage == "all" else (args.stage.replace("-", "_"),)
+def run_train(args: argparse.Namespace) -> None:
+    """`minimuse train`: train one stage or all, on one device or in several processes."""
+    about = about_model(args)
+    config = training_config(args, about)
+    data = args.data or about["data"]
+    text_name = args.t5 or about["text"]["name"]
+    seed = about["seed"] if args.seed is None else args.seed
+    stages = selected_stages(args.stage)
     device = parallel.begin(args.device)
-    learnt = {*stages} - {*STAGES[:2]}
-    if (
-        args.start
-        and not args.resume
-        and (held or any((args.out / f"{part}.safetensors").is_file() for part in learnt))
-    ):
-        raise FileExistsError(
-            f"{args.out} holds a model or parts of one; add --resume to go on with it, or start from {args.start} in another --out"
-        )
-    if args.start and not held:
-        has = [part for part in STAGES if (home / f"{part}.safetensors").is_file()]
-        if collectives.rank_and_size()[1] > 1 or not learnt:
-            raise ValueError(
-                "--start keeps the tokenizers and trains the rest further; begin in one process, with base, superres, decoder or all"
-            )
-        if lacking := {*stages, *STAGES[:2]} - {*has}:
-            raise FileNotFoundError(
-                f"{home} has no {' and no '.join(sorted(lacking))}, to start from"
-            )
-        (args.out / "start").mkdir(parents=True, exist_ok=True)
-        for part in has:
-            for folder in [args.out / "start"] + [args.out] * (
-                part not in learnt
-            ):  # `train` looks in start
-                shutil.copy(home / f"{part}.safetensors", folder)
-        args.resume = True
-    if args.stage == "all" and device == "cpu" and collectives.rank_and_size()[1] == 1:
-        return side_by_side(args.out, config, data, name, seed, args.resume, show_progress)
-    text = load_t5(
-        name, "cpu" if (args.out / "cache" / "index.json").is_file() else device
-    )  # if it is done, no GPU needs to hold it
-    consume = show_progress if collectives.rank_and_size()[0] == 0 else partial(deque, maxlen=0)
-    with finish_step_on_signal():
-        consume(train_all(stages, args.out, config, data, text, name, seed, device, args.resume))
+    resume = args.resume
+    if args.start:
+        refuse_to_overwrite(args, stages)
+        if not holds_model(args.out):
+            copy_start(find_model(args.start), args.out, stages)
+            resume = True
+    _, processes = collectives.rank_and_size()
+    if args.stage == "all" and device == "cpu" and processes == 1:
+        side_by_side(args.out, config, data, text_name, seed, resume, show_progress)
+        return
+    # With a full cache the text encoder is not run, so no GPU needs to hold it.
+    has_cache = (args.out / "cache" / "index.json").is_file()
+    text = load_t5(text_name, "cpu" if has_cache else device)
+    run_steps(train_all(stages, args.out, config, data, text, text_name, seed, device, resume))
     parallel.end()
+
+
+def run_cache(args: argparse.Namespace) -> None:
+    """`minimuse cache`: compute token ids and text embeddings once, and store them in --out."""
+    show_progress(fill_cache(args.out, args.device))
+
+
+def run_steps(records: Iterable[Record]) -> None:
+    """Train, which each record is one step of; the first of several processes shows progress."""
+    rank, _ = collectives.rank_and_size()
+    with finish_step_on_signal():
+        if rank == 0:
+            show_progress(records)
+            return
+        for _ in records:
+            pass
+
+
+def holds_model(out: Path) -> bool:
+    return (out / "config.json").is_file()
+
+
+def has_part(directory: Path, part: str) -> bool:
+    return (directory / f"{part}.safetensors").is_file()
+
+
+def about_model(args: argparse.Namespace) -> dict[str, Any]:
+    """What config.json says in --out, else in --start; else the defaults, without "config"."""
+    if holds_model(args.out):
+        return read_about(args.out)
+    if args.start:
+        return read_about(find_model(args.start))
+    return DEFAULTS
+
+
+def training_config(args: argparse.Namespace, about: dict[str, Any]) -> configs.Config:
+    """The settings of --preset, else of the model, with each key=value of the command line."""
+    if args.preset or "config" not in about:
+        config = configs.PRESETS[args.preset or DEFAULT_PRESET]
+    else:
+        config = configs.from_json(about["config"])
+    config = configs.override(config, args.settings)
+    if args.settings:
+        check_parts(config)
+    return config
+
+
+def check_parts(config: configs.Config) -> None:
+    """Build every part without memory, so that settings that do not fit each other are refused now.
+
+    Otherwise the error would come when the stage begins, perhaps hours later.
+    """
+    any_text_width = 64
+    with torch.device("meta"):
+        for part in STAGES:
+            build(part, config, any_text_width)
+
+
+def selected_stages(name: str) -> tuple[str, ...]:
+    """The stages of the command line's argument, such as "tokenizer-hi" or "all"."""
+    if name == "all":
+        return STAGES
+    return (name.replace("-", "_"),)
+
+
+def further_trained(stages: tuple[str, ...]) -> tuple[str, ...]:
+    """The stages that --start trains further: all but the tokenizers'."""
+    return tuple(stage for stage in stages if stage not in TOKENIZERS)
+
+
+def refuse_to_overwrite(args: argparse.Namespace, stages: tuple[str, ...]) -> None:
+    """Raise a FileExistsError if --start would begin where there is a model or a part already."""
+    if args.resume:
+        return
+    if holds_model(args.out) or any(has_part(args.out, part) for part in further_trained(stages)):
+        raise FileExistsError(
+            f"{args.out} holds a model or parts of one; add --resume to go on with it, "
+            f"or start from {args.start} in another --out"
+        )
+
+
+def copy_start(start: Path, out: Path, stages: tuple[str, ...]) -> None:
+    """Copy the parts of another model into `out`.
+
+    All of them go to out/start, from which their stages begin. Those that are not trained go to
+    `out` itself, too, as if they had been trained there.
+    """
+    trained = further_trained(stages)
+    _, processes = collectives.rank_and_size()
+    if processes > 1 or not trained:
+        raise ValueError(
+            "--start keeps the tokenizers and trains the rest further; "
+            "begin in one process, with base, superres, decoder or all"
+        )
+    parts = [part for part in STAGES if has_part(start, part)]
+    missing = sorted({*stages, *TOKENIZERS} - {*parts})
+    if missing:
+        raise FileNotFoundError(f"{start} has no {' and no '.join(missing)}, to start from")
+    (out / "start").mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        file = start / f"{part}.safetensors"
+        shutil.copy(file, out / "start")
+        if part not in trained:
+            shutil.copy(file, out)
