@@ -1,4 +1,4 @@
-"""Presets, overriding and JSON: `pytest tests/test_config.py`."""
+"""Presets, overrides and JSON: `pytest tests/test_config.py`."""
 
 import dataclasses
 import json
@@ -14,9 +14,10 @@ TINY = PRESETS["tiny"]
 
 
 def leaves(node, path=""):
-    """("base.width", 32) and so on, of all plain values."""
+    """Yield ("base.width", 32) and so on, for all plain values."""
     for field in dataclasses.fields(node):
-        value, name = getattr(node, field.name), f"{path}{field.name}"
+        value = getattr(node, field.name)
+        name = f"{path}{field.name}"
         if dataclasses.is_dataclass(value):
             yield from leaves(value, f"{name}.")
         else:
@@ -27,43 +28,31 @@ def leaves(node, path=""):
 def test_json_round_trip(name):
     settings = PRESETS[name]
     text = json.dumps(asdict(settings))
-    assert (
-        from_json(json.loads(text)) == settings
-        and json.dumps(asdict(from_json(json.loads(text)))) == text
-    )
-    assert {type(v) for _, v in leaves(from_json(json.loads(text)))} == {
-        type(v) for _, v in leaves(settings)
-    }
+    again = from_json(json.loads(text))
+    assert again == settings
+    assert json.dumps(asdict(again)) == text
+    assert {type(v) for _, v in leaves(again)} == {type(v) for _, v in leaves(settings)}
 
 
-def test_what_is_left_out_has_its_default():
-    data = json.loads(json.dumps(asdict(TINY)))
-    del data["scale"], data["stages"]["base"]["optimizer"]
-    assert from_json(data) == TINY
+def test_a_key_that_is_left_out_has_its_default():
+    values = json.loads(json.dumps(asdict(TINY)))
+    del values["scale"], values["stages"]["base"]["optimizer"]
+    assert from_json(values) == TINY
 
 
 def test_presets():
     for settings in PRESETS.values():
-        assert (
-            settings.tokenizer_hi.grid
-            == 2
-            * settings.tokenizer.grid
-            * settings.tokenizer.factor
-            // settings.tokenizer_hi.factor
-        )
-        piece = settings.superres.piece or settings.tokenizer_hi.grid
-        assert (
-            settings.tokenizer_hi.grid % piece == 0
-            and piece % (settings.superres.window or piece) == 0
-        )
-        assert (
-            settings.decoder.channels == settings.tokenizer_hi.channels
-            and settings.decoder.decoder_channels == settings.decoder_channels
-        )
+        low, high = settings.tokenizer, settings.tokenizer_hi
+        assert high.grid == 2 * low.grid * low.factor // high.factor
+        piece = settings.superres.piece or high.grid
+        window = settings.superres.window or piece
+        assert high.grid % piece == 0 and piece % window == 0
+        assert settings.decoder.channels == high.channels
+        assert settings.decoder.decoder_channels == settings.decoder_channels
 
 
 def test_override():
-    given_ = [
+    assignments = [
         "base.width=64",
         "stages.base.lr=1",
         "sampling.ramp=False",
@@ -71,19 +60,16 @@ def test_override():
         "sampling.law=linear",
         "scenes=5",
     ]
-    changed = override(TINY, given_)
-    assert (
-        changed.base.width == 64
-        and changed.stages.base.lr == 1.0
-        and isinstance(changed.stages.base.lr, float)
-    )
-    assert (
-        changed.sampling.ramp is False
-        and changed.tokenizer.blocks == (2, 1, 1)
-        and changed.sampling.law == "linear"
-        and changed.scenes == 5
-    )
-    changes = {k for (k, a), (_, b) in zip(leaves(TINY), leaves(changed)) if a != b}
+    changed = override(TINY, assignments)
+    assert changed.base.width == 64
+    assert changed.stages.base.lr == 1.0 and isinstance(changed.stages.base.lr, float)
+    assert changed.sampling.ramp is False
+    assert changed.tokenizer.blocks == (2, 1, 1)
+    assert changed.sampling.law == "linear"
+    assert changed.scenes == 5
+    before, after = dict(leaves(TINY)), dict(leaves(changed))
+    assert before.keys() == after.keys()
+    changes = {key for key in before if before[key] != after[key]}
     assert changes == {
         "base.width",
         "stages.base.lr",
@@ -92,9 +78,12 @@ def test_override():
         "sampling.law",
         "scenes",
     }
-    assert (
-        override(TINY, []) == TINY and override(TINY, ["base.width=64", "base.width=32"]) == TINY
-    ), "the last one counts"
+
+
+def test_override_with_nothing_or_twice():
+    assert override(TINY, []) == TINY
+    # The last assignment of a key counts.
+    assert override(TINY, ["base.width=64", "base.width=32"]) == TINY
 
 
 @given(st.sampled_from(list(leaves(TINY))))
@@ -115,6 +104,8 @@ def test_every_value_can_be_overridden_with_itself(leaf):
         ("base.width=64.0", "base.width=64.0.*int"),
         ("base.width=wide", "base.width=wide.*int"),
         ("base.width=True", "base.width=True.*int"),
+        ("base.width=9999999999", "base.width=9999999999.*int"),
+        ("stages.base.lr=9999999999", "stages.base.lr=9999999999.*float"),
         ("base.width=", "base.width=.*int"),
         ("stages.base.lr=fast", "stages.base.lr=fast.*float"),
         ("stages.base.lr=True", "float"),
@@ -153,7 +144,7 @@ def test_any_text_is_a_value_or_a_value_error(key, text):
 
 
 def test_settings_that_belong_together_can_be_changed_together():
-    """Each alone contradicts another: the sides of the two tokenizers, the lengths of two tuples."""
+    """Each alone contradicts another: sides of the two tokenizers, lengths of two tuples."""
     larger = override(TINY, ["tokenizer.side=32", "tokenizer_hi.side=64"])
     assert larger.tokenizer.side == 32 and larger.tokenizer_hi.side == 64
     shallow = override(TINY, ["tokenizer.multipliers=(1, 2)", "tokenizer.blocks=(1, 1)"])
@@ -176,9 +167,9 @@ def test_elements_of_tuples_are_checked_too(assignment):
 
 def test_wrong_json():
     def broken(change):
-        data = json.loads(json.dumps(asdict(TINY)))
-        change(data)
-        return data
+        values = json.loads(json.dumps(asdict(TINY)))
+        change(values)
+        return values
 
     for change, message in [
         (lambda d: d.pop("base"), "base"),

@@ -1,4 +1,7 @@
-"""Exercises check themselves: stubs fail, the package passes, and at least four planted bugs each are refused."""
+"""The exercises are checked: stubs fail, the package passes, every planted bug is rejected.
+
+pytest tests/test_exercises.py
+"""
 
 import inspect
 import math
@@ -9,24 +12,31 @@ from minimuse.checks import EXERCISE_FOLDER, LESSONS, lesson, student
 from minimuse.checks.check import PRINTED, check
 
 ALL = [(number, exercise) for number in LESSONS for exercise in lesson(number).EXERCISES]
-names = lambda case: f"{case[0]}-{case[1].name}"
-CHANGED = (
-    subprocess.run(
-        ["git", "diff", "--quiet", "HEAD", "--", EXERCISE_FOLDER], cwd=EXERCISE_FOLDER, capture_output=True
-    ).returncode
-    == 1
-)
-stubs = pytest.mark.skipif(CHANGED, reason="lessons/exercises has been worked on")
 
 
-@pytest.mark.parametrize("case", ALL, ids=names)
+def case_name(case):
+    number, exercise = case
+    return f"{number}-{exercise.name}"
+
+
+def stubs_have_changed() -> bool:
+    """Whether somebody has worked on the exercises of this clone."""
+    command = ["git", "diff", "--quiet", "HEAD", "--", EXERCISE_FOLDER]
+    return subprocess.run(command, cwd=EXERCISE_FOLDER, capture_output=True).returncode == 1
+
+
+stubs = pytest.mark.skipif(stubs_have_changed(), reason="lessons/exercises has been worked on")
+
+
+@pytest.mark.parametrize("case", ALL, ids=case_name)
 def test_package_passes(case):
-    for prop in case[1].properties:
-        prop(case[1].ours)
+    _, exercise = case
+    for prop in exercise.properties:
+        prop(exercise.ours)
 
 
 @stubs
-@pytest.mark.parametrize("case", ALL, ids=names)
+@pytest.mark.parametrize("case", ALL, ids=case_name)
 def test_stub_is_not_written(case):
     number, exercise = case
     stub = getattr(student(number), exercise.name)
@@ -36,29 +46,28 @@ def test_stub_is_not_written(case):
             prop(stub)
 
 
-def refused_by(exercise, planted) -> list[str]:
-    """The properties that a planted bug fails. Any error counts: so it does for a student."""
-    found = []
+def rejecting_properties(exercise, planted) -> list[str]:
+    """The properties that a planted bug fails. Any error counts, as it does for a student."""
+    names = []
     for prop in exercise.properties:
         try:
             prop(planted)
         except Exception:
-            found.append(prop.__name__)
-    return found
+            names.append(prop.__name__)
+    return names
 
 
-@pytest.mark.parametrize("case", ALL, ids=names)
-def test_planted_bugs_are_refused(case, planted_profile, record_property):
+@pytest.mark.parametrize("case", ALL, ids=case_name)
+def test_planted_bugs_are_rejected(case, planted_profile, record_property):
     _, exercise = case
     assert len(exercise.wrong) >= 4, f"{exercise.name} has {len(exercise.wrong)} planted bugs"
-    table = {
-        planted.__name__ + str(i): refused_by(exercise, planted)
-        for i, planted in enumerate(exercise.wrong)
-    }
-    record_property("refused by", table)  # in the report of --junitxml: bugs against properties
-    assert all(table.values()), (
-        f"{exercise.name}: passes {[name for name, by in table.items() if not by]}"
-    )
+    table = {}
+    for i, planted in enumerate(exercise.wrong):
+        table[f"{planted.__name__}{i}"] = rejecting_properties(exercise, planted)
+    # The report of --junitxml then has a table of bugs and properties.
+    record_property("rejected by", table)
+    accepted = [name for name, properties in table.items() if not properties]
+    assert not accepted, f"{exercise.name}: passes {accepted}"
 
 
 @stubs
@@ -66,23 +75,22 @@ def test_every_function_of_a_stub_file_is_checked_or_open():
     for number in LESSONS:
         module = student(number)
         written = {
-            n
-            for n, f in vars(module).items()
-            if inspect.isfunction(f) and f.__module__ == module.__name__
+            name
+            for name, function in vars(module).items()
+            if inspect.isfunction(function) and function.__module__ == module.__name__
         }
-        checked = {e.name for e in lesson(number).EXERCISES}
-        assert written - checked <= {
-            n for n in written if "Open-ended" in vars(module)[n].__doc__
-        }, f"lesson {number}"
+        checked = {exercise.name for exercise in lesson(number).EXERCISES}
+        is_open = {name for name in written if "Open-ended" in vars(module)[name].__doc__}
+        assert written - checked <= is_open, f"lesson {number}"
         assert checked <= written
 
 
 def test_there_are_enough():
-    assert len(ALL) == len({names(case) for case in ALL}) >= 30
+    assert len(ALL) == len({case_name(case) for case in ALL}) >= 30
 
 
 @stubs
-def test_check_tells_what_fails(capsys):
+def test_check_says_what_fails(capsys):
     number = LESSONS[0]
     assert check(number, package=False) == 1
     assert "not written yet" in capsys.readouterr().out
@@ -96,7 +104,8 @@ def test_check_tells_what_fails(capsys):
 def test_check_shows_the_counterexample_and_a_hint(capsys, monkeypatch):
     """A student's off-by-one: which property, on which input, and the idea."""
     module = student("04")
-    module.mask_counts = lambda ratios, tokens: (ratios * tokens).ceil().long()  # may be none
+    # Too few: it may be zero.
+    module.mask_counts = lambda ratios, tokens: (ratios * tokens).ceil().long()
     monkeypatch.setattr("minimuse.checks.check.student", lambda number: module)
     assert check("04", package=False) == 1
     out = capsys.readouterr().out
@@ -105,23 +114,25 @@ def test_check_shows_the_counterexample_and_a_hint(capsys, monkeypatch):
 
 
 def test_check_shows_what_a_failing_function_printed(capsys, monkeypatch):
-    """The last lines, which are those of the counterexample shown; and none of a function that holds."""
+    """The last lines, which are those of the counterexample; nothing of a function that holds."""
     module = student("04")
 
     def mask_counts(ratios, tokens):
-        print("asked for", ratios.tolist(), tokens)
-        return (ratios * tokens).ceil().long()  # may be none
+        print("called with", ratios.tolist(), tokens)
+        return (ratios * tokens).ceil().long()
 
     def cosine_gamma(ratio):
         print("not shown")
         return math.cos(math.pi / 2 * ratio)
 
-    module.mask_counts, module.cosine_gamma = mask_counts, cosine_gamma
+    module.mask_counts = mask_counts
+    module.cosine_gamma = cosine_gamma
     monkeypatch.setattr("minimuse.checks.check.student", lambda number: module)
     assert check("04", package=False) == 1
     out = capsys.readouterr().out
     assert "cosine_gamma                 holds" in out and "not shown" not in out
-    assert "      | asked for [0.0] 1\n      hint:" in out and out.count("asked for") <= PRINTED
+    assert "      | called with [0.0] 1\n      hint:" in out
+    assert out.count("called with") <= PRINTED
 
 
 def test_check_survives_a_file_that_python_cannot_read(capsys, monkeypatch, tmp_path):
@@ -130,9 +141,15 @@ def test_check_survives_a_file_that_python_cannot_read(capsys, monkeypatch, tmp_
         return student(number, tmp_path)
 
     monkeypatch.setattr("minimuse.checks.check.student", broken)
-    assert check("4", package=False) == 1  # 4 is 04
+    # 4 is the same as 04.
+    assert check("4", package=False) == 1
     out = capsys.readouterr().out
     assert "cannot be read: SyntaxError" in out and "(line 3)" in out and "not written yet" in out
+
+
+def test_a_file_that_was_removed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="ex04.*is missing"):
+        student("04", tmp_path)
 
 
 def test_check_says_where_a_function_failed(capsys, monkeypatch, tmp_path):

@@ -1,4 +1,7 @@
-"""What can be said of the lessons' text without running it; `pytest --lessons` runs it."""
+"""What can be checked in the lessons' text without running it; `pytest --lessons` runs its code.
+
+pytest tests/test_lessons.py
+"""
 
 import re
 from pathlib import Path
@@ -8,20 +11,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted(ROOT.glob("lessons/[0-9][0-9]-*.md"))
 PAGES = [ROOT / "README.md", ROOT / "lessons/claims.md", *LESSONS, *ROOT.glob("data/*/README.md")]
-name = lambda path: str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+def page_name(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere_and_figures_say_what_they_show(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M)
-    links = re.findall(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", text)
-    for image, words, target in links:
+    text_without_fences = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M)
+    links = re.findall(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", text_without_fences)
+    for is_image, words, target in links:
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{target} is not there"
-        assert not image or len(words) > 15, f"{target} has no alt text"
+            assert (page.parent / target).exists(), f"{target} does not exist"
+        if is_image:
+            assert len(words) > 15, f"{target} has no alt text"
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=name)
+@pytest.mark.parametrize("lesson", LESSONS, ids=page_name)
 def test_lessons_have_one_form(lesson):
     text, number = lesson.read_text(), lesson.name[:2]
     for part in (
@@ -36,14 +43,14 @@ def test_lessons_have_one_form(lesson):
     ):
         assert part in text, f"no {part}"
     figures = re.findall(r"!\[[^\]]+\]\(figures/([^)]+)\)", text)
-    assert 2 <= len(figures) <= 5 and all(f'FIGURES / "{figure}"' in text for figure in figures), (
-        "each figure is drawn by a fence"
-    )
+    assert 2 <= len(figures) <= 5
+    for figure in figures:
+        assert f'FIGURES / "{figure}"' in text, f"{figure} is drawn by no fence"
     assert "<details" not in text and "```bash" not in text and not text.startswith("---")
     assert 1500 <= len(text.split()) <= 3100, f"{len(text.split())} words"
 
 
 def test_no_figure_is_left_over():
-    pages = "".join(p.read_text() for p in PAGES)
+    pages = "".join(page.read_text() for page in PAGES)
     for figure in ROOT.glob("lessons/figures/*"):
-        assert figure.name in pages, f"nobody shows {figure.name}"
+        assert figure.name in pages, f"no page shows {figure.name}"

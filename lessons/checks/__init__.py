@@ -1,8 +1,9 @@
-"""The exercises of the lessons: which function, what must hold of it, and wrong ones that must not pass.
+"""The exercises of the lessons: functions to write, what must be true of them, and wrong versions.
 
-`lessonNN.py` has TITLE and EXERCISES, in the order of the lesson. `minimuse check NN` runs the properties on the
-student's file, lessons/exercises/exNN_*.py, and `tests/test_exercises.py` on the stubs (which must fail), on the
-package (which must pass), and on every planted bug (which must fail).
+Each `lessonNN.py` has a TITLE and EXERCISES, in the order of the lesson. `minimuse check NN` runs
+the properties on the student's file, lessons/exercises/exNN_*.py. `tests/test_exercises.py` runs
+them on the stubs (which must fail), on the package's own functions (which must pass) and on every
+planted bug (which must fail).
 """
 
 import importlib.util
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-EXERCISE_FOLDER = Path(__file__).parents[1] / "exercises"  # of a clone; not in the wheel
+# Only a clone has this folder; an installed wheel has not.
+EXERCISE_FOLDER = Path(__file__).parents[1] / "exercises"
+# The numbers of the lessons, as text: "00", "01", ...
 LESSONS = tuple(
     sorted(path.stem[-2:] for path in Path(__file__).parent.glob("lesson[0-9][0-9].py"))
 )
@@ -19,24 +22,37 @@ LESSONS = tuple(
 
 @dataclass(frozen=True)
 class Exercise:
-    name: str  # of the function in the student's file
-    ours: Callable  # the package's
-    properties: tuple[
-        Callable, ...
-    ]  # each takes the function, and raises an AssertionError with a counterexample
-    hint: str  # names the idea, not the answer
-    wrong: tuple[
-        Callable, ...
-    ]  # at least four planted bugs: each is refused by one of the properties
+    """One function for the student to write."""
+
+    # Of the function in the student's file.
+    name: str
+    # The package's own function.
+    ours: Callable
+    # Each takes the function, and raises an AssertionError with a counterexample.
+    properties: tuple[Callable, ...]
+    # Names the idea, and not the answer.
+    hint: str
+    # Planted bugs, at least four. One of the properties must reject each.
+    wrong: tuple[Callable, ...]
 
 
 def lesson(number: str) -> ModuleType:
+    """The module with a lesson's exercises."""
     return importlib.import_module(f"minimuse.checks.lesson{number}")
 
 
+def student_file(number: str, folder: Path = EXERCISE_FOLDER) -> Path:
+    """The student's file of a lesson; a FileNotFoundError if it was removed."""
+    for path in folder.glob(f"ex{number}_*.py"):
+        return path
+    raise FileNotFoundError(
+        f"{folder}/ex{number}_*.py is missing; git checkout lessons/exercises restores it"
+    )
+
+
 def student(number: str, folder: Path = EXERCISE_FOLDER) -> ModuleType:
-    """The student's file of a lesson, as it stands now."""
-    (path,) = folder.glob(f"ex{number}_*.py")
+    """Import the student's file of a lesson, as it is now."""
+    path = student_file(number, folder)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

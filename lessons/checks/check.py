@@ -1,36 +1,150 @@
-"""`minimuse check 04`: the properties of a lesson's exercises, run by pytest on the student's functions or on ours.
+"""`minimuse check 04`: run the properties of a lesson's exercises on the student's functions.
 
-Says for each function whether all that must hold of it does; and if not, the smallest counterexample, what the function
-printed last, and a hint.
+For each function it says whether all properties hold. If one does not, it shows the smallest
+counterexample, what the function printed last, and a hint. pytest runs the properties:
+`test_exercise` is the only test; the plugin `Check` supplies its cases and collects the results.
 """
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import pytest
-from minimuse.checks import EXERCISE_FOLDER, LESSONS, lesson, student
+from minimuse.checks import LESSONS, Exercise, lesson, student, student_file
 
-PRINTED = (
-    12  # lines shown; a property calls a function many times, with the smallest counterexample last
-)
+# How many printed lines are shown. A property calls a function many times, with the smallest
+# counterexample last.
+PRINTED = 12
 
 
-def unwritten(*_, **__):
+def check(number: str | None, package: bool) -> int:
+    """Check one lesson, or all for None; returns 0 if everything holds, else 1.
+
+    `package`: check the package's own functions instead of the student's. An unknown lesson is a
+    ValueError.
+    """
+    if number is not None:
+        number = number.zfill(2)
+        if number not in LESSONS:
+            raise ValueError(
+                f"lesson {number!r} has no exercises to check; choose one of {', '.join(LESSONS)}"
+            )
+    numbers = LESSONS if number is None else (number,)
+    plugin = Check(numbers, package)
+    options = ["-p", "no:terminal", "-p", "no:cacheprovider", str(Path(__file__))]
+    pytest.main(options, plugins=[plugin])
+    for n in numbers:
+        results = plugin.results(n)
+        print(f"{n} {lesson(n).TITLE}: {sum(results)} of {len(results)} hold")
+    all_hold = all(all(plugin.results(n)) for n in numbers)
+    if number is not None:
+        plugin.print_details()
+        if not package and not all_hold:
+            print(f"your functions are in {student_file(number)}")
+    return 0 if all_hold else 1
+
+
+def test_exercise(function, prop):
+    prop(function)
+
+
+class Case(NamedTuple):
+    """One run of `test_exercise`."""
+
+    exercise: int  # index in Check.exercises
+    function: Callable
+    prop: Callable
+
+
+class Failure(NamedTuple):
+    """The first property of an exercise that does not hold."""
+
+    prop: str
+    error: Exception
+    printed: list[str]
+
+
+class Check:
+    """A pytest plugin that makes the cases and remembers the first failure of each exercise."""
+
+    def __init__(self, numbers: tuple[str, ...], package: bool):
+        self.exercises: list[tuple[str, Exercise]] = []
+        self.cases: list[Case] = []
+        for number in numbers:
+            module = None if package else read_student(number)
+            for exercise in lesson(number).EXERCISES:
+                function = exercise.ours
+                if not package:
+                    function = getattr(module, exercise.name, not_written)
+                index = len(self.exercises)
+                self.exercises.append((number, exercise))
+                self.cases += [Case(index, function, prop) for prop in exercise.properties]
+        self.failures: dict[int, Failure] = {}
+        self.has_run: set[int] = set()
+
+    def pytest_generate_tests(self, metafunc):
+        arguments = [(case.function, case.prop) for case in self.cases]
+        ids = [str(i) for i in range(len(self.cases))]
+        metafunc.parametrize("function, prop", arguments, ids=ids)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield  # has what the function printed
+        if call.when != "call":
+            return report
+        case = self.cases[int(item.callspec.id)]
+        self.has_run.add(case.exercise)
+        if call.excinfo is not None and case.exercise not in self.failures:
+            self.failures[case.exercise] = Failure(
+                case.prop.__name__, call.excinfo.value, report.capstdout.splitlines()
+            )
+        return report
+
+    def results(self, number: str) -> list[bool]:
+        """For each exercise of a lesson: whether all its properties hold."""
+        return [
+            i in self.has_run and i not in self.failures
+            for i, (n, _) in enumerate(self.exercises)
+            if n == number
+        ]
+
+    def print_details(self) -> None:
+        """Print every function, and what is wrong with it."""
+        for i, (number, exercise) in enumerate(self.exercises):
+            failure = self.failures.get(i)
+            if failure is None:
+                print(f"  {exercise.name:28} holds")
+            elif isinstance(failure.error, NotImplementedError):
+                print(f"  {exercise.name:28} not written yet")
+                print_output(failure.printed)
+            else:
+                print(f"  {exercise.name:28} fails: {failure.prop.replace('_', ' ')}")
+                print_error(failure.error, number)
+                print_output(failure.printed)
+                print(f"      hint: {exercise.hint}")
+
+
+# --- The student's file ---
+def not_written(*_, **__):
+    """Stands for a function that is not in the student's file."""
     raise NotImplementedError
 
 
-def written(number: str):
-    """The student's module; one that Python cannot read says so, and counts as not written."""
+def read_student(number: str) -> ModuleType | None:
+    """The student's module; None, after a message, if Python cannot read it."""
     try:
         return student(number)
     except Exception as error:
-        print(
-            f"lesson {number}: your file cannot be read: {traceback.format_exception_only(error)[-1].strip()} (line {line_of(error, number)})"
-        )
+        reason = traceback.format_exception_only(error)[-1].strip()
+        line = line_of(error, number)
+        print(f"lesson {number}: your file cannot be read: {reason} (line {line})")
+        return None
 
 
 def line_of(error: Exception, number: str) -> int:
-    """Where in the student's file it happened."""
+    """The line of the student's file where an error occurred; 0 if it was elsewhere."""
     if isinstance(error, SyntaxError):
         return error.lineno
     lines = [
@@ -41,111 +155,31 @@ def line_of(error: Exception, number: str) -> int:
     return lines[-1] if lines else 0
 
 
-def test_exercise(function, prop):
-    prop(function)
+# --- Printing ---
+def print_error(error: Exception, number: str) -> None:
+    """Print the counterexample of a property, or any other error with its line."""
+    if isinstance(error, AssertionError):
+        # pytest adds the compared values below the property's own message.
+        message = str(error).split("\nassert ")[0]
+    else:
+        message = "".join(traceback.format_exception_only(error))
+        line = line_of(error, number)
+        if line:
+            print(f"      at line {line} of your file")
+    # Hypothesis puts the counterexample into notes.
+    notes = getattr(error, "__notes__", ())
+    for text in [message.strip(), *notes]:
+        for line in text.splitlines():
+            print(f"      {line}")
 
 
-class Check:
-    """A pytest plugin: it makes the cases, and takes down what becomes of each."""
-
-    def __init__(self, lessons: tuple[str, ...], package: bool):
-        self.exercises = [(number, e) for number in lessons for e in lesson(number).EXERCISES]
-        mine = {number: None if package else written(number) for number in lessons}
-        self.functions = [
-            e.ours if package else getattr(mine[number], e.name, unwritten)
-            for number, e in self.exercises
-        ]
-        self.failed: dict[
-            int, tuple[str, Exception, list[str]]
-        ] = {}  # exercise -> first property that fails, how, and lines printed
-        self.ran = set()
-
-    def pytest_generate_tests(self, metafunc):
-        self.cases = [
-            (i, f, prop)
-            for i, ((_, e), f) in enumerate(zip(self.exercises, self.functions))
-            for prop in e.properties
-        ]
-        metafunc.parametrize(
-            "function, prop",
-            [case[1:] for case in self.cases],
-            ids=map(str, range(len(self.cases))),
-        )
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item, call):
-        report = yield  # it has what was printed
-        if call.when == "call":
-            i, _, prop = self.cases[int(item.callspec.id)]
-            self.ran.add(i)
-            if call.excinfo is not None:
-                self.failed.setdefault(
-                    i, (prop.__name__, call.excinfo.value, report.capstdout.splitlines())
-                )
-        return report
-
-    def holds(self, number: str) -> list[bool]:
-        return [
-            i in self.ran and i not in self.failed
-            for i, (n, _) in enumerate(self.exercises)
-            if n == number
-        ]
-
-    def tell(self) -> None:
-        """Each function, with what is wrong with it."""
-        for i, (_, exercise) in enumerate(self.exercises):
-            if i not in self.failed:
-                print(f"  {exercise.name:28} holds")
-                continue
-            prop, error, printed = self.failed[i]
-            if isinstance(error, NotImplementedError):
-                print(f"  {exercise.name:28} not written yet")
-                show(printed)
-                continue
-            print(f"  {exercise.name:28} fails: {prop.replace('_', ' ')}")
-            said = (
-                str(error).split("\nassert ")[0]
-                if isinstance(error, AssertionError)
-                else "".join(traceback.format_exception_only(error))
-            )
-            if not isinstance(error, AssertionError) and (
-                line := line_of(error, self.exercises[i][0])
-            ):
-                print(f"      at line {line} of your file")
-            for line in [
-                *said.strip().splitlines(),
-                *(line for note in getattr(error, "__notes__", ()) for line in note.splitlines()),
-            ]:
-                print(f"      {line}")
-            show(printed)
-            print(f"      hint: {exercise.hint}")
-
-
-def show(printed: list[str]) -> None:
-    if printed:
-        print(
-            f"      it printed{f', last of {len(printed)} lines' if len(printed) > PRINTED else ''}:"
-        )
+def print_output(printed: list[str]) -> None:
+    """Print the last lines that a function printed."""
+    if not printed:
+        return
+    if len(printed) > PRINTED:
+        print(f"      it printed, last of {len(printed)} lines:")
+    else:
+        print("      it printed:")
     for line in printed[-PRINTED:]:
         print(f"      | {line}")
-
-
-def check(number: str | None, package: bool) -> int:
-    """The exit code: 0 if all hold, 1 if some fail; an unknown lesson is a ValueError."""
-    number = number and number.zfill(2)
-    if number is not None and number not in LESSONS:
-        raise ValueError(
-            f"lesson {number!r} has no exercises to check; choose one of {', '.join(LESSONS)}"
-        )
-    found = Check(LESSONS if number is None else (number,), package)
-    pytest.main(
-        ["-p", "no:terminal", "-p", "no:cacheprovider", str(Path(__file__))], plugins=[found]
-    )
-    for lesson_number in LESSONS if number is None else (number,):
-        right = found.holds(lesson_number)
-        print(f"{lesson_number} {lesson(lesson_number).TITLE}: {sum(right)} of {len(right)} hold")
-    if number is not None:
-        found.tell()
-        if not package and not all(right):
-            print(f"your functions are in {next(EXERCISE_FOLDER.glob(f'ex{number}_*.py'))}")
-    return 0 if all(all(found.holds(n)) for n in (LESSONS if number is None else (number,))) else 1
