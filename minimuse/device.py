@@ -1,25 +1,47 @@
+"""Which precision a device computes in, and which random numbers are drawn on it.
+
+    with autocast("cuda"):                       # bfloat16 where it is fast, else float32
+        logits = model(ids, context)
+    generator = generator_at(seed, "base", step) # the same numbers on every run
+
+Nothing in minimuse uses PyTorch's global random state: each function that draws random numbers
+takes a generator.
+"""
+
 import hashlib
 from contextlib import AbstractContextManager
 
 import torch
 
 
-def stable_hash(text: str) -> int:
-    """An even spread over the integers that is the same everywhere (Python's hash() is not)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
 def autocast(device: str | torch.device, worth: bool = True) -> AbstractContextManager:
-    """bf16 where it is `worth` it and the device is fast at it (CUDA; CPUs with AMX or AVX512-BF16, unless ATEN_CPU_CAPABILITY=avx2), else fp32."""
-    kind, capability = torch.device(device).type, torch.backends.cpu.get_cpu_capability()
-    fast = kind == "cuda" or (
-        kind == "cpu"
-        and "512" in capability
-        and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-    )
+    """Compute in bfloat16 where the device is fast at it, else in float32.
+
+    worth=False: stay in float32, for a caller whose matrices are too small to gain from bfloat16.
+    """
+    kind = torch.device(device).type
+    fast = kind == "cuda" or (kind == "cpu" and cpu_is_fast_at_bf16())
     return torch.autocast(kind, torch.bfloat16, enabled=worth and fast)
 
 
-def generator_at(*key) -> torch.Generator:
-    """A CPU generator that depends on the key alone."""
-    return torch.Generator().manual_seed(stable_hash("/".join(map(str, key))) >> 1)
+def cpu_is_fast_at_bf16() -> bool:
+    """True if this CPU has instructions that multiply bfloat16 matrices: AMX or AVX512-BF16.
+
+    PyTorch has no public function that tells, hence the private ones. The environment variable
+    ATEN_CPU_CAPABILITY=avx2 makes PyTorch leave all 512-bit instructions alone.
+    """
+    if "512" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def stable_hash(text: str) -> int:
+    """A 64-bit hash of a text that is the same in every process; Python's hash() is not."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def generator_at(*key: object) -> torch.Generator:
+    """A CPU generator whose seed depends on the key alone, such as (seed, stage, step)."""
+    text = "/".join(str(part) for part in key)
+    # manual_seed takes signed 64-bit numbers: drop one of the hash's 64 bits.
+    return torch.Generator().manual_seed(stable_hash(text) >> 1)

@@ -1,8 +1,17 @@
 """The base model: predict hidden image tokens from the visible ones and a caption.
 
-Training hides a random share of an image's tokens and asks for them back (Muse, 2301.00704, section 2.3): like BERT, but from almost
-nothing to everything, so that the same model starts from an empty grid and fills any hole. The model never masks anything by itself.
-Letters: B batch, N image tokens, K codes, D width, T text tokens, E text width.
+Training hides a random fraction of an image's tokens and asks for them back (Muse, 2301.00704,
+section 2.3). BERT always hides about 15 %; here the fraction lies anywhere between almost nothing
+and everything. So the same model can start from an empty grid and can fill any hole. The model
+never masks anything by itself: `hide` and `drop_captions` do, before it runs.
+
+    hidden_ids, hidden = hide(ids, model.mask_id, generator)          # ids (B, N)
+    context = model.context(text, drop_captions(visible, 0.1, generator))
+    logits = model(hidden_ids, context, hidden)                       # (M, K)
+    loss = masked_token_loss(logits, ids, hidden).loss
+
+Letters: B batch, N image tokens, M hidden tokens of the batch, K codes, D width, T text tokens,
+E text width, C width of a code vector.
 """
 
 from dataclasses import dataclass
@@ -13,11 +22,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from minimuse import schedule
-from minimuse.transformer import Context, TokenDecoder, initialize_weights, layer_norm, start_white
+from minimuse.initialization import initialize_weights, start_white
+from minimuse.transformer import Context, TokenDecoder, layer_norm
 
 
 @dataclass(frozen=True)
 class BaseConfig:
+    """The size of the base model."""
+
     width: int  # D
     layers: int
     heads: int
@@ -32,30 +44,37 @@ class MaskGit(nn.Module):
 
     def __init__(self, config: BaseConfig, codes: int, grid: int, text_width: int):
         super().__init__()
-        self.text = nn.Sequential(nn.Linear(text_width, config.width), layer_norm(config.width))
-        self.decoder, self.mask_id = (
-            TokenDecoder(codes, grid, config.width, config.heads, config.layers),
-            codes,
-        )
+        width = config.width
+        self.text = nn.Sequential(nn.Linear(text_width, width), layer_norm(width))
+        self.decoder = TokenDecoder(codes, grid, width, config.heads, config.layers)
+        self.mask_id = codes
         initialize_weights(self, config.layers)
 
     def start(self, text: torch.Tensor, codes: torch.Tensor) -> None:
-        """Begin with what is known before training: embeddings of the captions' words (M, E), the tokenizer's code vectors (K, C)."""
+        """Initialise from what is known before training.
+
+        That is the embeddings of the captions' words (M, E) and the tokenizer's codes (K, C).
+        """
         start_white(self.text[0], text)
         self.decoder.start(codes, std=0.3)
 
     def context(self, text: torch.Tensor, visible: torch.Tensor) -> Context:
-        """Frozen text embeddings (B, T, E) and their mask (B, T) -> what `forward` looks at."""
+        """Text embeddings (B, T, E) and their mask (B, T) -> what `forward` attends to."""
         return self.decoder.keys_values(self.text(text), visible)
 
     def forward(
         self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """ids (B, N), K = masked -> logits (B, N, K), or (M, K) for the M tokens `where` (B, N) is True."""
+        """ids (B, N), K = masked -> logits (B, N, K).
+
+        With `where` (B, N) bool, only the logits of the M tokens where it is True: (M, K).
+        """
         return self.decoder(ids, context, where)
 
 
 class Corrupted(NamedTuple):
+    """Ids in which some tokens are hidden."""
+
     ids: torch.Tensor  # (B, N), hidden ones replaced by the mask id
     hidden: torch.Tensor  # (B, N) bool
 
@@ -63,28 +82,46 @@ class Corrupted(NamedTuple):
 def hide(
     ids: torch.Tensor, mask_id: int, generator: torch.Generator, law: str = "cosine"
 ) -> Corrupted:
-    """Hide a random share of each row's tokens (B, N): its own ratio from `law`, an exact count, random places."""
-    counts = schedule.mask_counts(
-        schedule.sample_ratios(len(ids), generator, law), ids.shape[1]
-    )  # B
-    hidden = schedule.random_masks(counts, ids.shape[1], generator).to(ids.device)  # B N
+    """Hide a random fraction of each row of ids (B, N), at random places.
+
+    Each row draws a mask ratio of its own from the schedule `law` (Muse, section 2.6), and hides
+    exactly that fraction of its N tokens, rounded up.
+    """
+    B, N = ids.shape
+    ratios = schedule.sample_ratios(B, generator, law)  # B
+    counts = schedule.mask_counts(ratios, N)  # B
+    hidden = schedule.random_masks(counts, N, generator).to(ids.device)  # B N
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 
 
-def drop_captions(visible: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Blank a random `share` of the rows of a text mask (B, T): those images are learnt without caption, as guidance
-    needs (10 % in Muse, section 2.7). Applied to the mask, after embedding: a dropped row's text cannot leak."""
-    dropped = torch.rand(len(visible), generator=generator) < share
+def drop_captions(
+    visible: torch.Tensor, fraction: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Blank each row of a text mask (B, T) with probability `fraction`.
+
+    From rows without caption the model learns the unconditional distribution that guidance needs
+    (10 % of rows in Muse, section 2.7). Attention never reads what the mask hides, so the text of
+    a blanked row cannot leak.
+    """
+    dropped = torch.rand(len(visible), generator=generator) < fraction  # B
     return visible & ~dropped.to(visible.device)[:, None]
 
 
 class TokenLoss(NamedTuple):
-    loss: torch.Tensor  # mean cross-entropy over the hidden tokens of the whole batch, in nats
-    correct: torch.Tensor  # share of hidden tokens whose most likely code is right
+    """How well the hidden tokens of a batch are predicted."""
+
+    loss: torch.Tensor  # mean cross-entropy of a hidden token, in nats
+    correct: torch.Tensor  # fraction of hidden tokens whose most likely code is right
 
 
 def masked_token_loss(logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor) -> TokenLoss:
-    """logits (M, K) at the M hidden tokens, true ids (B, N), hidden (B, N) with M True -> one mean over all M: a mean
-    of the rows' means would weigh a token by how few others were hidden beside it."""
-    target = ids[hidden]
-    return TokenLoss(F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean())
+    """Mean cross-entropy over the hidden tokens of the whole batch (Muse, section 2.3).
+
+    logits (M, K) at the M hidden tokens, true ids (B, N), hidden (B, N) with M True. It is one mean
+    over all M. A mean of the rows' means would give a token more weight the fewer are hidden
+    beside it.
+    """
+    target = ids[hidden]  # M
+    loss = F.cross_entropy(logits, target)
+    correct = (logits.argmax(-1) == target).float().mean()
+    return TokenLoss(loss, correct)

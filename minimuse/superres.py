@@ -1,11 +1,22 @@
-"""Super-resolution: from the low-res tokens and the caption to the tokens of a picture twice as large.
+"""Super-resolution: translate low-res tokens and a caption to the tokens of a larger image.
 
-Not pixels are scaled up but tokens translated (Muse, 2301.00704, section 2.4): a small transformer reads the low-res tokens, none of
-them hidden; its output is concatenated with the text embeddings; a decoder over the masked high-res grid, with multi-axis attention,
-looks at both by cross-attention. Loss and decoding are the base model's. Not in Muse: each low-res token also spreads over the high-res
-tokens that it covers, which begin with a vector from it: cross-attention alone takes long to find out what lies where. And, for those
-in a hurry, `piece`: high-res tokens see only those of their piece, and it is learnt from a quarter of the pieces, with little background.
-Letters: as in `maskgit.py`; n low-res tokens, N high-res tokens.
+It scales up tokens, not pixels (Muse, 2301.00704, section 2.4). A small transformer encodes the
+low-res tokens, none of them masked. Its output is concatenated with the text embeddings. A decoder
+over the partly masked high-res grid, with multi-axis attention, attends to both. The loss and the
+decoding are those of the base model.
+
+Not in Muse:
+
+- Each high-res token starts from a vector made from the low-res token that covers it.
+  Cross-attention alone takes long to find out which low-res token lies where.
+- Optional and faster: `piece`. High-res tokens then attend only to tokens of their own piece of the
+  grid, and a training step uses a quarter of the pieces, more often those with objects in them.
+
+    context = model.context(text, visible, low_ids)    # low_ids (B, n)
+    logits = model(ids, context)                       # ids (B, N), K = masked -> (B, N, K)
+
+Letters: as in `maskgit.py`, and n low-res tokens, N high-res tokens, M sampled high-res tokens,
+P pieces.
 """
 
 import math
@@ -15,24 +26,18 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from minimuse.initialization import initialize_weights, start_like, start_white
 from minimuse.maskgit import BaseConfig
-from minimuse.transformer import (
-    Block,
-    Context,
-    GridPositions,
-    TokenDecoder,
-    initialize_weights,
-    layer_norm,
-    start_like,
-    start_white,
-)
+from minimuse.transformer import Block, Context, GridPositions, TokenDecoder, layer_norm
 
 
 @dataclass(frozen=True)
 class SuperResConfig(BaseConfig):
+    """The size of the super-resolution model."""
+
     encoder_layers: int  # self-attention over the low-res tokens
-    window: int  # side of a local window, in tokens; 0: attention over the whole grid
-    piece: int = 0  # side, in tokens, of the pieces that are learnt and drawn without a look at each other; 0: the whole grid is one
+    window: int  # side of a local window, in tokens; 0: full attention
+    piece: int = 0  # side of a piece that attends to itself only, in tokens; 0: the whole grid
 
 
 class SuperRes(nn.Module):
@@ -48,35 +53,39 @@ class SuperRes(nn.Module):
         text_width: int,
     ):
         super().__init__()
-        width, self.low_grid, self.grid, self.piece = (
-            config.width,
-            low_grid,
-            grid,
-            config.piece or grid,
-        )
-        if grid < low_grid or grid % self.piece or self.piece % (grid // low_grid):
+        width, heads = config.width, config.heads
+        self.low_grid, self.grid = low_grid, grid
+        self.piece = config.piece or grid
+        if grid < low_grid:
+            raise ValueError(f"the high-res grid ({grid}) is smaller than the low-res ({low_grid})")
+        scale = grid // low_grid  # each low-res token covers scale x scale high-res tokens
+        if grid % self.piece or self.piece % scale:
             raise ValueError(
-                f"a grid of {grid} tokens cannot be cut into pieces of {self.piece}, each what some low-res tokens cover"
+                f"a grid of {grid} tokens cannot be cut into pieces of {self.piece}: the grid must "
+                f"be a multiple of the piece, and the piece a multiple of {scale}, the side of "
+                "what one low-res token covers"
             )
         self.text = nn.Sequential(nn.Linear(text_width, width), layer_norm(width))
         self.low_embedding = nn.Embedding(low_codes, width)
         self.low_positions = GridPositions(low_grid, width)
         self.low_blocks = nn.ModuleList(
-            Block(width, config.heads, low_grid, cross=False) for _ in range(config.encoder_layers)
+            Block(width, heads, low_grid, cross=False) for _ in range(config.encoder_layers)
         )
         self.low_norm = layer_norm(width)
-        self.spread = nn.Linear(width, (grid // low_grid) ** 2 * width, bias=False)
-        self.decoder, self.mask_id = (
-            TokenDecoder(codes, self.piece, width, config.heads, config.layers, config.window),
-            codes,
-        )
+        self.spread = nn.Linear(width, scale**2 * width, bias=False)
+        self.decoder = TokenDecoder(codes, self.piece, width, heads, config.layers, config.window)
+        self.mask_id = codes
         initialize_weights(self, config.layers)
-        nn.init.normal_(
-            self.spread.weight, std=width**-0.5
-        )  # what it gives weighs as much as what it gets
+        # The output of `spread` then has the same variance as its input.
+        nn.init.normal_(self.spread.weight, std=width**-0.5)
 
     def start(self, text: torch.Tensor, low_codes: torch.Tensor, codes: torch.Tensor) -> None:
-        """As the base model's, with both tokenizers' code vectors, (k, C) and (K, C); embeddings weigh as much as `below`."""
+        """Initialise from what is known before training, as the base model does.
+
+        That is the embeddings of the captions' words (M, E) and the code vectors of both
+        tokenizers. Embeddings start larger than in the base model, so that they weigh as much as
+        the vectors from the low-res tokens that are added to them.
+        """
         start_white(self.text[0], text)
         start_like(self.low_embedding.weight, low_codes, std=0.5)
         self.decoder.start(codes, std=0.5)
@@ -88,56 +97,106 @@ class SuperRes(nn.Module):
         low_ids: torch.Tensor,
         places: torch.Tensor | None = None,
     ) -> Context:
-        """Text (B, T, E) with its mask (B, T), low-res ids (B, n), always visible -> what `forward` looks at, or what it does at `places` (B, M)."""
+        """Text (B, T, E), its mask (B, T), low-res ids (B, n) -> what `forward` attends to.
+
+        With `places` (B, M), from the method of this name, it is for a `forward` of only the ids
+        at those M places.
+        """
         low = self.low_embedding(low_ids) + self.low_positions()  # B n D
         for block in self.low_blocks:
             low = block(low)  # B n D
-        low = self.low_norm(low)
+        low = self.low_norm(low)  # B n D
         both = torch.cat([low, self.text(text).to(low.dtype)], dim=1)  # B n+T D
-        i = self.grid // self.low_grid
-        if (
-            places is not None
-        ):  # of the low-res tokens, those above them: each square of i x i lies under one
-            first = rearrange(
-                places, "B (y i x j) -> B (y x) (i j)", i=i, j=i, x=math.isqrt(places.shape[1]) // i
-            )[..., 0]
-            low = low[
-                torch.arange(len(low))[:, None],
-                first // self.grid // i * self.low_grid + first % self.grid // i,
-            ]  # B m D
-        below = rearrange(
-            self.spread(low),
-            "B (y x) (i j D) -> B (y i x j) D",
-            y=math.isqrt(low.shape[1]),
-            i=i,
-            j=i,
-        )  # B N D, or B M D
-        return self.decoder.keys_values(
-            both, torch.cat([torch.ones_like(low_ids, dtype=torch.bool), visible], dim=1), below
-        )
+        # Low-res tokens are visible even if the caption is absent.
+        low_visible = torch.ones_like(low_ids, dtype=torch.bool)  # B n
+        both_visible = torch.cat([low_visible, visible], dim=1)  # B n+T
+        if places is not None:
+            rows = torch.arange(len(low))[:, None]  # B 1
+            low = low[rows, covering(places, self.grid, self.low_grid)]  # B m D
+        below = spread_over_squares(self.spread(low), self.grid // self.low_grid)  # B N D or B M D
+        return self.decoder.keys_values(both, both_visible, below)
 
     def forward(
         self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """High-res ids (B, N), K = masked -> logits (B, N, K), or (M, K) where `where` is True."""
+        """High-res ids (B, N), K = masked -> logits (B, N, K).
+
+        With `where` (B, N) bool, only the logits of the tokens where it is True.
+        """
         return self.decoder(ids, context, where)
 
     def places(self, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Where a random quarter of the pieces of each picture (B, N) is, as a picture half as wide (B, M). The more tokens of a piece are
-        not its commonest, the likelier it is to be taken: there is little to learn where all are alike."""
-        pieces = rearrange(
-            torch.arange(self.grid**2),
-            "(y i x j) -> (y x) (i j)",
-            i=self.piece,
-            j=self.piece,
-            x=self.grid // self.piece,
-        )
-        busy = (
-            (ids[:, pieces] != ids[:, pieces].mode(dim=-1, keepdim=True).values)
-            .sum(dim=-1)
-            .float()
-            .cpu()
-        )  # B P
-        side = max(1, self.grid // self.piece // 2)
-        taken = pieces[torch.multinomial(busy + 1, side**2, generator=generator)].to(ids.device)
-        return rearrange(taken, "B (y x) (i j) -> B (y i x j)", y=side, i=self.piece)
+        """Sample a quarter of the pieces of each row of ids (B, N) -> their token numbers (B, M).
+
+        The more tokens of a piece differ from its most common one, the likelier it is sampled:
+        there is little to learn from a plain background. The pieces of a row are laid out as an
+        image of half the side, in the order in which they are sampled. Without pieces it is all
+        tokens, in order.
+        """
+        pieces = piece_tokens(self.grid, self.piece)  # P, tokens of a piece
+        side = max(1, self.grid // self.piece // 2)  # of the new image, in pieces
+        weights = differing_tokens(ids[:, pieces]).float().cpu() + 1  # B P
+        sampled = torch.multinomial(weights, side**2, generator=generator)  # B side^2
+        tokens = pieces[sampled].to(ids.device)  # B side^2 tokens
+        return rearrange(tokens, "B (y x) (i j) -> B (y i x j)", y=side, i=self.piece)
+
+
+# --- What lies where. Tokens of a grid are numbered as one reads a page. ---
+
+
+def spread_over_squares(vectors: torch.Tensor, scale: int) -> torch.Tensor:
+    """Lay out the vectors that each low-res token has for the high-res tokens it covers.
+
+    vectors (B, n, scale * scale * D) -> (B, N, D). Here 4 low-res tokens, and a scale of 2:
+
+        low-res      high-res
+                      0  1 |  2  3
+         0   1        4  5 |  6  7      the four vectors of low-res token 1
+                     ------+-------     go to high-res tokens 2, 3, 6, 7
+         2   3        8  9 | 10 11
+                     12 13 | 14 15
+    """
+    side = math.isqrt(vectors.shape[1])  # of the low-res grid
+    return rearrange(vectors, "B (y x) (i j D) -> B (y i x j) D", y=side, i=scale, j=scale)
+
+
+def covering(places: torch.Tensor, grid: int, low_grid: int) -> torch.Tensor:
+    """The low-res token that covers each square of sampled high-res tokens.
+
+    places (B, M): numbers of high-res tokens, an image made of whole squares. -> (B, m), one
+    number per square. Here a low-res grid of 2, a grid of 4, and its squares in another order:
+
+        low-res      high-res           places             covered by
+                      0  1 |  2  3      10 11 |  2  3
+         0   1        4  5 |  6  7      14 15 |  6  7      3   1
+                     ------+-------     ------+-------
+         2   3        8  9 | 10 11       0  1 |  8  9      0   2
+                     12 13 | 14 15       4  5 | 12 13
+    """
+    scale = grid // low_grid
+    side = math.isqrt(places.shape[1]) // scale  # of the sampled image, in squares
+    squares = rearrange(places, "B (y i x j) -> B (y x) (i j)", i=scale, j=scale, x=side)
+    upper_left = squares[..., 0]  # B m
+    row, column = upper_left // grid, upper_left % grid
+    return row // scale * low_grid + column // scale
+
+
+def piece_tokens(grid: int, piece: int) -> torch.Tensor:
+    """The numbers of the tokens of each piece: (P, piece * piece).
+
+    Here a grid of 4 with pieces of 2:
+
+         0  1 |  2  3
+         4  5 |  6  7      [[ 0,  1,  4,  5], [ 2,  3,  6,  7],
+        ------+-------      [ 8,  9, 12, 13], [10, 11, 14, 15]]
+         8  9 | 10 11
+        12 13 | 14 15
+    """
+    numbers = torch.arange(grid**2)
+    return rearrange(numbers, "(y i x j) -> (y x) (i j)", i=piece, j=piece, x=grid // piece)
+
+
+def differing_tokens(ids: torch.Tensor) -> torch.Tensor:
+    """How many tokens of each piece differ from its most common one: (B, P, tokens) -> (B, P)."""
+    most_common = ids.mode(dim=-1, keepdim=True).values  # B P 1
+    return (ids != most_common).sum(dim=-1)

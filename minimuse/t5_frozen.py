@@ -1,17 +1,26 @@
 """The frozen text encoder: T5, from the characters of a caption to one vector per token.
 
-Muse does not learn to read. It takes the encoder half of a T5 that was trained on text alone, freezes it, and looks at its output
-(Muse paper, section 2.1). Module names are those of the published Hugging Face checkpoints, so that T5 v1.1 (and v1.0) from small to
-XXL load without renaming a key; `data/t5-toy` is one of a few megabytes that `data/t5_pretrain.py` trained.
+Muse does not learn to read. It takes the encoder half of a T5 that was trained on text alone,
+freezes it, and uses its output (Muse, 2301.00704, section 2.1).
 
-    python -c "from minimuse.t5_frozen import FrozenT5; print(FrozenT5.load('data/t5-toy')(['a red apple']))"
-Papers: T5 (1910.10683), section 2.1; the gated MLP of v1.1 is 2002.05202. Left out: the decoder, and dropout.
-Letters: B batch, T text tokens, S tokens attended to, E text width, H heads.
+    from minimuse.plumbing.t5_files import load_t5
+    text = load_t5("t5-toy")                          # a FrozenT5
+    embeddings, mask = text(["a red apple"])          # (1, 4, 256) and (1, 4)
+
+Modules are named as in the checkpoints that Hugging Face publishes, so that T5 v1.1 (and v1.0) from
+small to XXL load without renaming a tensor. `t5-toy` ships with minimuse and was trained by
+`data/recipes/build_t5.py`.
+
+Papers: T5 (1910.10683), section 2.1; the gated MLP of v1.1 is 2002.05202. Left out: the decoder,
+and dropout.
+Letters: B batch, T text tokens, S tokens attended to, E text width, H heads, d width of a head.
 """
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import sentencepiece
 import torch
@@ -19,9 +28,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+# T5's special ids: padding, end of a text, unknown piece.
 PAD, EOS, UNK = 0, 1, 2
-
-
+# Longer captions are cut.
 MAX_TOKENS = 77
 
 
@@ -30,11 +39,11 @@ class T5Config:
     """The fields of a T5 checkpoint's `config.json` that its encoder depends on."""
 
     vocab_size: int
-    d_model: int
-    d_kv: int
+    d_model: int  # E
+    d_kv: int  # d
     d_ff: int
     num_layers: int
-    num_heads: int
+    num_heads: int  # H
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
@@ -43,174 +52,236 @@ class T5Config:
     def __post_init__(self):
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
             raise ValueError(
-                f"feed_forward_proj is {self.feed_forward_proj!r}; T5 has 'relu' (v1.0) or 'gated-gelu' (v1.1)"
+                f"feed_forward_proj is {self.feed_forward_proj!r}; "
+                "T5 has 'relu' (v1.0) or 'gated-gelu' (v1.1)"
             )
 
 
-def relative_position_bucket(distance, bidirectional, num_buckets, max_distance):
-    """The bucket of each `distance` = key position - query position (T5 paper, section 2.1): half of the buckets hold one distance each,
-    the others logarithmically wider ranges, to `max_distance`. When attention looks both ways, one half is for keys after the query."""
+# --- The encoder ---
+
+
+def relative_position_bucket(
+    distance: torch.Tensor, bidirectional: bool, num_buckets: int, max_distance: int
+) -> torch.Tensor:
+    """The bucket of each distance = key position - query position (T5, section 2.1).
+
+    Half of the buckets hold one distance each. The others hold ranges that grow logarithmically up
+    to `max_distance`. If attention looks both ways, the first half of all buckets is for keys
+    before the query, and the second half for keys after it.
+    """
     if bidirectional:
         num_buckets //= 2
-        first, distance = (distance > 0) * num_buckets, distance.abs()
+        first = (distance > 0) * num_buckets
+        distance = distance.abs()
     else:
-        first, distance = 0, (-distance).clamp(min=0)
+        first = 0
+        distance = (-distance).clamp(min=0)
     exact = num_buckets // 2
-    octaves = torch.log(distance.clamp(min=1).float() / exact) / math.log(
-        max_distance / exact
-    )  # clamp: no log(0)
+    # Distances below `exact` do not use the logarithm. The clamp only avoids log(0).
+    log_distance = torch.log(distance.clamp(min=1).float() / exact)
+    octaves = log_distance / math.log(max_distance / exact)  # 0 at `exact`, 1 at `max_distance`
     wide = exact + (octaves * (num_buckets - exact)).long()
-    return first + torch.where(distance < exact, distance, wide.clamp(max=num_buckets - 1))
+    wide = wide.clamp(max=num_buckets - 1)
+    return first + torch.where(distance < exact, distance, wide)
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases and, as in T5, without the 1/sqrt(d) scale: with it, embeddings are plausible and wrong."""
+    """Multi-head attention without biases and, as in T5, without the 1 / sqrt(d) scale.
 
-    def __init__(self, config, owns_bias, bidirectional):
+    Adding the scale by habit gives embeddings that look plausible and are wrong. In T5 one
+    attention layer owns the table of relative position biases, which all layers use.
+    """
+
+    def __init__(self, config: T5Config, owns_bias: bool, bidirectional: bool):
         super().__init__()
         self.config, self.bidirectional = config, bidirectional
         inner = config.num_heads * config.d_kv  # need not be d_model: 384 for 512 in v1.1 small
-        self.q, self.k, self.v = (nn.Linear(config.d_model, inner, bias=False) for _ in "qkv")
+        self.q = nn.Linear(config.d_model, inner, bias=False)
+        self.k = nn.Linear(config.d_model, inner, bias=False)
+        self.v = nn.Linear(config.d_model, inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
         if owns_bias:
             self.relative_attention_bias = nn.Embedding(
                 config.relative_attention_num_buckets, config.num_heads
             )
 
-    def position_bias(self, length):
+    def position_bias(self, length: int) -> torch.Tensor:
         """-> (1, H, T, T): what each head adds to its scores for each distance."""
         position = torch.arange(length, device=self.q.weight.device)
-        distance = position[None, :] - position[:, None]  # key - query
-        ranges = (
+        distance = position[None, :] - position[:, None]  # (T, T), key - query
+        bucket = relative_position_bucket(
+            distance,
+            self.bidirectional,
             self.config.relative_attention_num_buckets,
             self.config.relative_attention_max_distance,
         )
-        bucket = relative_position_bucket(distance, self.bidirectional, *ranges)
         return rearrange(self.relative_attention_bias(bucket), "T S H -> 1 H T S")
 
-    def forward(self, x, source, bias):
-        """x (B, T, E) looks at source (B, S, E), itself in self-attention; bias broadcasts to (B, H, T, S)."""
-        q, k, v = (
-            self.q(x),
-            self.k(source),
-            self.v(source),
-        )  # (B, T, inner), and twice (B, S, inner)
-        q, k, v = (rearrange(y, "B T (H d) -> B H T d", H=self.config.num_heads) for y in (q, k, v))
+    def forward(self, x: torch.Tensor, source: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """x (B, T, E) attends to source (B, S, E) -> (B, T, E).
+
+        In self-attention the source is x. The bias broadcasts to (B, H, T, S).
+        """
+        H = self.config.num_heads
+        q = rearrange(self.q(x), "B T (H d) -> B H T d", H=H)
+        k = rearrange(self.k(source), "B S (H d) -> B H S d", H=H)
+        v = rearrange(self.v(source), "B S (H d) -> B H S d", H=H)
         scores = q @ k.transpose(-1, -2) + bias  # (B, H, T, S)
         weights = scores.float().softmax(-1).to(v.dtype)  # (B, H, T, S)
-        return self.o(rearrange(weights @ v, "B H T d -> B T (H d)"))
+        return self.o(rearrange(weights @ v, "B H T d -> B T (H d)"))  # (B, T, E)
 
 
-def mask_bias(bias, mask):
-    """Hide the keys where `mask`, which broadcasts to bias, is False."""
-    return bias.masked_fill(
-        ~mask, torch.finfo(bias.dtype).min
-    )  # not -inf: the null caption, with no key at all, would be NaN
+def mask_bias(bias: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Hide the keys where `mask`, which broadcasts to the bias, is False.
+
+    The lowest number, not -inf: in a row without any key, the null caption, -inf would give NaN.
+    """
+    return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config):
+    """The MLP: with ReLU in v1.0, with a GELU that gates a second projection in v1.1."""
+
+    def __init__(self, config: T5Config):
         super().__init__()
         self.gated = config.feed_forward_proj == "gated-gelu"
-        for name in ("wi_0", "wi_1") if self.gated else ("wi",):
-            self.add_module(name, nn.Linear(config.d_model, config.d_ff, bias=False))
+        if self.gated:
+            self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
+            self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
+        else:
+            self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
 
-    def forward(self, x):
-        return self.wo(
-            F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)
-            if self.gated
-            else F.relu(self.wi(x))
-        )
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, T, E) -> (B, T, E)."""
+        if self.gated:
+            hidden = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)  # (B, T, d_ff)
+        else:
+            hidden = F.relu(self.wi(x))  # (B, T, d_ff)
+        return self.wo(hidden)
 
 
-def rms_norm(config):
-    """LayerNorm without the mean and without the bias. Its variance is in fp32: T5's residual stream grows to thousands."""
+def rms_norm(config: T5Config) -> nn.RMSNorm:
+    """A layer norm without mean and bias.
+
+    PyTorch computes the variance in float32, which matters: the values of T5's residual stream grow
+    to thousands, and their squares overflow float16.
+    """
     return nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
 
 
-def residual(config, **part):
-    """The part and the norm of x + part(norm(x)), by their names in the checkpoints, whose the capitals are."""
-    return nn.ModuleDict(part | {"layer_norm": rms_norm(config)})
+def sublayer(config: T5Config, **module: nn.Module) -> nn.ModuleDict:
+    """One module and its norm, for x + module(norm(x)), under their names in a checkpoint."""
+    return nn.ModuleDict(module | {"layer_norm": rms_norm(config)})
+
+
+def encoder_block(config: T5Config, owns_bias: bool) -> nn.ModuleDict:
+    """Self-attention and MLP, under their names in a checkpoint."""
+    attention = Attention(config, owns_bias, bidirectional=True)
+    layers = [
+        sublayer(config, SelfAttention=attention),
+        sublayer(config, DenseReluDense=FeedForward(config)),
+    ]
+    return nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
 
 class T5Encoder(nn.Module):
-    """Its state dict has exactly the encoder keys of a published checkpoint."""
+    """T5's encoder. Its state dict has exactly the encoder keys of a published checkpoint."""
 
-    def __init__(self, config):
+    def __init__(self, config: T5Config):
         super().__init__()
         self.config = config
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        layer = lambda first: nn.ModuleList(
-            [
-                residual(
-                    config, SelfAttention=Attention(config, owns_bias=first, bidirectional=True)
-                ),
-                residual(config, DenseReluDense=FeedForward(config)),
-            ]
+        blocks = [encoder_block(config, owns_bias=i == 0) for i in range(config.num_layers)]
+        self.encoder = nn.ModuleDict(
+            {"block": nn.ModuleList(blocks), "final_layer_norm": rms_norm(config)}
         )
-        blocks = nn.ModuleList(
-            nn.ModuleDict({"layer": layer(i == 0)}) for i in range(config.num_layers)
-        )
-        self.encoder = nn.ModuleDict({"block": blocks, "final_layer_norm": rms_norm(config)})
 
-    def forward(self, ids, mask):
-        """ids (B, T) int64, mask (B, T) bool, True = real token -> (B, T, E), zero where padded."""
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """ids (B, T) int64, mask (B, T) bool, True = real -> (B, T, E), zero where padded."""
         x = self.shared(ids)  # (B, T, E), not scaled by sqrt(E)
-        owner = (
-            self.encoder.block[0].layer[0].SelfAttention
-        )  # of the only table of biases; every block adds it
-        bias = owner.position_bias(ids.shape[1])  # (1, H, T, T)
+        # The first block owns the only table of position biases; every block adds it.
+        first_attention = self.encoder.block[0].layer[0].SelfAttention
+        bias = first_attention.position_bias(ids.shape[1])  # (1, H, T, T)
         bias = mask_bias(bias, mask[:, None, None, :])  # (B, H, T, T)
         for block in self.encoder.block:
             attention, mlp = block.layer
             h = attention.layer_norm(x)  # (B, T, E)
-            x = x + attention.SelfAttention(h, h, bias)
-            x = x + mlp.DenseReluDense(mlp.layer_norm(x))
+            x = x + attention.SelfAttention(h, h, bias)  # (B, T, E)
+            x = x + mlp.DenseReluDense(mlp.layer_norm(x))  # (B, T, E)
         return self.encoder.final_layer_norm(x).masked_fill(~mask[:, :, None], 0.0)
+
+
+# --- From text to embeddings ---
 
 
 class TextTokenizer:
     """Text to ids with a SentencePiece model: pad 0, eos 1 at the end, unknown 2."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError):
             raise ValueError(f"{path} is not a SentencePiece model; download it again") from None
-        if (special := (self.pieces.pad_id(), self.pieces.eos_id(), self.pieces.unk_id())) != (
-            PAD,
-            EOS,
-            UNK,
-        ):
+        special = (self.pieces.pad_id(), self.pieces.eos_id(), self.pieces.unk_id())
+        if special != (PAD, EOS, UNK):
             raise ValueError(f"{path} has pad, eos, unk = {special}; T5's are {(PAD, EOS, UNK)}")
 
-    def encode(self, texts, max_length=MAX_TOKENS):
-        """-> ids (B, T) int64, mask (B, T) bool. An empty text is an all-False row: the null caption."""
+    def encode(
+        self, texts: Sequence[str], max_length: int = MAX_TOKENS
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """B texts -> ids (B, T) int64, mask (B, T) bool, True = real token.
+
+        An empty text is an all-False row, the null caption. A text of more than `max_length` tokens
+        is cut, with a warning.
+        """
         if isinstance(texts, str):
             raise ValueError(f"encode takes a list of texts, not the one text {texts!r}")
-        rows = self.pieces.encode(list(texts))
-        if (longest := max(map(len, rows), default=0) + 1) > max_length:
+        rows = [with_eos(row) for row in self.pieces.encode(list(texts))]
+        longest = max((len(row) for row in rows), default=0)
+        if longest > max_length:
             warnings.warn(f"a caption of {longest} tokens was cut to {max_length}", stacklevel=2)
-        # T5 closes every text with eos and was trained so; leaving it out moves all embeddings.
-        rows = [row[: max_length - 1] + [EOS] if row else [] for row in rows]
-        width = max([1, *map(len, rows)])
-        ids = torch.tensor(
-            [row + [PAD] * (width - len(row)) for row in rows], dtype=torch.int64
-        ).reshape(-1, width)
+            rows = [cut(row, max_length) for row in rows]
+        T = max(1, min(longest, max_length))
+        ids = torch.full((len(rows), T), PAD, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
         return ids, ids != PAD  # no text encodes to the pad
 
 
-class FrozenT5:
-    """Captions in, embeddings and mask out. Not an nn.Module: a model that holds one must not train, count or save it."""
+def with_eos(row: list[int]) -> list[int]:
+    """T5 was trained on texts that end with eos: without it, all embeddings would change."""
+    return [*row, EOS] if row else []
 
-    def __init__(self, encoder, tokenizer, fingerprint=""):
+
+def cut(row: list[int], max_length: int) -> list[int]:
+    """At most `max_length` tokens, the last of them eos."""
+    if len(row) <= max_length:
+        return row
+    return [*row[: max_length - 1], EOS]
+
+
+class FrozenT5:
+    """A text encoder that is never trained: captions in, embeddings and mask out.
+
+    It takes an encoder, which it freezes, with its tokenizer. `load_t5` reads both from files.
+    `fingerprint` is a hash of the weight files: a model stores it, and refuses another encoder than
+    the one it was trained with. It is not an nn.Module, so that a model that holds one does not
+    train, count or save its weights.
+    """
+
+    def __init__(self, encoder: T5Encoder, tokenizer: TextTokenizer, fingerprint: str = ""):
         self.encoder = encoder.eval().requires_grad_(False)
-        self.tokenizer, self.fingerprint = tokenizer, fingerprint
-        self.width, self.device = encoder.config.d_model, encoder.shared.weight.device
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        self.width = encoder.config.d_model  # E
+        self.device = encoder.shared.weight.device
 
     @torch.no_grad()
-    def __call__(self, texts, max_length=MAX_TOKENS):
-        """B texts -> embeddings (B, T, E), zero where padded, and mask (B, T) bool."""
-        ids, mask = (tensor.to(self.device) for tensor in self.tokenizer.encode(texts, max_length))
+    def __call__(
+        self, texts: Sequence[str], max_length: int = MAX_TOKENS
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """B texts -> embeddings (B, T, E) float32, zero where padded, and mask (B, T) bool."""
+        ids, mask = self.tokenizer.encode(texts, max_length)
+        ids, mask = ids.to(self.device), mask.to(self.device)
         return self.encoder(ids, mask).float(), mask

@@ -1,10 +1,16 @@
 """Attention and the transformer block that the base and the super-resolution model share.
 
-A block is self-attention over image tokens, cross-attention to the context (text, and for super-resolution the low-res tokens too),
-and an MLP, each behind a pre-norm (Muse, 2301.00704, section 2.3 and figure 3). Over a fine grid, self-attention is *multi-axis*
-(2106.07631, section 3.2): half of the heads look within local windows, the other half along a dilated grid that spans the picture.
-Linear layers after the text's projection have no bias: where a caption is absent, cross-attention must add exactly zero.
-Letters: B batch, N image tokens, T context tokens, D width, H heads, d width of a head, h w token grid.
+A block is self-attention over image tokens, cross-attention to the context (the text, and in
+super-resolution the low-res tokens too), and an MLP. A layer norm precedes each of the three
+(Muse, 2301.00704, section 2.3 and figure 3). Over a fine grid self-attention is *multi-axis*
+(2106.07631, section 3.2): half of the heads attend within local windows, the other half along a
+dilated grid that spans the image.
+
+No linear layer after the projection of the text has a bias. So where a caption is absent,
+cross-attention adds exactly zero.
+
+Letters: B batch, N image tokens, K codes, T context tokens, D width, H heads, d width of a head,
+h w token grid.
 """
 
 import math
@@ -15,6 +21,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from minimuse.initialization import start_like
+
 
 def attend(
     q: torch.Tensor,
@@ -22,129 +30,175 @@ def attend(
     v: torch.Tensor,
     visible: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
-):
-    """Softmax attention: q (..., N, d), k and v (..., T, d) -> (..., N, d). bias (H, N, T) is added to the scores. visible (B, T) bool,
-    for q of (B, H, N, d): keys to look at; a row without any gets exactly zero, and a zero gradient, not NaN."""
-    if visible is not None:
-        alive = visible.any(dim=-1)[:, None, None, None]  # B 1 1 1
-        visible = (
-            visible[:, None, None, :] | ~alive
-        )  # B 1 1 T: a dead row sees all, and is zeroed below
-    if q.is_cuda:
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=visible
-            if bias is None
-            else (bias if visible is None else bias + visible.log()).to(q.dtype),
-        )
-    else:  # short sequences on a CPU: written out, its backward pass is several times quicker
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # ... N T
-        if bias is not None:  # in bf16 as well, where a row fills a register: 32 numbers
-            scores = scores + (bias if k.shape[-2] < 32 else bias.to(scores.dtype))
-        if visible is not None:
-            scores = scores + visible.log()  # 0 or -inf, in fp32
-        with torch.autocast("cpu", enabled=False):  # it would take each softmax to fp32
-            out = scores.softmax(dim=-1).to(v.dtype) @ v
-    return out if visible is None else out * alive
+) -> torch.Tensor:
+    """Softmax attention: softmax(q k^T / sqrt(d) + bias) v.
+
+    q (..., N, d), k and v (..., T, d) -> (..., N, d). The bias is (H, N, T). `visible` (B, T) bool,
+    for a q of (B, H, N, d): True where a key may be attended to. A row of the batch without any
+    visible key gets exactly zero, and sends a gradient of zero, not NaN.
+    """
+    attend_here = attend_fused if q.is_cuda else attend_plain
+    if visible is None:
+        return attend_here(q, k, v, None, bias)
+    has_keys = visible.any(dim=-1)[:, None, None, None]  # (B, 1, 1, 1)
+    # A softmax over no keys is 0 / 0. So let a row without a visible key attend to all of them, and
+    # multiply its result by zero.
+    seen = visible[:, None, None, :] | ~has_keys  # (B, 1, 1, T)
+    return attend_here(q, k, v, seen, bias) * has_keys
+
+
+def attend_fused(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    seen: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention on a GPU: one call that never writes the scores to memory."""
+    mask = seen
+    if bias is not None:
+        mask = bias  # (H, N, T)
+        if seen is not None:
+            mask = mask + seen.log()  # log(True) = 0, log(False) = -inf
+        mask = mask.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def attend_plain(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    seen: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention on a CPU: written out, since for short sequences its backward pass is several
+    times faster than that of PyTorch's fused function."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (..., N, T)
+    if bias is not None:
+        # Adding in bfloat16 is faster, but only if a row of keys fills a 512-bit vector register.
+        if k.shape[-2] >= 32:
+            bias = bias.to(scores.dtype)
+        scores = scores + bias
+    if seen is not None:
+        scores = scores + seen.log()  # log(True) = 0, log(False) = -inf
+    # Autocast would first copy the scores to float32.
+    with torch.autocast("cpu", enabled=False):
+        weights = scores.softmax(dim=-1).to(v.dtype)  # (..., N, T)
+        return weights @ v  # (..., N, d)
 
 
 class OffsetBias(nn.Module):
-    """What each head adds to its scores for every 2-D offset between two tokens of a side x side grid; learned. Not in Muse. Each head
-    starts by looking at the neighbour in a direction of its own (as in ConViT, 2103.10697)."""
+    """Learned relative positions: a number per head and 2-D offset, added to the scores.
+
+    The offset is that between two tokens of a side x side grid, in rows and columns. Not in Muse.
+    At first each head attends most to one neighbour, in a direction of its own (as in ConViT,
+    2103.10697).
+    """
 
     def __init__(self, heads: int, side: int):
         super().__init__()
-        row, column = torch.arange(side**2) // side, torch.arange(side**2) % side
-        offset = lambda place: place[:, None] - place[None, :] + side - 1  # N N, 0 .. 2 side - 2
-        self.register_buffer(
-            "offsets", offset(row) * (2 * side - 1) + offset(column), persistent=False
-        )
-        step, angle = (
-            torch.arange(1 - side, side),
-            2 * math.pi / max(heads, 4) * torch.arange(heads)[:, None, None],
-        )
-        distance = (
-            (step[:, None] - angle.sin()) ** 2 + (step - angle.cos()) ** 2
-        ).sqrt()  # H 2 side-1 2 side-1
+        row = torch.arange(side**2) // side  # (N,)
+        column = torch.arange(side**2) % side
+        # Offsets run from 1 - side to side - 1; from 0 on they can index a table.
+        rows = row[:, None] - row[None, :] + side - 1  # (N, N)
+        columns = column[:, None] - column[None, :] + side - 1
+        self.register_buffer("offsets", rows * (2 * side - 1) + columns, persistent=False)
+        # Minus twice the distance of each offset from the head's own direction.
+        step = torch.arange(1 - side, side)  # all offsets along one axis
+        angle = 2 * math.pi / max(heads, 4) * torch.arange(heads)[:, None, None]  # (H, 1, 1)
+        down = step[:, None] - angle.sin()  # (H, 2 side - 1, 1)
+        right = step - angle.cos()  # (H, 1, 2 side - 1)
+        distance = (down**2 + right**2).sqrt()  # (H, 2 side - 1, 2 side - 1)
         self.weight = nn.Parameter(-2 * distance.flatten(1))
 
     def forward(self) -> torch.Tensor:
-        return self.weight.index_select(1, self.offsets.flatten()).unflatten(
-            1, self.offsets.shape
-        )  # H N N
+        """-> (H, N, N): the bias of each pair of tokens."""
+        bias = self.weight.index_select(1, self.offsets.flatten())  # (H, N * N)
+        return bias.unflatten(1, self.offsets.shape)  # (H, N, N)
 
 
 class SelfAttention(nn.Module):
-    """Over all tokens of a grid (of each, if there are several), or, given a window, multi-axis over windows of window x window tokens."""
+    """Self-attention over the tokens of a grid x grid; with a window, multi-axis.
+
+    The input may consist of several grids side by side. Each then attends to itself alone.
+    """
 
     def __init__(self, width: int, heads: int, grid: int, window: int = 0):
         super().__init__()
         self.heads, self.grid, self.window = heads, grid, window
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        parts = [(heads // 2, window), (heads // 2, grid // window)] if window else [(heads, grid)]
-        self.biases = nn.ModuleList(OffsetBias(*part) for part in parts)
+        if window:
+            local = OffsetBias(heads // 2, window)
+            dilated = OffsetBias(heads // 2, grid // window)
+            self.biases = nn.ModuleList([local, dilated])
+        else:
+            self.biases = nn.ModuleList([OffsetBias(heads, grid)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pieces = math.isqrt(x.shape[1]) // self.grid  # along a side
-        cut = dict(y=pieces, x=pieces, i=self.grid, j=self.grid)
-        qkv = rearrange(
-            self.qkv(x),
-            "B (y i x j) (three H d) -> three (B y x) H (i j) d",
-            three=3,
-            H=self.heads,
-            **cut,
-        )
+        """x (B, N, D) -> (B, N, D)."""
+        grids = math.isqrt(x.shape[1]) // self.grid  # along one side
+        # Token (y, i, x, j) lies in row i and column j of grid (y, x).
+        sizes = dict(y=grids, x=grids, i=self.grid, j=self.grid)
+        into_grids = "B (y i x j) (three H d) -> three (B y x) H (i j) d"
+        qkv = rearrange(self.qkv(x), into_grids, three=3, H=self.heads, **sizes)
         biases = [bias() for bias in self.biases]
-        mixed = (
-            multi_axis(qkv, self.grid, self.window, *biases)
-            if self.window
-            else attend(*qkv, bias=biases[0])
-        )
-        return self.out(rearrange(mixed, "(B y x) H (i j) d -> B (y i x j) (H d)", **cut))
+        if self.window:
+            mixed = multi_axis(qkv, self.grid, self.window, *biases)  # (B y x) H (i j) d
+        else:
+            mixed = attend(*qkv, bias=biases[0])  # (B y x) H (i j) d
+        return self.out(rearrange(mixed, "(B y x) H (i j) d -> B (y i x j) (H d)", **sizes))
 
 
 def multi_axis(qkv: torch.Tensor, grid: int, window: int, *biases: torch.Tensor) -> torch.Tensor:
-    """Multi-axis self-attention over a square grid cut into windows: (3, B, H, N, d) -> (B, H, N, d). Half of the heads attends within
-    each window, the other half among the tokens that have the same place in their windows. `biases`: one for each half."""
-    local, dilated = qkv.chunk(2, dim=2)
-    within, across = biases or (None, None)
-    axes = dict(y=grid // window, x=grid // window, i=window, j=window)
-    tokens = "three B H (y i x j) d"
-    local = attend(*rearrange(local, f"{tokens} -> three (B y x) H (i j) d", **axes), bias=within)
-    dilated = attend(
-        *rearrange(dilated, f"{tokens} -> three (B i j) H (y x) d", **axes), bias=across
-    )
-    local = rearrange(local, "(B y x) H (i j) d -> B H (y i x j) d", **axes)
-    dilated = rearrange(dilated, "(B i j) H (y x) d -> B H (y i x j) d", **axes)
-    return torch.cat([local, dilated], dim=1)
+    """Multi-axis self-attention over a square grid of windows (2106.07631, section 3.2).
+
+    qkv (3, B, H, N, d) -> (B, H, N, d). The first half of the heads is local: a token attends to
+    its window. The second half is dilated: a token attends to the tokens that have its place in
+    their windows. The biases, if given, are one for each half. A grid of 4 with windows of 2:
+
+        A A B B     local: the     a b a b     dilated: the
+        A A B B     four A attend  c d c d     four a attend
+        C C D D     to each other  a b a b     to each other
+        C C D D                    c d c d
+    """
+    local_bias, dilated_bias = biases or (None, None)
+    # Token (y, i, x, j) lies in row i and column j of window (y, x).
+    sizes = dict(y=grid // window, x=grid // window, i=window, j=window)
+    local, dilated = qkv.chunk(2, dim=2)  # 3 B H/2 N d
+    local = rearrange(local, "three B H (y i x j) d -> three (B y x) H (i j) d", **sizes)
+    local = attend(*local, bias=local_bias)
+    local = rearrange(local, "(B y x) H (i j) d -> B H (y i x j) d", **sizes)
+
+    dilated = rearrange(dilated, "three B H (y i x j) d -> three (B i j) H (y x) d", **sizes)
+    dilated = attend(*dilated, bias=dilated_bias)
+    dilated = rearrange(dilated, "(B i j) H (y x) d -> B H (y i x j) d", **sizes)
+    return torch.cat([local, dilated], dim=1)  # B H N d
 
 
 class Context(NamedTuple):
-    """What cross-attention looks at: keys and values of every layer, computed once per caption."""
+    """What cross-attention attends to, computed once per caption."""
 
     keys: list[torch.Tensor]  # per layer (B, H, T, d)
-    values: list[torch.Tensor]
+    values: list[torch.Tensor]  # per layer (B, H, T, d)
     visible: torch.Tensor  # (B, T) bool, True = real token
-    below: torch.Tensor | float = (
-        0.0  # (B, N, D) added to the tokens' embeddings: super-resolution's low-res picture
-    )
+    # (B, N, D): super-resolution adds it to the embeddings of its tokens. It is made from the
+    # low-res token that covers each of them.
+    below: torch.Tensor | float = 0.0
 
     def join(self, other: "Context") -> "Context":
-        """Stack the rows of two contexts of equal length, to run both through the model in one batch."""
-        pairs = lambda a, b: [torch.cat(p) for p in zip(a, b)]
-        below = torch.cat([self.below, other.below]) if torch.is_tensor(self.below) else 0.0
-        return Context(
-            pairs(self.keys, other.keys),
-            pairs(self.values, other.values),
-            torch.cat([self.visible, other.visible]),
-            below,
-        )
+        """Stack the rows of two contexts of equal length: one batch for both."""
+        keys = [torch.cat(pair) for pair in zip(self.keys, other.keys, strict=True)]
+        values = [torch.cat(pair) for pair in zip(self.values, other.values, strict=True)]
+        visible = torch.cat([self.visible, other.visible])
+        if not torch.is_tensor(self.below):
+            return Context(keys, values, visible)
+        return Context(keys, values, visible, torch.cat([self.below, other.below]))
 
 
 class CrossAttention(nn.Module):
+    """Image tokens attend to the tokens of the context."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -153,17 +207,20 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def keys_values(self, context: torch.Tensor) -> torch.Tensor:
-        """context (B, T, D) -> (2, B, H, T, d)."""
+        """context (B, T, D) -> (2, B, H, T, d): keys and values."""
         return rearrange(self.kv(context), "B T (two H d) -> two B H T d", two=2, H=self.heads)
 
     def forward(
         self, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor
     ) -> torch.Tensor:
+        """x (B, N, D), k and v (B, H, T, d), visible (B, T) -> (B, N, D)."""
         q = rearrange(self.q(x), "B N (H d) -> B H N d", H=self.heads)
-        return self.out(rearrange(attend(q, k, v, visible), "B H N d -> B N (H d)"))
+        mixed = attend(q, k, v, visible)  # B H N d
+        return self.out(rearrange(mixed, "B H N d -> B N (H d)"))
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
+    """A layer norm without bias."""
     return nn.LayerNorm(width, bias=False)
 
 
@@ -172,13 +229,12 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, grid: int, window: int = 0, cross: bool = True):
         super().__init__()
-        self.norm_self, self.self_attention = (
-            layer_norm(width),
-            SelfAttention(width, heads, grid, window),
-        )
+        self.norm_self = layer_norm(width)
+        self.self_attention = SelfAttention(width, heads, grid, window)
         self.cross = cross
         if cross:
-            self.norm_cross, self.cross_attention = layer_norm(width), CrossAttention(width, heads)
+            self.norm_cross = layer_norm(width)
+            self.cross_attention = CrossAttention(width, heads)
         self.norm_mlp = layer_norm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width, bias=False),
@@ -189,40 +245,48 @@ class Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        k: torch.Tensor = None,
-        v: torch.Tensor = None,
-        visible: torch.Tensor = None,
+        k: torch.Tensor | None = None,
+        v: torch.Tensor | None = None,
+        visible: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        x = x + self.self_attention(self.norm_self(x))
+        """x (B, N, D), k and v (B, H, T, d), visible (B, T) -> (B, N, D)."""
+        x = x + self.self_attention(self.norm_self(x))  # B N D
         if self.cross:
-            x = x + self.cross_attention(self.norm_cross(x), k, v, visible)
-        return x + self.mlp(self.norm_mlp(x))
+            x = x + self.cross_attention(self.norm_cross(x), k, v, visible)  # B N D
+        return x + self.mlp(self.norm_mlp(x))  # B N D
 
 
 class GridPositions(nn.Module):
-    """Learned 2-D positions: a vector per row plus a vector per column, the same ones in every piece of `pieces` x `pieces`."""
+    """Learned 2-D positions: a vector per row plus a vector per column."""
 
     def __init__(self, grid: int, width: int):
         super().__init__()
-        self.rows, self.columns = (nn.Parameter(0.02 * torch.randn(grid, width)) for _ in range(2))
+        self.rows = nn.Parameter(0.02 * torch.randn(grid, width))
+        self.columns = nn.Parameter(0.02 * torch.randn(grid, width))
 
-    def forward(self, pieces: int = 1) -> torch.Tensor:
-        return rearrange(
-            self.rows.repeat(pieces, 1)[:, None] + self.columns.repeat(pieces, 1),
-            "h w D -> (h w) D",
-        )
+    def forward(self, grids: int = 1) -> torch.Tensor:
+        """-> (N, D), for grids x grids copies of the grid side by side, with the same positions."""
+        rows = self.rows.repeat(grids, 1)  # h D
+        columns = self.columns.repeat(grids, 1)  # w D
+        return rearrange(rows[:, None] + columns, "h w D -> (h w) D")
 
 
 class TokenDecoder(nn.Module):
-    """Masked tokens in, logits out: what both token models have in common. Id K, the mask, has an embedding but no logit."""
+    """Partly masked tokens in, logits out: what the base and the super-resolution model share.
+
+    Ids are 0 .. K - 1 for codes and K for the mask, which has an embedding but no logit. With a
+    window, self-attention is multi-axis.
+    """
 
     def __init__(self, codes: int, grid: int, width: int, heads: int, layers: int, window: int = 0):
         super().__init__()
         if window and (grid % window or heads % 2):
             raise ValueError(
-                f"multi-axis attention needs a grid ({grid}) in multiples of the window ({window}) and an even number of heads ({heads})"
+                f"multi-axis attention needs a grid ({grid}) that is a multiple of the window "
+                f"({window}) and an even number of heads ({heads})"
             )
-        self.grid, self.embedding = grid, nn.Embedding(codes + 1, width)
+        self.grid = grid
+        self.embedding = nn.Embedding(codes + 1, width)
         self.positions = GridPositions(grid, width)
         self.blocks = nn.ModuleList(Block(width, heads, grid, window) for _ in range(layers))
         self.head = nn.Sequential(
@@ -234,69 +298,52 @@ class TokenDecoder(nn.Module):
         self.norm = layer_norm(width)
 
     def start(self, codes: torch.Tensor, std: float) -> None:
-        """Begin with embeddings and logits alike for codes whose vectors (K, C) are."""
+        """Initialise embeddings and head from the tokenizer's code vectors (K, C)."""
         start_like(self.embedding.weight, codes, std)
         start_like(self.head[-1].weight, codes, std=0.3)
 
     def keys_values(
         self, context: torch.Tensor, visible: torch.Tensor, below: torch.Tensor | float = 0.0
     ) -> Context:
-        """context (B, T, D), visible (B, T) -> keys and values for each layer; 16 at the least: a CPU's softmax is far slower over fewer."""
-        context, visible = (
-            F.pad(context, (0, 0, 0, spare := max(0, 16 - context.shape[1]))),
-            F.pad(visible, (0, spare)),
-        )  # B T D, B T
-        pairs = [block.cross_attention.keys_values(context) for block in self.blocks]
-        return Context([k for k, _ in pairs], [v for _, v in pairs], visible, below)
+        """context (B, T, D), visible (B, T) -> the keys and values of each layer."""
+        # A CPU's softmax is slower over a few numbers than over 16 (2.5 times over 5 of them). So
+        # add hidden keys up to 16.
+        missing = max(0, 16 - context.shape[1])
+        context = F.pad(context, (0, 0, 0, missing))  # B T D
+        visible = F.pad(visible, (0, missing))  # B T
+        keys, values = [], []
+        for block in self.blocks:
+            k, v = block.cross_attention.keys_values(context)  # B H T d
+            keys.append(k)
+            values.append(v)
+        return Context(keys, values, visible, below)
 
     def forward(
         self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """ids (B, N) in 0..K, K = masked -> logits (B, N, K); with where (B, N) bool only there: (M, K)."""
-        x = (
-            self.embedding(ids)
-            + self.positions(math.isqrt(ids.shape[1]) // self.grid)
-            + context.below
-        )  # B N D
-        for block, k, v in zip(self.blocks, context.keys, context.values):
+        """ids (B, N) in 0 .. K, K = masked -> logits (B, N, K).
+
+        With `where` (B, N) bool, only the logits of the M tokens where it is True: (M, K).
+        """
+        grids = math.isqrt(ids.shape[1]) // self.grid
+        x = self.embedding(ids) + self.positions(grids) + context.below  # B N D
+        for block, k, v in zip(self.blocks, context.keys, context.values, strict=True):
             x = block(x, k, v, context.visible)  # B N D
         if where is None:
-            return self.head(self.norm(x)).float()
-        x = x[where]  # M D: the head is wide, run it only where it is needed
-        spare = -len(x) % max(
-            1, where.numel() // 16
-        )  # at 16 sizes in all: a CPU builds kernels for each one, and keeps them
-        return self.head(self.norm(F.pad(x, (0, 0, 0, spare))))[: len(x)].float()
+            return self.head(self.norm(x)).float()  # B N K
+        # The head is wide, and training needs it only at hidden tokens.
+        x = x[where]  # M D
+        count = len(x)
+        x = F.pad(x, (0, 0, 0, head_size(count, where.numel()) - count))
+        return self.head(self.norm(x))[:count].float()  # M K
 
 
-def initialize_weights(model: nn.Module, layers: int) -> None:
-    """Normal(0.02) in linear layers and embeddings; what writes to the residual stream is scaled down by its depth (GPT-2)."""
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            residual = name.endswith(("attention.out", "mlp.2"))
-            nn.init.normal_(module.weight, std=0.02 / (3 * layers) ** 0.5 if residual else 0.02)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+def head_size(count: int, total: int) -> int:
+    """Round `count` out of `total` tokens up, so that there are only 16 sizes of a batch.
 
-
-@torch.no_grad()
-def start_like(weight: nn.Parameter, codes: torch.Tensor, std: float) -> None:
-    """Start the first K rows of a weight (.., D) as a random projection of K codes' vectors (K, C): codes that look alike start alike."""
-    projected = codes @ torch.randn(codes.shape[1], weight.shape[1], device=codes.device)
-    weight[: len(codes)] = std * (projected / projected.std() + 0.25 * torch.randn_like(projected))
-
-
-@torch.no_grad()
-def start_white(linear: nn.Linear, text: torch.Tensor) -> None:
-    """Start a projection of text embeddings (M, E) such that all directions in which they differ weigh alike: T5's vectors have a large
-    mean in common and a few long directions, which would drown what tells captions apart."""
-    mean = text.mean(dim=0)
-    lengths, directions = torch.linalg.eigh(
-        torch.cov((text - mean).T)
-    )  # variances, in ascending order
-    lengths, directions = lengths[-len(linear.weight) :], directions[:, -len(linear.weight) :]
-    turn = torch.linalg.qr(torch.randn(len(linear.weight), len(lengths), device=text.device))[
-        0
-    ]  # D min(D, E)
-    linear.weight.copy_(turn @ (directions * (lengths + 0.05 * lengths.mean()).rsqrt()).T)
-    linear.bias.copy_(-linear.weight @ mean)
+    How many tokens are hidden differs from step to step. For each number of rows that a CPU's
+    matrix library has not seen yet, it builds a kernel, and keeps it: without rounding, training
+    would be slower and take more and more memory.
+    """
+    multiple = max(1, total // 16)
+    return count + -count % multiple

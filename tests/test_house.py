@@ -26,7 +26,7 @@ LEVELS = [
     {"transformer", "schedule"},
     {"datasets"},
     {"data"},
-    {"device"},
+    {"device", "initialization"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Lessons' checks and shipped files are used, and use nothing.

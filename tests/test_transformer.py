@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from minimuse.checks.properties import attention
 
-from minimuse import transformer
+from minimuse import initialization
 from minimuse.transformer import (
     Block,
     Context,
@@ -333,7 +333,7 @@ def test_text_starts_white(width, E):
         torch.nn.Linear(E, width),
         torch.randn(4000, E) * torch.logspace(0, -1, E) @ torch.randn(E, E) + 20,
     )
-    transformer.start_white(linear, text)
+    initialization.start_white(linear, text)
     with torch.no_grad():
         x = linear(text)
     assert x.mean(0).abs().max() < 1e-3
@@ -355,7 +355,7 @@ def test_initial_weights():
     torch.manual_seed(0)
     layers = 3
     decoder = TokenDecoder(codes=50, grid=4, width=64, heads=2, layers=layers)
-    transformer.initialize_weights(decoder, layers)
+    initialization.initialize_weights(decoder, layers)
     for name, p in decoder.named_parameters():
         if name.startswith("positions") or ".biases." in name:
             continue  # not random: tested with what they are part of

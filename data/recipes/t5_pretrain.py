@@ -26,8 +26,8 @@ from minimuse.t5_frozen import (
     FeedForward,
     T5Encoder,
     mask_bias,
-    residual,
     rms_norm,
+    sublayer,
 )
 
 
@@ -103,11 +103,11 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(
             [
-                residual(config, SelfAttention=Attention(config, owns_bias, bidirectional=False)),
-                residual(
+                sublayer(config, SelfAttention=Attention(config, owns_bias, bidirectional=False)),
+                sublayer(
                     config, EncDecAttention=Attention(config, owns_bias=False, bidirectional=False)
                 ),
-                residual(config, DenseReluDense=FeedForward(config)),
+                sublayer(config, DenseReluDense=FeedForward(config)),
             ]
         )
 

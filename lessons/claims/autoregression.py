@@ -20,9 +20,10 @@ from trial import arguments
 from minimuse import Muse
 from minimuse.data import Tokens
 from minimuse.decode import draw, guide, gumbel
+from minimuse.initialization import initialize_weights
 from minimuse.maskgit import BaseConfig, MaskGit, drop_captions
 from minimuse.muse import Prompts
-from minimuse.transformer import Block, Context, SelfAttention, attend, initialize_weights
+from minimuse.transformer import Block, Context, SelfAttention, attend
 
 
 class CausalAttention(SelfAttention):

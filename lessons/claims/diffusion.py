@@ -23,9 +23,10 @@ from minimuse import Muse
 from minimuse.data import Tokens
 from minimuse.datasets import load
 from minimuse.decode import guide
+from minimuse.initialization import start_white
 from minimuse.maskgit import BaseConfig, drop_captions
 from minimuse.muse import Prompts
-from minimuse.transformer import Context, start_white
+from minimuse.transformer import Context
 
 
 def waves(t: torch.Tensor, width: int) -> torch.Tensor:

@@ -47,12 +47,13 @@ from minimuse.data import Tokens
 from minimuse.datasets import shapes
 from minimuse.decode import Sampling, decode
 from minimuse.device import autocast
+from minimuse.initialization import initialize_weights
 from minimuse.maskgit import BaseConfig, MaskGit
 from minimuse.metrics import alignment
 from minimuse.muse import Prompts
 from minimuse.plumbing.files import save_tensors
 from minimuse.superres import SuperRes, SuperResConfig
-from minimuse.transformer import TokenDecoder, initialize_weights
+from minimuse.transformer import TokenDecoder
 from minimuse.vq import ImageTokenizer
 
 SIZE, WINDOW = BaseConfig(width=128, layers=3, heads=4), 8
