@@ -319,7 +319,7 @@ def test_a_flipped_bit_is_found(style, place, bit):
     pack[place % len(pack)] ^= 1 << bit
     path = Path("/nowhere") / f"{style}.pack"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emoji, "_shipped", lambda _: bytes(pack))
+        patch.setattr(emoji, "_read_bytes", lambda _: bytes(pack))
         with pytest.raises(ValueError) as error:
             emoji._pack(path, index()[style])
     one_line(error, f"{style}.pack", "damaged", "git checkout")
@@ -580,7 +580,7 @@ def test_an_empty_caption_is_named(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_one_picture_is_too_few(tmp_path, form):
     folder(tmp_path, form, ["a.png"])
-    with pytest.raises(ValueError, match="1 pictures"):
+    with pytest.raises(ValueError, match="1 images"):
         load(str(tmp_path), "train", 8)
 
 
@@ -598,7 +598,7 @@ def test_empty_folder(tmp_path, form):
     folder(tmp_path, form, [])
     with pytest.raises(ValueError) as error:
         load(str(tmp_path), "train", 8)
-    one_line(error, str(tmp_path), "0 pictures" if form == "txt" else "empty")
+    one_line(error, str(tmp_path), "0 images" if form == "txt" else "empty")
 
 
 @pytest.mark.parametrize(
@@ -645,5 +645,5 @@ def test_a_bad_table_is_named(tmp_path, name, text, said):
 def test_two_pictures_for_one_text_are_refused(tmp_path):
     other = folder(tmp_path / "sub", "txt", ["a.png", "b.png"])
     picture(other / "a.webp")
-    with pytest.raises(ValueError, match="a.txt has 2 pictures"):
+    with pytest.raises(ValueError, match="a.txt has 2 images"):
         load(str(other), "train", 8)

@@ -1,4 +1,24 @@
-"""Data sets: procedural scenes, the emoji that ship with minimuse, or a folder of images."""
+"""The data sets: procedural scenes, the emoji that ship with minimuse, or a folder of your own.
+
+    from minimuse.datasets import load
+    images = load("emoji", "train", side=64)          # also "shapes", or the path of a folder
+    images.captions[0]                                # a few captions of the first image
+
+`shapes.py` draws scenes from seed numbers, and `detector.py` reads them back; `emoji.py` reads the
+emoji; `folder.py` reads a folder. On the command line it is `--data shapes`, `--data emoji` or
+`--data PATH`. The splits:
+
+- "train": what models learn from.
+- "validation" (shapes): other scenes of the same kind as in training.
+- "heldout": what training never shows. Of shapes, scenes with a combination of shape, colour and
+  size that is held out; of emoji, held-out pairs of concept and style, where training has the
+  concept in other styles; of a folder, one image in ten.
+- "heldout-concept" (emoji): concepts that training has in no style.
+
+Of emoji and of folders, what is held out follows from a hash of the name. It does not depend on
+which other images there are, so a new version of a data set moves no image into training. (The one
+exception is a folder so small that the hash holds out all or none.)
+"""
 
 from pathlib import Path
 
@@ -7,12 +27,18 @@ import torch
 
 from minimuse.data import ASSETS, Images
 from minimuse.datasets import emoji, folder, shapes
+from minimuse.datasets.image_files import Entry
 
 SPLITS = {
     "shapes": ("train", "validation", "heldout"),
     "emoji": ("train", "heldout", "heldout-concept"),
     "folder": ("train", "heldout"),
 }
+
+
+def splits_of(source: str) -> tuple[str, ...]:
+    """The splits of "shapes", "emoji", or a folder."""
+    return SPLITS.get(source, SPLITS["folder"])
 
 
 def load(
@@ -25,33 +51,63 @@ def load(
     smallest: int = 8,
     skip: bool = False,
 ) -> Images:
-    """The pictures of one split, side x side: `count` shapes, or at most `count` of emoji or a folder, chosen by `seed`. In a folder,
-    `smallest` is the least side (the tokenizer's factor f), and `skip` drops damaged ones."""
-    if split not in (splits := SPLITS[kind := source if source in SPLITS else "folder"]):
-        raise ValueError(f"split {split!r} of {source}; there is {', '.join(splits)}")
-    if (count is None and kind == "shapes") or (count is not None and count < 1):
-        raise ValueError(
-            f"count={count}; give 1 or more (shapes are endless, so they need a count)"
-        )
-    if (
-        kind == "shapes"
-    ):  # training takes the even scene numbers and validation the odd ones, so no seeds can meet
-        numbers = [2 * (seed * 10**9 + i) + (split == "validation") for i in range(count)]
-        drawn = [shapes.scene(n, "heldout" if split == "heldout" else "train") for n in numbers]
-        return Images(
-            shapes.render(drawn, side),
-            [(shapes.caption(s),) for s in drawn],
-            [f"shapes/{split}/{n}" for n in numbers],
-        )
-    found = (
-        emoji.find_emoji(split, side, Path(data_dir))
-        if kind == "emoji"
-        else folder.find_images(Path(source), split, side, smallest, skip)
+    """Load the images of one split, side x side pixels, with their captions.
+
+    source: "shapes", "emoji", or the path of a folder. split: see the top of this file.
+    count: how many shapes to draw, from `seed`; of the other two, at most how many to take, chosen
+    at random by `seed`, or all if it is None. data_dir: where the emoji are.
+    For a folder only: smallest, the least side of an image in pixels (the tokenizer's factor f);
+    skip, to leave out damaged images with a warning.
+    Raises a ValueError or a FileNotFoundError that names what is wrong.
+    """
+    if split not in splits_of(source):
+        choices = ", ".join(splits_of(source))
+        raise ValueError(f"{source} has no split {split!r}; choose one of {choices}")
+    if count is not None and count < 1:
+        raise ValueError(f"count={count}; give 1 or more")
+    if source == "shapes":
+        return load_shapes(split, side, count, seed)
+    if source == "emoji":
+        entries = emoji.find_emoji(split, side, Path(data_dir))
+    else:
+        entries = folder.find_images(Path(source), split, side, smallest, skip)
+    return read_all(choose(entries, count, seed), side)
+
+
+def load_shapes(split: str, side: int, count: int | None, seed: int) -> Images:
+    """Draw `count` scenes. The first ones of a larger count are the same."""
+    if count is None:
+        raise ValueError("count=None; shapes have no end, so give a count of 1 or more")
+    # Training takes the even scene numbers and validation the odd ones, so that no two seeds can
+    # give the same scene to both.
+    odd = 1 if split == "validation" else 0
+    numbers = [2 * (seed * 10**9 + i) + odd for i in range(count)]
+    scene_split = "heldout" if split == "heldout" else "train"
+    scenes = [shapes.scene(number, scene_split) for number in numbers]
+    return Images(
+        pixels=shapes.render(scenes, side),
+        captions=[(shapes.caption(scene),) for scene in scenes],
+        names=[f"shapes/{split}/{number}" for number in numbers],
     )
-    if count is not None and count < len(found):
-        chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:count]
-        found = [found[i] for i in sorted(chosen.tolist())]
-    pixels = torch.empty((len(found), 3, side, side), dtype=torch.uint8)
-    for i, (_, _, read) in enumerate(found):
-        pixels[i] = torch.from_numpy(np.array(read())).permute(2, 0, 1)
-    return Images(pixels, [captions for _, captions, _ in found], [name for name, _, _ in found])
+
+
+def choose(entries: list[Entry], count: int | None, seed: int) -> list[Entry]:
+    """At most `count` of the entries, chosen at random, in their old order."""
+    if count is None or count >= len(entries):
+        return entries
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(entries), generator=generator)[:count]
+    return [entries[i] for i in sorted(chosen.tolist())]
+
+
+def read_all(entries: list[Entry], side: int) -> Images:
+    """Read the images of all entries into memory, as bytes."""
+    pixels = torch.empty((len(entries), 3, side, side), dtype=torch.uint8)
+    for i, entry in enumerate(entries):
+        image = np.array(entry.read())  # H W 3
+        pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
+    return Images(
+        pixels=pixels,
+        captions=[entry.captions for entry in entries],
+        names=[entry.name for entry in entries],
+    )

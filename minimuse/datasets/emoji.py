@@ -1,7 +1,13 @@
-"""The emoji that ship with the project: some 1,600 concepts in five styles, read from packs that `build_emoji.py` made.
+"""The emoji that ship with minimuse: some 1,600 concepts, such as "red apple", in five styles.
 
-`minimuse.data.load("emoji", ...)` calls `find`. Which (concept, style) pairs are held out, and how a picture may be asked for,
-follow from names: nothing is shuffled.
+    from minimuse.datasets import load
+    images = load("emoji", "heldout", side=64)
+    images.names[0], images.captions[0]     # "noto/red-apple", and eight ways to describe it
+
+`data/emoji/` holds one pack of images for each style, an index of where each image lies in its
+pack, and the words for each concept; `data/recipes/build_emoji.py` made them. Which pairs of
+concept and style are held out, and how an image is described, follow from hashes of names: nothing
+is shuffled, so both are the same on every machine and for every seed.
 """
 
 import hashlib
@@ -13,14 +19,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from minimuse.datasets.image_files import Entry
 from minimuse.device import stable_hash
 
-SIDE = 128  # pixels of a packed picture
-
+SIDE = 128  # side of the images in the packs, in pixels
 
 STYLES = ("openmoji", "twemoji", "noto", "fluent-flat", "fluent-3d")
 
-
+# Words that a caption may put before the label: "a nice red apple".
 BEFORE = (
     "the",
     "one",
@@ -34,7 +40,7 @@ BEFORE = (
     "just a",
 )
 
-
+# What a caption may say the label is of: "a drawing of a red apple", "a piece of pizza".
 OF = (
     "a picture",
     "an emoji",
@@ -47,111 +53,140 @@ OF = (
     "a sort",
 )
 
-
 _RESTORE = (
     "a clone of the project has it: there, run `git checkout data/emoji` and `pip install -e .`"
 )
 
 
+# --- Splits ---
 def split_of(concept: str, style: str) -> str:
-    """ "train", "heldout-concept" (5 % of concepts, in every style) or "heldout-pair" (5 % of the other pairs), from the names alone."""
+    """The split of one image, from its names alone.
+
+    "heldout-concept": one concept in 20, in every style. "heldout-pair": one in 20 of the other
+    pairs of concept and style; training has the concept in other styles. "train": the rest.
+    """
     if style not in STYLES:
-        raise ValueError(f"style {style!r}; there is {', '.join(STYLES)}")
+        raise ValueError(f"unknown style {style!r}; choose one of {', '.join(STYLES)}")
     if stable_hash(f"concept {concept}") % 20 == 0:
         return "heldout-concept"
-    drawn = (
-        stable_hash(f"pair {concept}") % 20
-    )  # one draw for the concept, not one for each pair: it hits one style at most
-    return "heldout-pair" if drawn == STYLES.index(style) else "train"
+    # One number for the concept chooses at most one of the five styles. A number for each pair
+    # could hold out a concept in all of its styles.
+    chosen = stable_hash(f"pair {concept}") % 20
+    return "heldout-pair" if chosen == STYLES.index(style) else "train"
 
 
+# --- Captions ---
 def emoji_captions(label: str, tags: list[str], style: str) -> tuple[str, ...]:
-    """Eight ways to ask for one picture: the label; with an article; with one tag; with two more; with another word before it; as a
-    picture or a piece of it; after a tag; a tag alone. Told the first four only, a model learns them by heart, and takes "a slice of
-    pizza" for something that it has never heard of (data/toy/README.md has figures)."""
-    label, words = label.lower(), style.replace("-", " ")
-    # In an order of each style's own, without tags that the label says ("apple" for a red apple).
-    new = sorted(
-        (t for t in tags if t.lower() not in label),
-        key=lambda t: stable_hash(f"{style} {label} {t}"),
+    """Eight captions of one image, the plainest first; each ends with the style.
+
+    The label; with an article; with one tag; with two more tags; with another word before it; as a
+    drawing or a piece of it; after a tag; a tag alone. A model trained on the first four only
+    learns those sentences by heart, and does not understand "a slice of pizza" (data/toy/README.md
+    has the measurements).
+    """
+    label = label.lower()
+    phrase = with_article(label)
+    # Each style has an order of tags of its own. A tag that the label contains says nothing new:
+    # "apple" of a red apple.
+    new_tags = sorted(
+        (tag for tag in tags if tag.lower() not in label),
+        key=lambda tag: stable_hash(f"{style} {label} {tag}"),
     )
-    article = "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", label) else "a"
-    phrase = (
-        label if re.search(r"[^su]s$", label) else f"{article} {label}"
-    )  # crossed swords, but a compass and a cactus
-    pick = lambda options: options[stable_hash(f"{style} {label} {options[0]}") % len(options)]
-    framed, part, what = pick(BEFORE), pick(OF), pick([label, phrase])
-    tag = lambda i: new[i % len(new)] if new else label
+
+    def pick(options: tuple[str, ...]) -> str:
+        """One of the options, always the same one for this image."""
+        return options[stable_hash(f"{style} {label} {options[0]}") % len(options)]
+
+    def tag_at(i: int) -> str:
+        """The i-th tag, counted round the list; the label if there is no tag."""
+        return new_tags[i % len(new_tags)] if new_tags else label
+
     variants = (
         [label],
         [phrase],
-        [label, *new[:1]],
-        [phrase, *new[1:3]],
-        [f"{framed} {label}"],
-        [f"{part} of {what}"],
-        [f"{tag(3)} {label}"],
-        [tag(4)],
+        [label, *new_tags[:1]],
+        [phrase, *new_tags[1:3]],
+        [f"{pick(BEFORE)} {label}"],
+        [f"{pick(OF)} of {pick((label, phrase))}"],
+        [f"{tag_at(3)} {label}"],
+        [tag_at(4)],
     )
-    return tuple(", ".join([*parts, f"{words} style"]) for parts in variants)
+    ending = f"{style.replace('-', ' ')} style"
+    return tuple(", ".join([*parts, ending]) for parts in variants)
 
 
-def find_emoji(
-    wanted: str, side: int, data_dir: Path
-) -> list[tuple[str, tuple[str, ...], partial]]:
+def with_article(label: str) -> str:
+    """The label with "a" or "an" before it; a plural such as "crossed swords" stays as it is."""
+    # A final s makes a plural, but not in "compass" and "cactus".
+    if re.search(r"[^su]s$", label):
+        return label
+    # "an" before a vowel that is spoken as one: not in "one" and "unicorn", but in "hourglass".
+    article = "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", label) else "a"
+    return f"{article} {label}"
+
+
+# --- Images ---
+def find_emoji(split: str, side: int, data_dir: Path) -> list[Entry]:
+    """List the images of one split. An image is decoded and resized when it is read."""
     if side > SIDE:
-        raise ValueError(
-            f"side={side}, but the emoji packs hold {SIDE} pixels: ask for that or less"
-        )
-    index, words = (_shipped(data_dir / "emoji" / name) for name in ("index.json", "captions.json"))
-    part, found = "heldout-pair" if wanted == "heldout" else wanted, []
+        raise ValueError(f"side={side}, but the emoji packs hold {SIDE} pixels; give that or less")
+    folder = data_dir / "emoji"
+    index = _read_json(folder / "index.json")
+    words = _read_json(folder / "captions.json")
+    entries = []
     for style in STYLES:
         try:
-            if style not in index:
-                raise ValueError(
-                    f"{data_dir / 'emoji' / 'index.json'} lacks the style {style}: {_RESTORE}"
-                )
-            pack = _pack(data_dir / "emoji" / f"{style}.pack", index[style])
-            for concept, (offset, length) in index[style]["blobs"].items():
-                if split_of(concept, style) == part:
-                    captions = emoji_captions(
-                        words[concept]["label"], words[concept]["tags"], style
-                    )
-                    found.append(
-                        (
-                            f"{style}/{concept}",
-                            captions,
-                            partial(_decode, pack[offset : offset + length], side),
-                        )
-                    )
+            entries += _entries_of_style(style, split, side, folder, index, words)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{data_dir / 'emoji'}: index.json and captions.json are damaged at {style} ({error!r}): {_RESTORE}"
+                f"{folder}: index.json and captions.json are damaged at {style} ({error!r}): "
+                f"{_RESTORE}"
             ) from None
-    return found
+    return entries
+
+
+def _entries_of_style(
+    style: str, split: str, side: int, folder: Path, index: dict, words: dict
+) -> list[Entry]:
+    if style not in index:
+        raise ValueError(f"{folder / 'index.json'} lacks the style {style}: {_RESTORE}")
+    pack = _pack(folder / f"{style}.pack", index[style])
+    wanted = "heldout-pair" if split == "heldout" else split
+    entries = []
+    for concept, (offset, length) in index[style]["blobs"].items():
+        if split_of(concept, style) == wanted:
+            captions = emoji_captions(words[concept]["label"], words[concept]["tags"], style)
+            read = partial(_decode, pack[offset : offset + length], side)
+            entries.append(Entry(f"{style}/{concept}", captions, read))
+    return entries
 
 
 def _decode(webp: bytes, side: int) -> Image.Image:
-    picture = Image.open(io.BytesIO(webp)).convert("RGB")
-    if (
-        SIDE % side == 0
-    ):  # plain means, so that 32 px is (but for rounding) what halve() makes of 64
-        return picture.reduce(SIDE // side)
-    return picture.resize((side, side), Image.Resampling.LANCZOS)
+    image = Image.open(io.BytesIO(webp)).convert("RGB")
+    if SIDE % side == 0:
+        # Means of square blocks, as `halve` takes them: an image of 32 pixels is then, except for
+        # rounding, the one of 64 pixels halved.
+        return image.reduce(SIDE // side)
+    return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def _shipped(path: Path):
-    """A file that comes with the project: its bytes, or what its JSON says."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {_RESTORE}")
+def _pack(path: Path, entry: dict) -> bytes:
+    """All images of one style, end to end, checked against the index."""
+    data = _read_bytes(path)
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{path} is damaged ({len(data)} of {entry['bytes']} bytes): {_RESTORE}")
+    return data
+
+
+def _read_json(path: Path) -> dict:
+    data = _read_bytes(path)
     try:
-        return json.loads(path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
+        return json.loads(data)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): {_RESTORE}") from None
 
 
-def _pack(path: Path, entry: dict) -> bytes:
-    """One style's pictures end to end, checked against the index."""
-    data = _shipped(path)
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{path} is damaged ({len(data)} of {entry['bytes']} bytes): {_RESTORE}")
-    return data
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {_RESTORE}")
+    return path.read_bytes()

@@ -1,132 +1,198 @@
-"""A folder of your own pictures: `cat.png` beside `cat.txt` (one caption a line), or one table, `captions.csv` (columns file,caption).
+"""A folder of your own images, in one of two forms.
 
-`minimuse.data.load("my-pictures", ...)` calls `find`. One picture in ten is held out, by its name.
+    my-images/cat.png  my-images/cat.txt       a text file beside each image, one caption a line
+    my-images/cat.png  my-images/captions.csv  or one table, with the columns file,caption
+
+    from minimuse.datasets import load
+    images = load("my-images", "train", side=64)
+
+Images (PNG, JPEG or WebP) may lie in subfolders. One image in ten is held out, by a hash of its
+name. All images are read once before training, so that a damaged one is reported at once.
 """
 
 import csv
 import io
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from minimuse.datasets.image_files import read_image
+from minimuse.datasets.image_files import Entry, read_image
 from minimuse.device import stable_hash
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def find_images(
-    root: Path, wanted: str, side: int, smallest: int, skip: bool = False
-) -> list[tuple[str, tuple[str, ...], partial]]:
-    """Every picture centre-cropped to a square; one in ten is held out, and never all or none."""
+    root: Path, split: str, side: int, smallest: int, skip: bool = False
+) -> list[Entry]:
+    """List the images of one split. Each is cropped to its middle square when it is read."""
     if not root.is_dir():
         raise FileNotFoundError(
-            f"no folder {str(root)!r}: say shapes, emoji, or a folder of pictures"
+            f"no folder {str(root)!r}; give shapes, emoji, or a folder of images"
         )
     captions = captions_of(root)
-    for name in sorted(
-        captions
-    ):  # of either split: a damaged picture should be known before the training, not after
-        try:
-            read_square(root / name, side, smallest)
-        except ValueError as error:
-            if not skip:
-                raise ValueError(
-                    f"{error} (skip_unreadable=True leaves out all such pictures)"
-                ) from None
-            warnings.warn(f"left out: {error}", stacklevel=4)
-            del captions[name]
-    by_hash = sorted(captions, key=stable_hash)
-    if len(by_hash) < 2:
+    for name, reason in unreadable(root, captions, side, smallest):
+        if not skip:
+            raise ValueError(f"{reason} (skip_unreadable=True leaves out all such images)")
+        # Level 4 is the caller of `load_images`, which calls `load`, which calls this function.
+        warnings.warn(f"left out: {reason}", stacklevel=4)
+        del captions[name]
+    if len(captions) < 2:
         raise ValueError(
-            f"{root} has {len(by_hash)} pictures; it needs at least two, one to hold out"
+            f"{root} has {len(captions)} images; it needs at least two, one of them to hold out"
         )
-    heldout = {n for n in by_hash[:-1] if stable_hash(n) % 10 == 0} or {by_hash[0]}
-    names = sorted(heldout if wanted == "heldout" else captions.keys() - heldout)
+    heldout = heldout_names(captions)
+    names = heldout if split == "heldout" else captions.keys() - heldout
     return [
-        (name, captions[name], partial(read_square, root / name, side, smallest)) for name in names
+        Entry(name, captions[name], partial(read_square, root / name, side, smallest))
+        for name in sorted(names)
     ]
 
 
-def captions_of(root: Path) -> dict[str, tuple[str, ...]]:
-    """Picture -> its captions, for every picture in the folder, by its path inside it."""
-    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
-    files = [
-        f for f in files if not any(part.startswith(".") for part in f.parts)
-    ]  # what systems hide
-    pictures = {
-        f.as_posix() for f in files if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
-    }
-    table, captions = root / "captions.csv", {}
-    for where, file, lines in _rows(table) if table.is_file() else _sidecars(root, files, pictures):
-        path = Path(file)
-        if path.anchor or ".." in path.parts:
-            raise ValueError(f"{where}: {file!r} leads out of the folder; move the picture in")
-        if path.as_posix() not in pictures:
-            raise FileNotFoundError(
-                f"{where}: no PNG, JPEG or WebP {file!r} here; add it or remove the row"
-            )
-        if path.as_posix() in captions:
-            raise ValueError(f"{where}: {file!r} has a row already; remove one")
-        captions[path.as_posix()] = tuple(" ".join(line.split()) for line in lines if line.strip())
-        if not captions[path.as_posix()]:
-            raise ValueError(f"{where}: the caption of {file!r} is empty; write one")
-    if table.is_file() and not captions:
-        raise ValueError(f"{table} is empty; write a row for each picture")
-    if left := sorted(pictures - captions.keys()):
+def unreadable(
+    root: Path, captions: dict[str, tuple[str, ...]], side: int, smallest: int
+) -> Iterator[tuple[str, str]]:
+    """Read every image of both splits; yield (name, reason) of each that cannot be used."""
+    for name in sorted(captions):
+        try:
+            read_square(root / name, side, smallest)
+        except ValueError as error:
+            yield name, str(error)
+
+
+def heldout_names(names: dict[str, tuple[str, ...]]) -> set[str]:
+    """The names whose hash holds them out: about one in ten, but never all and never none."""
+    by_hash = sorted(names, key=stable_hash)
+    # The name with the largest hash always stays in training.
+    heldout = {name for name in by_hash[:-1] if stable_hash(name) % 10 == 0}
+    if not heldout:
+        heldout = {by_hash[0]}
+    return heldout
+
+
+def read_square(path: Path, side: int, smallest: int) -> Image.Image:
+    """The middle square of an image, resized to side x side pixels."""
+    image = read_image(path)
+    if min(image.size) < smallest:
         raise ValueError(
-            f"{root / left[0]} has no caption; write one into {table.name if table.is_file() else Path(left[0]).with_suffix('.txt')}"
+            f"{path} is {image.width}x{image.height}; the tokenizer needs at least "
+            f"{smallest}x{smallest}: enlarge it or remove it"
         )
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+# --- Captions ---
+class Row(NamedTuple):
+    """What a table or a text file says of one image."""
+
+    place: str  # the file and perhaps the line, for messages
+    file: str  # the image's path inside the folder
+    captions: list[str]
+
+
+def captions_of(root: Path) -> dict[str, tuple[str, ...]]:
+    """Path of each image inside the folder -> its captions. Every image must have some."""
+    files = visible_files(root)
+    images = {file.as_posix() for file in files if file.suffix.lower() in SUFFIXES}
+    table = root / "captions.csv"
+    has_table = table.is_file()
+    rows = rows_of_table(table) if has_table else rows_of_text_files(root, files, images)
+    captions = {}
+    for row in rows:
+        name = checked_name(row, images)
+        if name in captions:
+            raise ValueError(f"{row.place}: {row.file!r} has a row already; remove one of them")
+        captions[name] = checked_captions(row)
+    if has_table and not captions:
+        raise ValueError(f"{table} is empty; write a row for each image")
+    without = sorted(images - captions.keys())
+    if without:
+        place = table.name if has_table else Path(without[0]).with_suffix(".txt")
+        raise ValueError(f"{root / without[0]} has no caption; write one into {place}")
     return captions
 
 
-def _sidecars(root: Path, files: list[Path], pictures: set[str]):
-    """(place, picture, captions) of each text file."""
-    owners = defaultdict(list)
-    for name in pictures:
-        owners[Path(name).with_suffix("")].append(name)
-    for file in (f for f in files if f.suffix.lower() == ".txt"):
-        beside = owners[file.with_suffix("")]
+def visible_files(root: Path) -> list[Path]:
+    """All files, by their path inside the folder, without what operating systems hide in it."""
+    files = []
+    for path in sorted(root.rglob("*")):
+        inside = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if path.is_file() and not hidden:
+            files.append(inside)
+    return files
+
+
+def checked_name(row: Row, images: set[str]) -> str:
+    """The path of a row's image, in the one way in which `images` has it."""
+    path = Path(row.file)
+    if path.anchor or ".." in path.parts:
+        raise ValueError(
+            f"{row.place}: {row.file!r} leads out of the folder; move the image into the folder"
+        )
+    name = path.as_posix()
+    if name not in images:
+        raise FileNotFoundError(
+            f"{row.place}: the folder has no PNG, JPEG or WebP {row.file!r}; "
+            "add it or remove the row"
+        )
+    return name
+
+
+def checked_captions(row: Row) -> tuple[str, ...]:
+    """The captions of a row, without empty ones and with single spaces."""
+    captions = tuple(" ".join(line.split()) for line in row.captions if line.strip())
+    if not captions:
+        raise ValueError(f"{row.place}: the caption of {row.file!r} is empty; write one")
+    return captions
+
+
+def rows_of_text_files(root: Path, files: list[Path], images: set[str]) -> Iterator[Row]:
+    """A row for each text file, whose name must be that of exactly one image."""
+    images_by_stem = defaultdict(list)
+    for name in images:
+        images_by_stem[Path(name).with_suffix("")].append(name)
+    for file in files:
+        if file.suffix.lower() != ".txt":
+            continue
+        beside = images_by_stem[file.with_suffix("")]
         if len(beside) != 1:
             raise ValueError(
-                f"{root / file} has {len(beside)} pictures of its name, not one; rename it"
+                f"{root / file} has {len(beside)} images of its name, not one; rename it"
             )
-        yield str(root / file), beside[0], _text(root / file).splitlines()
+        yield Row(str(root / file), beside[0], read_text(root / file).splitlines())
 
 
-def _text(path: Path) -> str:
+def rows_of_table(table: Path) -> Iterator[Row]:
+    """A row for each line of captions.csv but the first."""
+    reader = csv.DictReader(io.StringIO(read_text(table)), strict=True)
     try:
-        return path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte-order mark first
+        columns = set(reader.fieldnames or ())
+        if not {"file", "caption"} <= columns:
+            raise ValueError(
+                f"{table} is empty or has other columns; its first line must be file,caption"
+            )
+        for row in reader:
+            place = f"{table} line {reader.line_num}"
+            # More fields than columns: a comma without quotes would cut the caption in two.
+            if None in row:
+                raise ValueError(f'{place}: a caption with a comma needs "quotes"')
+            # Fewer fields than columns give None.
+            yield Row(place, row["file"] or "", [row["caption"] or ""])
+    except csv.Error as error:
+        raise ValueError(f"{table} line {reader.line_num}: {error}; repair the quotes") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8. Spreadsheets put a byte-order mark first, which goes."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 (byte {error.start}); save it again as UTF-8"
         ) from None
-
-
-def _rows(table: Path):
-    """(place, picture, its one caption) of each row."""
-    rows = csv.DictReader(io.StringIO(_text(table)), strict=True)
-    try:
-        if not {"file", "caption"} <= set(rows.fieldnames or ()):
-            raise ValueError(
-                f"{table} is empty or has other columns; its first line must be file,caption"
-            )
-        for row in rows:
-            if None in row:  # more fields than columns: half the caption would be lost
-                raise ValueError(
-                    f'{table} line {rows.line_num}: a caption with a comma needs "quotes"'
-                )
-            yield f"{table} line {rows.line_num}", row["file"] or "", [row["caption"] or ""]
-    except csv.Error as error:
-        raise ValueError(f"{table} line {rows.line_num}: {error}; repair the quotes") from None
-
-
-def read_square(path: Path, side: int, smallest: int) -> Image.Image:
-    """The picture's middle square, side x side."""
-    image = read_image(path)
-    if min(image.size) < smallest:
-        raise ValueError(
-            f"{path} is {image.width}x{image.height}; the tokenizer needs {smallest}x{smallest}: enlarge it or remove it"
-        )
-    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
