@@ -246,8 +246,8 @@ def test_guidance_at_zero_is_no_guidance():
         run = lambda uncond, t: list(
             ours.decode(model, ids, 5, cond, uncond, Sampling(steps=4, guidance=t), draw(seed))
         )
-        pairs = zip(run(None, 3.0), run(decoding.rows(9, 2, 5), 0.0))
-        assert all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two))
+        pairs = zip(run(None, 3.0), run(decoding.rows(9, 2, 5), 0.0), strict=True)
+        assert all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
 
 
 def test_guidance():
@@ -495,7 +495,7 @@ def test_many_rows_take_their_guidance_one_after_the_other(monkeypatch):
             )
             assert [len(seen) for seen in model.passes] == sizes
         for together, apart in zip(*found, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(together, apart))
+            assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 
 
 def test_certain_tokens_come_at_once():

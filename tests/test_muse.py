@@ -53,13 +53,13 @@ def test_between_two_steps_all_is_as_before(muse, monkeypatch):
     )  # as on a CPU that has it
     both = [[step.ids for _, step in muse.steps([prompt], seed=1)] for prompt in (RED, TWO)]
     drawn = []
-    for (_, a), (_, b) in zip(muse.steps([RED], seed=1), muse.steps([TWO], seed=1)):
+    for (_, a), (_, b) in zip(muse.steps([RED], seed=1), muse.steps([TWO], seed=1), strict=True):
         assert not torch.is_autocast_enabled("cpu")
         drawn.append((a.ids, b.ids))
     assert not torch.is_autocast_enabled("cpu")
     assert all(
         torch.equal(x, y)
-        for pair, ids in zip(zip(*drawn), both)
+        for pair, ids in zip(zip(*drawn, strict=True), both, strict=True)
         for x, y in zip(pair, ids, strict=True)
     )
 
@@ -67,7 +67,11 @@ def test_between_two_steps_all_is_as_before(muse, monkeypatch):
 def test_weights_are_read_where_prompts_are_composed_and_nowhere_else(muse):
     time, both = "a clock at 12:05", "black AND white:0.5"
     assert muse.embed_prompts([both]).weights == (1.0, 0.5)
-    assert muse.embed_prompts([time]).weights == muse.embed_prompts([time, both], plain=True).weights == (1.0,)
+    assert (
+        muse.embed_prompts([time]).weights
+        == muse.embed_prompts([time, both], plain=True).weights
+        == (1.0,)
+    )
     text, visible = muse.text([time, both, ""])
     plain = muse.embed_prompts([time, both], plain=True)
     assert torch.equal(plain.text, text[:2]) and torch.equal(plain.visible, visible[:2])

@@ -1,3 +1,5 @@
+"""Lesson 04: the exercises on masks and schedules, their properties, and broken versions."""
+
 import math
 
 import numpy as np
@@ -11,37 +13,41 @@ from minimuse import schedule
 TITLE = "masks and schedules"
 
 
-# Broken ones, which `tests/test_schedule.py` plants too
-
-
+# --- Broken versions, which `tests/test_schedule.py` plants too ---
 def uniform(batch, generator):
     return torch.rand(batch, generator=generator, dtype=torch.float64)
 
 
 def arccos_ratios(batch, generator):
-    """The same mean, 2/pi, and the wrong tails."""
+    """The mean is right, 2/pi, but the tails are wrong."""
     return torch.arccos(uniform(batch, generator)) * 2 / math.pi
 
 
 def bernoulli(counts, tokens, generator):
-    """A coin per token: right on average."""
+    """One coin per token: right on average only."""
     return torch.rand(len(counts), tokens, generator=generator) < counts[:, None] / tokens
 
 
 def ranked_over_the_batch(counts, tokens, generator):
-    """Every token against the same place in the other images: at batch 1, where rank 0 is all there is, everything."""
-    return (
-        torch.rand(len(counts), tokens, generator=generator).argsort(dim=0).argsort(dim=0)
-        < counts[:, None]
-    )
+    """Rank each token against the same position of the other images.
+
+    At batch 1 every rank is 0, so everything is masked.
+    """
+    noise = torch.rand(len(counts), tokens, generator=generator)
+    ranks = noise.argsort(dim=0).argsort(dim=0)
+    return ranks < counts[:, None]
 
 
 def one_mask_for_the_batch(counts, tokens, generator):
-    return torch.rand(tokens, generator=generator).argsort().argsort()[None] < counts[:, None]
+    ranks = torch.rand(tokens, generator=generator).argsort().argsort()
+    return ranks[None] < counts[:, None]
 
 
 def runs(counts, tokens, generator):
-    """Neighbours, from a place that is drawn, around the end: each position as often as any other."""
+    """A run of neighbours from a random position, wrapping around.
+
+    Every position is masked equally often.
+    """
     start = torch.randint(tokens, (len(counts), 1), generator=generator)
     return (torch.arange(tokens) - start) % tokens < counts[:, None]
 
@@ -50,17 +56,47 @@ def first_positions(counts, tokens, generator):
     return torch.arange(tokens)[None] < counts[:, None]
 
 
-def counts(
-    masked, steps, of=None, least=1, angle=lambda s, S: math.pi / 2 * (s / S), cap=True, last=True
-):
-    """masked_after with switches; without any, it is right."""
-    unknown, left = masked, []
+def one_too_many(counts, tokens, generator):
+    ranks = torch.rand(len(counts), tokens, generator=generator).argsort(-1).argsort(-1)
+    return ranks <= counts[:, None]
+
+
+def cosine_angle(s, S):
+    return math.pi / 2 * (s / S)
+
+
+def counts(masked, steps, of=None, least=1, angle=cosine_angle, cap=True, last=True):
+    """A masked_after with switches that break it; without any of them, it is right.
+
+    `of` is the number that the schedule is a fraction of, `least` the smallest count before the
+    end. Without `cap` a step may reveal nothing or hide more; without `last` one token stays
+    masked.
+    """
+    if of is None:
+        of = masked
+    unknown = masked
+    left = []
     for s in range(1, steps + 1):
-        n = math.floor((masked if of is None else of) * math.cos(angle(s, steps)))
-        n = max(least, min(unknown - 1, n) if cap else n)
-        unknown = min(unknown, n) if cap else n
-        left.append(0 if last and s == steps else unknown)
+        scheduled = math.floor(of * math.cos(angle(s, steps)))
+        if cap:
+            scheduled = max(least, min(unknown - 1, scheduled))
+            unknown = min(unknown, scheduled)
+        else:
+            unknown = max(least, scheduled)
+        left.append(unknown)
+    if last:
+        left[-1] = 0
     return left
+
+
+def floored(masked, steps):
+    """No minimum of one token a step, and the last bit of the angle is wrong."""
+    return [math.floor(masked * math.cos(math.pi / 2 * (k + 1) / steps)) for k in range(steps)]
+
+
+def in_float32(masked, steps):
+    angles = [np.float32(np.pi / 2) * np.float32((k + 1) / steps) for k in range(steps)]
+    return [int(masked * float(np.cos(angle))) for angle in angles]
 
 
 EXERCISES = [
@@ -81,17 +117,16 @@ EXERCISES = [
         "sample_ratios",
         schedule.sample_ratios,
         (laws.ratios_follow_the_arcsine_law,),
-        hint="invert the distribution function. The right mean alone (2 / pi) proves nothing: look at the tails.",
+        hint="invert the distribution function. The right mean (2 / pi) alone proves nothing: "
+        "look at the tails.",
         wrong=(
             arccos_ratios,
             uniform,
-            lambda B, g: torch.cos(math.pi / 2 * uniform(1, g)).expand(
-                B
-            ),  # one ratio for the batch
+            # one ratio for the batch
+            lambda B, g: torch.cos(math.pi / 2 * uniform(1, g)).expand(B),
             lambda B, g: 1 - torch.cos(math.pi / 2 * uniform(B, g)),
-            lambda B, g: torch.cos(
-                math.pi / 2 * torch.linspace(0, 1, B, dtype=torch.float64)
-            ),  # not drawn at all
+            # not drawn at all
+            lambda B, g: torch.cos(math.pi / 2 * torch.linspace(0, 1, B, dtype=torch.float64)),
         ),
     ),
     Exercise(
@@ -115,16 +150,15 @@ EXERCISES = [
             masks.every_set_is_as_likely,
             masks.rows_are_independent,
         ),
-        hint="a row of random numbers has a k-th smallest. Mind the axis, and try batches of one and of many.",
+        hint="a row of random numbers has a k-th smallest one. Mind the axis; try batches of one "
+        "and of many.",
         wrong=(
             bernoulli,
             ranked_over_the_batch,
             one_mask_for_the_batch,
             first_positions,
             runs,
-            lambda c, n, g: (
-                torch.rand(len(c), n, generator=g).argsort(-1).argsort(-1) <= c[:, None]
-            ),  # one too many
+            one_too_many,
         ),
     ),
     Exercise(
@@ -135,21 +169,15 @@ EXERCISES = [
             laws.reveals_follow_maskgit,
             laws.halves_exactly_at_two_thirds,
         ),
-        hint="N0 is what was masked at the start, not the size of the picture. And (k + 1) / steps is computed first: floor() sees the last bit.",
+        hint="N0 is what was masked at the start, not the size of the image. And compute "
+        "(k + 1) / steps first: floor() sees the last bit.",
         wrong=(
-            lambda n, S: counts(n, S, of=256),  # counts from the picture
+            lambda n, S: counts(n, S, of=256),  # counts from the whole image
             lambda n, S: counts(n, S, least=0),
-            lambda n, S: counts(
-                n, S, angle=lambda s, S: math.pi / 2 * ((s - 1) / S)
-            ),  # off by one step
+            lambda n, S: counts(n, S, angle=lambda s, S: cosine_angle(s - 1, S)),  # one step late
             lambda n, S: counts(n, S, last=False),  # one token stays masked
-            lambda n, S: [
-                math.floor(n * math.cos(math.pi / 2 * (k + 1) / S)) for k in range(S)
-            ],  # no floor of one a step, and the last bit
-            lambda n, S: [
-                int(n * float(np.cos(np.float32(np.pi / 2) * np.float32((k + 1) / S))))
-                for k in range(S)
-            ],
+            floored,
+            in_float32,
         ),
     ),
 ]

@@ -27,7 +27,10 @@ def draws(draw):
 
 
 def takes_the_highest_of_logits_and_noise(tempered_draw):
-    """Whatever else is drawn, the noise given decides; temperature 0 takes the most likely. tempered_draw(logits, noise, temperature)."""
+    """Whatever else is drawn, the noise given decides; temperature 0 takes the most likely.
+
+    tempered_draw(logits, noise, temperature).
+    """
 
     @given(draws())
     @example((np.float32([[1, 0]]), np.float32([[0, 0.75]]), 2.0))
@@ -42,7 +45,8 @@ def takes_the_highest_of_logits_and_noise(tempered_draw):
         )
         for row, id in enumerate(got.tolist()):
             score = [
-                float(x) + temperature * float(g) for x, g in zip(logits[row], noise[row])
+                float(x) + temperature * float(g)
+                for x, g in zip(logits[row], noise[row], strict=True)
             ]  # quarters: exact
             assert 0 <= id < len(score) and score[id] == max(score), said
 
@@ -82,7 +86,10 @@ NONE_LEFT = (np.float32([[0, 1]]), np.array([[True, True]]), np.array([0]))
 
 
 def hides_the_lowest_again(hidden_again):
-    """Exactly left[b], hidden before, the lowest scores; of equal scores the leftmost are revealed. hidden_again(scores, hidden, left)."""
+    """Exactly left[b], hidden before, the lowest scores; of equal scores the leftmost are revealed.
+
+    hidden_again(scores, hidden, left).
+    """
 
     @given(rankings())
     @example(ONE_KNOWN)

@@ -22,7 +22,10 @@ def close(got, wanted):
 
 
 def names_the_same_logits(from_other_convention):
-    """(1 + t) c - t u is u + scale (c - u), whatever c and u are. from_other_convention(scale) -> t."""
+    """(1 + t) c - t u is u + scale (c - u), whatever c and u are.
+
+    from_other_convention(scale) -> t.
+    """
 
     @given(st.floats(0, 20), sixteenths, sixteenths)
     @example(1.0, 2.0, 1.0)  # neutral
@@ -53,14 +56,20 @@ def shares(weights):
 def ratio_of_powers(cond, uncond, t):
     """p(x|c)^(1+t) / p(x)^t, normalised, in fractions; t a whole number."""
     rows = []
-    for c, u in zip(cond.tolist(), uncond.tolist()):
-        powers = [Fraction(a, sum(c)) ** (1 + t) / Fraction(b, sum(u)) ** t for a, b in zip(c, u)]
+    for c, u in zip(cond.tolist(), uncond.tolist(), strict=True):
+        powers = [
+            Fraction(a, sum(c)) ** (1 + t) / Fraction(b, sum(u)) ** t
+            for a, b in zip(c, u, strict=True)
+        ]
         rows.append([float(p / sum(powers)) for p in powers])
     return rows
 
 
 def is_the_ratio_of_powers(guided_probabilities):
-    """p(x|c)^(1+t) / p(x)^t over the sum of its row, compared with exact fractions. guided_probabilities(p_cond, p_uncond, t)."""
+    """p(x|c)^(1+t) / p(x)^t over the sum of its row, compared with exact fractions.
+
+    guided_probabilities(p_cond, p_uncond, t).
+    """
 
     @given(tables())
     @example((np.array([[1, 1]]), np.array([[1, 3]]), 1))
@@ -146,7 +155,7 @@ def adds_every_pull(compose):
         got = compose(torch.from_numpy(uncond), [torch.from_numpy(c) for c in conds], weights)
         wanted = uncond.copy()
         for i in np.ndindex(*uncond.shape):
-            for c, w in zip(conds, weights):
+            for c, w in zip(conds, weights, strict=True):
                 wanted[i] += w * (c[i] - uncond[i])
         assert close(got, wanted), (
             f"uncond {uncond.tolist()}, conds {[c.tolist() for c in conds]}, weights {weights}: {got.tolist()}, not {wanted.tolist()}"
@@ -180,7 +189,9 @@ def package_guided_probabilities(p_cond, p_uncond, t):
 
 
 def package_compose(uncond, conds, weights):
-    return uncond + sum(decode.guide(c, uncond, w - 1) - uncond for c, w in zip(conds, weights))
+    return uncond + sum(
+        decode.guide(c, uncond, w - 1) - uncond for c, w in zip(conds, weights, strict=True)
+    )
 
 
 def normalised(x):
@@ -255,18 +266,20 @@ EXERCISES = [
         hint="draw uncond and two prompts as points on paper. How often does uncond itself count?",
         wrong=(
             lambda u, cs, ws: (
-                u + sum(w * (c - u) for c, w in zip(cs, ws)) / max(1, len(cs))
+                u + sum(w * (c - u) for c, w in zip(cs, ws, strict=True)) / max(1, len(cs))
             ),  # a mean
             lambda u, cs, ws: (
-                u + sum(w * (c - u) for c, w in zip(cs, ws)) / (sum(ws) or 1)
+                u + sum(w * (c - u) for c, w in zip(cs, ws, strict=True)) / (sum(ws) or 1)
             ),  # weights normalised
             lambda u, cs, ws: sum(
-                (u + w * (c - u) for c, w in zip(cs, ws)), torch.zeros_like(u)
+                (u + w * (c - u) for c, w in zip(cs, ws, strict=True)), torch.zeros_like(u)
             ),  # uncond for every prompt
-            lambda u, cs, ws: u + sum(w * c for c, w in zip(cs, ws)),  # pulls from 0
-            lambda u, cs, ws: u + sum((1 + w) * (c - u) for c, w in zip(cs, ws)),  # the other count
-            lambda u, cs, ws: u + sum(abs(w) * (c - u) for c, w in zip(cs, ws)),
-            lambda u, cs, ws: [u, *(u := u + w * (c - u) for c, w in zip(cs, ws))][
+            lambda u, cs, ws: u + sum(w * c for c, w in zip(cs, ws, strict=True)),  # pulls from 0
+            lambda u, cs, ws: (
+                u + sum((1 + w) * (c - u) for c, w in zip(cs, ws, strict=True))
+            ),  # the other count
+            lambda u, cs, ws: u + sum(abs(w) * (c - u) for c, w in zip(cs, ws, strict=True)),
+            lambda u, cs, ws: [u, *(u := u + w * (c - u) for c, w in zip(cs, ws, strict=True))][
                 -1
             ],  # each pulls from where the last one left
         ),

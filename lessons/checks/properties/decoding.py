@@ -1,8 +1,8 @@
 """Properties of parallel decoding (`minimuse/decode.py`; MaskGIT, section 3.2; Muse, sections 2.7 and 2.8).
 
-A `step` has the signature of `decode.step`, but for a temperature in place of the sampling; a `decode` that of `decode.decode`. The model here is a
-table look-up in multiples of 1/4, exact in every precision, so that ties are common and noise alone
-decides; the reference is NumPy in float64.
+A `step` has the signature of `decode.step`, but for a temperature in place of the sampling; a
+`decode` that of `decode.decode`. The model here is a table look-up in multiples of 1/4, exact in
+every precision, so that ties are common and noise alone decides; the reference is NumPy in float64.
 """
 
 from dataclasses import dataclass, replace
@@ -182,7 +182,10 @@ class Rows:
 
 
 class Table:
-    """Logits that depend on a token, its right-hand neighbour and the row: exact in any precision. Counts its passes."""
+    """Logits that depend on a token, its right-hand neighbour and the row: exact in any precision.
+
+    Counts its passes.
+    """
 
     def __init__(self, seed, codes, dtype=torch.float32, scale=1.0):
         draw = np.random.default_rng(seed).normal(size=(2, codes + 1, codes))
@@ -238,7 +241,11 @@ class Problem:
             [maskgit_counts(int(n), self.sampling.steps) for n in (self.ids == self.codes).sum(-1)]
         ).T
         before = np.vstack([(self.ids == self.codes).sum(-1), counts[:-1]])
-        return [(k, now) for k, (was, now) in enumerate(zip(before, counts)) if (was != now).any()]
+        return [
+            (k, now)
+            for k, (was, now) in enumerate(zip(before, counts, strict=True))
+            if (was != now).any()
+        ]
 
 
 @st.composite
@@ -271,9 +278,10 @@ UNEVEN = Problem(np.array([[4] * 9, [4] + [1] * 8, [2] * 9]), 4, Sampling(steps=
 def follows_the_reference(decode):
     """Step by step what a NumPy decoder written from the published rule does with the same noise.
 
-    Per step: guided logits (1 + t_k) c - t_k u with t_k = t (k+1)/S; a draw per hidden token; confidence =
-    log-probability + tau (1 - (k+1)/S) Gumbel; the least confident are hidden again, as many as MaskGIT's
-    counts say. Noise is drawn per step: (B, N, K) for the tokens, then (B, N) for the choice.
+    Per step: guided logits (1 + t_k) c - t_k u with t_k = t (k+1)/S; a draw per hidden token;
+    confidence = log-probability + tau (1 - (k+1)/S) Gumbel; the least confident are hidden again,
+    as many as MaskGIT's counts say. Noise is drawn per step: (B, N, K) for the tokens, then (B, N)
+    for the choice.
     """
 
     @given(problems())
@@ -298,7 +306,7 @@ def follows_the_reference(decode):
         assert len(taken) == len(problem.schedule()), (
             f"{len(taken)} steps, not {len(problem.schedule())}"
         )
-        for step, (k, left) in zip(taken, problem.schedule()):
+        for step, (k, left) in zip(taken, problem.schedule(), strict=True):
             guess, confidence, now = (x.numpy() for x in step)
             inputs = np.where(hidden, K, ids)
             logits = problem.model.logits(inputs, problem.cond.rows.numpy())
@@ -367,7 +375,7 @@ def revealed_tokens_stay(decode):
     @example(EMPTY)
     def check(problem):
         taken = problem.run(decode)
-        for before, after in zip(taken, taken[1:]):
+        for before, after in zip(taken, taken[1:], strict=False):
             shown = ~before.hidden
             assert (
                 torch.equal(before.ids[shown], after.ids[shown]) and not after.hidden[shown].any()
@@ -388,7 +396,11 @@ def same_generator_same_output(decode):
         torch.manual_seed(1)
         second = problem.run(decode)
         assert (problem.ids == before).all(), "the ids given were changed in place"
-        assert all(torch.equal(a, b) for one, two in zip(first, second) for a, b in zip(one, two))
+        assert all(
+            torch.equal(a, b)
+            for one, two in zip(first, second, strict=True)
+            for a, b in zip(one, two, strict=True)
+        )
 
     check()
 
@@ -396,8 +408,8 @@ def same_generator_same_output(decode):
 def makes_no_idle_pass(decode):
     """One pass through the model per step that reveals something, with conditional and unconditional rows in one batch.
 
-    N0 = 0 takes no step at all; with S > N0, N0 steps reveal one token each. Without guidance at a step
-    (uncond None, or t = 0) no unconditional row is run.
+    N0 = 0 takes no step at all; with S > N0, N0 steps reveal one token each. Without guidance at a
+    step (uncond None, or t = 0) no unconditional row is run.
     """
 
     @given(problems(max_steps=30))
@@ -430,7 +442,7 @@ def model_sees_masks_only(decode):
             torch.from_numpy(problem.ids),
             torch.from_numpy(problem.ids == problem.codes),
         )
-        for step, seen in zip(taken, problem.model.passes):
+        for step, seen in zip(taken, problem.model.passes, strict=True):
             for half in seen.split(len(ids)):
                 assert torch.equal(half, ids.masked_fill(hidden, problem.codes)), (
                     f"the model saw {half.tolist()}"
@@ -444,7 +456,8 @@ def every_sampler_keeps_its_promises(
     decode, samplers=("confidence", "halton", "random", "entropy")
 ):
     """Whichever chooses: given tokens are untouched, what is revealed stays, ids are codes, all is done within S steps, a
-    seed gives one picture, confidences are finite in half precision. Counts are the schedule's; entropy may only be faster, and
+    seed gives one picture, confidences are finite in half precision. Counts are the schedule's;
+    entropy may only be faster, and
     reveals something in every row at every step."""
 
     @given(
@@ -471,7 +484,7 @@ def every_sampler_keeps_its_promises(
         assert len(taken) <= problem.sampling.steps and (
             sampler == "entropy" or len(taken) == len(left)
         )
-        for step, (k, due) in zip(taken, left.items()):
+        for step, (k, due) in zip(taken, left.items(), strict=True):
             guess, log_p, now = (x.numpy() for x in step)
             assert 0 <= guess.min() <= guess.max() < problem.codes, (
                 f"ids {guess.tolist()}, codes 0..{problem.codes - 1}"
@@ -495,9 +508,11 @@ def every_sampler_keeps_its_promises(
             ids, hidden = guess, now
         assert not hidden.any(), f"{sampler}: tokens are hidden after the last step"
         again = problem.run(decode, dtype)
-        assert all(torch.equal(a, b) for one, two in zip(taken, again) for a, b in zip(one, two)), (
-            f"{sampler} is not a function of the seed"
-        )
+        assert all(
+            torch.equal(a, b)
+            for one, two in zip(taken, again, strict=True)
+            for a, b in zip(one, two, strict=True)
+        ), f"{sampler} is not a function of the seed"
 
     check()
 
@@ -520,7 +535,8 @@ def gumbel_of(shape):
 def visits_every_place_evenly(order):
     """A permutation of all tokens, which after each quarter of the steps has as many in each quarter of a square, give or take one.
 
-    order(N) -> (N,) ranks, for N = side * side. It is the Halton sequence: column by halves, row by thirds.
+    order(N) -> (N,) ranks, for N = side * side. It is the Halton sequence: column by halves, row by
+    thirds.
     """
     for side in (1, 2, 4, 8, 16):
         ranks = order(side * side).reshape(side, side)
@@ -623,17 +639,20 @@ def takes_half_precision(decode):
             exact = problem.run(decode)
             assert all(
                 torch.equal(a.float(), b.float())
-                for one, two in zip(taken, exact)
-                for a, b in zip(one, two)
+                for one, two in zip(taken, exact, strict=True)
+                for a, b in zip(one, two, strict=True)
             ), f"{dtype} is not float32"
 
     check()
 
 
 def noise_is_standard_gumbel(gumbel):
-    """Each number is the x at which F(x) = exp(-exp(-x)) reaches its uniform; finite, in float32. gumbel(shape, generator).
+    """Each number is the x at which F(x) = exp(-exp(-x)) reaches its uniform; finite, in float32.
 
-    Both tails too, where a law's largest gap shows nothing. Clamping at 1e-20 is clamping at 0 in half precision.
+    gumbel(shape, generator).
+
+    Both tails too, where a law's largest gap shows nothing. Clamping at 1e-20 is clamping at 0 in
+    half precision.
 
     torch.rand may draw an exact 0, and does for the seed 146, among its first 40,000 numbers.
     """

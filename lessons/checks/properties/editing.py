@@ -38,7 +38,8 @@ def pads_by_the_nearest_pixel(pad_to_tokens):
             f"{H} x {W}, tokens of {unit}, at least {least}: {tuple(out.shape)}, not {(1, 3, *sides)}"
         )
         rows, columns = (
-            torch.arange(side).clamp(max=length - 1) for side, length in zip(sides, (H, W))
+            torch.arange(side).clamp(max=length - 1)
+            for side, length in zip(sides, (H, W), strict=True)
         )
         off = (out != pixels[:, :, rows][..., columns])[0].any(0).nonzero().tolist()
         assert not off, (
@@ -64,7 +65,10 @@ def one_pixel(y, x, H, W):
 
 
 def one_pixel_hides_its_token(hidden_tokens):
-    """A token is hidden if any of its pixels is in the hole, and no other is. hidden_tokens(hole (H, W), factor) -> (h, w) bool."""
+    """A token is hidden if any of its pixels is in the hole, and no other is.
+
+    hidden_tokens(hole (H, W), factor) -> (h, w) bool.
+    """
 
     @given(holes())
     @example((one_pixel(0, 0, 4, 4), 2))
@@ -106,7 +110,7 @@ def starts_half_a_window_apart(window_starts):
         assert seen == set(range(length)), (
             f"{said}: {sorted(set(range(length)) - seen)} in no window, {sorted(seen - set(range(length)))} outside"
         )
-        half, steps = max(1, grid // 2), [b - a for a, b in zip(starts, starts[1:])]
+        half, steps = max(1, grid // 2), [b - a for a, b in zip(starts, starts[1:], strict=False)]
         assert all(step == half for step in steps[:-1]) and all(
             0 < step <= half for step in steps[-1:]
         ), f"{said}: steps of {steps}, not {half}"
@@ -138,7 +142,10 @@ def fields(draw):
 
 
 def goes_where_most_is_seen(next_window):
-    """The fewest hidden tokens, but not none; the first of equals; None when all is there. next_window(hidden (h, w), grid)."""
+    """The fewest hidden tokens, but not none; the first of equals; None when all is there.
+
+    next_window(hidden (h, w), grid).
+    """
     middle = np.ones((6, 6), bool)
     middle[2:4, 2:4] = False
     between = np.zeros((4, 7), bool)
@@ -227,7 +234,7 @@ def rises_from_the_edge(feather):
             out = feather(torch.ones(1, 3, 14, 14), torch.zeros(3, 14, 14), hole, width)
             share = torch.rot90(out[0, 0], -turn)[7, 4:]
             rising = [round(float(x), 3) for x in share[:width]]
-            assert all(a < b for a, b in zip([0.0, *rising], rising)), (
+            assert all(a < b for a, b in zip([0.0, *rising], rising, strict=False)), (
                 f"width {width}: from the edge on the shares are {rising}"
             )
             assert abs(rising[-1] - 1) < 1e-3 and (width == 1 or rising[0] <= 0.5), (
@@ -247,7 +254,8 @@ def iterations(draw):
 def resamples_the_share(resample):
     """ceil(share N) tokens of each row are hidden from `draw` and get its guesses; all others stay, and so do the ids given.
 
-    resample(ids (B, N), mask_id, share, generator, draw) -> (B, N); draw(ids) -> (B, N) a guess at every position.
+    resample(ids (B, N), mask_id, share, generator, draw) -> (B, N); draw(ids) -> (B, N) a guess at
+    every position.
     """
 
     @given(iterations())

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-# multiples of 1/16 below 64: sums and products with small t are exact or nearly so
+# Multiples of 1/16 below 64: sums, and products with a small t, are exact or nearly exact.
 grids = hnp.arrays(
     np.float32,
     hnp.array_shapes(max_dims=3, max_side=4),
@@ -16,15 +16,19 @@ strengths = st.floats(0, 8)
 
 
 def neutral_at_zero(guide):
-    """t = 0 gives the conditional logits, bit for bit, whatever the others are. guide(cond, uncond, t) -> logits."""
+    """t = 0 gives the conditional logits, bit for bit, whatever the unconditional ones are.
+
+    guide(cond, uncond, t) -> logits.
+    """
 
     @given(grids, st.floats(-100, 100, width=32))
     @example(np.float32([0.1]), 0.3)
     def check(cond, shift):
         cond = torch.from_numpy(cond) / 3
-        got = guide(cond, cond.flip(0) * 7 + shift, 0.0)
-        assert torch.equal(got, cond), f"{cond.tolist()} became {got.tolist()}"
-        assert torch.equal(guide(cond, torch.full_like(cond, -torch.inf), 0.0), cond), (
+        guided = guide(cond, cond.flip(0) * 7 + shift, 0.0)
+        assert torch.equal(guided, cond), f"{cond.tolist()} became {guided.tolist()}"
+        impossible = torch.full_like(cond, -torch.inf)
+        assert torch.equal(guide(cond, impossible, 0.0), cond), (
             "not neutral where an unconditional logit is -inf"
         )
 
@@ -32,24 +36,25 @@ def neutral_at_zero(guide):
 
 
 def extrapolates_by_t(guide):
-    """(1 + t) cond - t uncond: affine in t, away from uncond, and t = 1 goes as far past cond as cond is from uncond.
+    """Guidance is (1 + t) cond - t uncond: affine in t, and away from uncond.
 
-    The other convention, uncond + s (cond - uncond), has s = 1 + t: its s = 0 is not neutral.
+    t = 1 goes as far past cond as cond is from uncond. In the other convention,
+    uncond + s (cond - uncond), s is 1 + t, and s = 0 is not neutral.
     """
+
+    def close(a, b):
+        return torch.allclose(a, b, rtol=1e-12, atol=1e-9)
 
     @given(grids, strengths)
     @example(np.float32([1.0, 0.0]), 1.0)
     def check(cond, t):
-        cond, uncond = (
-            torch.from_numpy(cond).double(),
-            torch.from_numpy(cond[::-1].copy()).double() + 0.5,
-        )
-        got = guide(cond, uncond, t)
-        close = lambda a, b: torch.allclose(a, b, rtol=1e-12, atol=1e-9)
-        assert close(got, cond + t * (cond - uncond)), (
-            f"cond {cond.tolist()}, uncond {uncond.tolist()}, t {t}: {got.tolist()}"
+        uncond = torch.from_numpy(cond[::-1].copy()).double() + 0.5
+        cond = torch.from_numpy(cond).double()
+        guided = guide(cond, uncond, t)
+        assert close(guided, cond + t * (cond - uncond)), (
+            f"cond {cond.tolist()}, uncond {uncond.tolist()}, t {t}: {guided.tolist()}"
         )
         line = guide(cond, uncond, 1.0) - guide(cond, uncond, 0.0)
-        assert close(got - guide(cond, uncond, 0.0), t * line), "not affine in t"
+        assert close(guided - guide(cond, uncond, 0.0), t * line), "not affine in t"
 
     check()

@@ -1,4 +1,7 @@
-"""Properties of random masks, of hiding tokens and of dropping captions (`schedule.py`, `maskgit.py`)."""
+"""Properties of random masks, of hidden tokens and of dropped captions.
+
+They judge `schedule.random_masks`, `maskgit.hide` and `maskgit.drop_captions`.
+"""
 
 import itertools
 import math
@@ -17,7 +20,7 @@ def generator(seed=0):
 
 
 def exact_count_in_every_row(random_masks):
-    """Row b has exactly counts[b] True, whatever the batch, from 0 to N; and the generator alone decides which.
+    """Row b has exactly counts[b] True, from 0 to N; the generator alone decides which.
 
     random_masks(counts (B,), tokens, generator) -> (B, N).
     """
@@ -25,7 +28,8 @@ def exact_count_in_every_row(random_masks):
     @st.composite
     def cases(draw):
         tokens = draw(st.integers(1, 20))
-        return tokens, draw(st.lists(st.integers(0, tokens), min_size=1, max_size=6)), draw(seeds)
+        counts = draw(st.lists(st.integers(0, tokens), min_size=1, max_size=6))
+        return tokens, counts, draw(seeds)
 
     @given(cases())
     @example((1, [1], 0))
@@ -38,15 +42,17 @@ def exact_count_in_every_row(random_masks):
             f"masks are {tuple(masks.shape)} {masks.dtype}, not {(len(counts), tokens)} bool"
         )
         assert masks.sum(dim=-1).tolist() == counts, f"rows have {masks.sum(dim=-1).tolist()}"
-        assert torch.equal(masks, random_masks(torch.tensor(counts), tokens, generator(seed))), (
-            "the same generator gave other masks"
-        )
+        repeated = random_masks(torch.tensor(counts), tokens, generator(seed))
+        assert torch.equal(masks, repeated), "the same generator gave other masks"
 
     check()
 
 
 def uniform_over_positions(random_masks):
-    """Every position is masked equally often, within 5 sigma: a small share and a large one, in one batch and row by row."""
+    """Every position is masked equally often, within 5 sigma.
+
+    Checked for a small fraction and a large one, in one batch and row by row.
+    """
     tokens = 9
     for count, batch, times in (
         (1, 4000, 1),
@@ -55,54 +61,62 @@ def uniform_over_positions(random_masks):
         (4, 1, 1500),
         (4, 3, 500),
     ):
-        draw, share = generator(count), count / tokens
+        draw = generator(count)
         masks = torch.cat(
             [random_masks(torch.full((batch,), count), tokens, draw) for _ in range(times)]
         )
-        hits, sigma = masks.double().mean(dim=0), math.sqrt(share * (1 - share) / len(masks))
-        assert (hits - share).abs().max() < 5 * sigma, (
-            f"{count} of {tokens}, batches of {batch}: positions are masked with shares {hits.tolist()}"
+        expected = count / tokens
+        sigma = math.sqrt(expected * (1 - expected) / len(masks))
+        observed = masks.double().mean(dim=0)
+        assert (observed - expected).abs().max() < 5 * sigma, (
+            f"{count} of {tokens}, batches of {batch}: "
+            f"positions are masked with frequencies {observed.tolist()}"
         )
 
 
 def sets_come_as_often(masks):
-    """Of all masks (M, N) with k True, every set of k positions has the same share, within 5 sigma.
+    """Of all masks (M, N) with k True, every set of k positions is as frequent, within 5 sigma.
 
-    A run that begins anywhere and goes round the end has each position as often as any other, and is no random mask.
+    A run of neighbours that starts anywhere and wraps around has every position equally often, but
+    it is no random mask.
     """
     tokens = masks.shape[1]
     for count in range(1, tokens):
-        seen = Counter(
-            tuple(row.nonzero()[:, 0].tolist()) for row in masks[masks.sum(dim=-1) == count]
-        )
-        share, rows = 1 / math.comb(tokens, count), seen.total()
-        for places in itertools.combinations(range(tokens), count):
-            off = abs(seen[places] - rows * share)
-            assert off <= 5 * math.sqrt(rows * share * (1 - share)), (
-                f"of {rows} rows with {count} of {tokens} True, {seen[places]} have just {places}, not {rows * share:.0f}"
+        rows_of_count = masks[masks.sum(dim=-1) == count]
+        seen = Counter(tuple(row.nonzero()[:, 0].tolist()) for row in rows_of_count)
+        p = 1 / math.comb(tokens, count)
+        rows = seen.total()
+        for positions in itertools.combinations(range(tokens), count):
+            off = abs(seen[positions] - rows * p)
+            assert off <= 5 * math.sqrt(rows * p * (1 - p)), (
+                f"of {rows} rows with {count} of {tokens} True, "
+                f"{seen[positions]} have just {positions}, not {rows * p:.0f}"
             )
 
 
 def every_set_is_as_likely(random_masks):
-    """Not positions alone: every set of them comes as often as any other of its size."""
+    """Not only positions: every set of them comes as often as any other of its size."""
     for count in (2, 3):
         sets_come_as_often(random_masks(torch.full((3000,), count), 6, generator(count)))
 
 
 def rows_are_independent(random_masks):
-    """Two rows overlap as often as chance says: k^2/N positions on average, within 5 sigma."""
+    """Two rows overlap as often as by chance: in k^2/N positions on average, within 5 sigma."""
     pairs, tokens, count = 3000, 12, 4
     masks = random_masks(torch.full((2 * pairs,), count), tokens, generator())
     overlap = (masks[0::2] & masks[1::2]).sum(dim=-1).double()
-    share = count / tokens  # the overlap is hypergeometric
-    sigma = math.sqrt(count * share * (1 - share) * (tokens - count) / (tokens - 1) / pairs)
-    assert abs(overlap.mean() - count * share) < 5 * sigma, (
-        f"neighbours share {overlap.mean():.3f} positions, not {count * share:.3f}"
+    p = count / tokens  # the overlap is hypergeometric
+    sigma = math.sqrt(count * p * (1 - p) * (tokens - count) / (tokens - 1) / pairs)
+    assert abs(overlap.mean() - count * p) < 5 * sigma, (
+        f"neighbours share {overlap.mean():.3f} positions, not {count * p:.3f}"
     )
 
 
 def hides_by_replacing(hide):
-    """Hidden tokens become the mask id and nothing else changes; at least one per row. hide(ids, mask_id, generator) -> (ids, hidden)."""
+    """Hidden tokens become the mask id and nothing else changes; each row has at least one.
+
+    hide(ids, mask_id, generator) -> (ids, hidden).
+    """
 
     @given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 9), seeds)
     @example(1, 1, 1, 0)
@@ -114,9 +128,8 @@ def hides_by_replacing(hide):
         assert hidden.dtype == torch.bool and hidden.any(dim=-1).all(), (
             "a row without a hidden token"
         )
-        assert torch.equal(hide(ids, codes, generator(seed + 1))[1], hidden), (
-            "the same generator hid other tokens"
-        )
+        _, repeated = hide(ids, codes, generator(seed + 1))
+        assert torch.equal(repeated, hidden), "the same generator hid other tokens"
         assert torch.equal(masked, torch.where(hidden, codes, ids)), (
             f"{ids.tolist()} became {masked.tolist()}, hidden {hidden.tolist()}"
         )
@@ -125,26 +138,36 @@ def hides_by_replacing(hide):
 
 
 def hides_any_places(hide):
-    """Whatever the count of a row, every set of so many places is hidden as often as any other."""
-    sets_come_as_often(hide(torch.zeros(6000, 6, dtype=torch.long), 1, generator())[1])
+    """For each count of hidden tokens, every set of so many positions is hidden equally often."""
+    _, hidden = hide(torch.zeros(6000, 6, dtype=torch.long), 1, generator())
+    sets_come_as_often(hidden)
 
 
 def shares_differ_within_a_batch(hide):
-    """Every image has a ratio of its own: in one batch the hidden shares spread as the arcsine law does (Muse, section 2.6)."""
+    """Every image has a ratio of its own: within one batch they follow the arcsine law.
+
+    Source: Muse, section 2.6.
+    """
     batch, tokens = 4000, 256
     _, hidden = hide(torch.zeros(batch, tokens, dtype=torch.long), 1, generator())
-    shares = hidden.double().mean(dim=-1).sort().values.numpy()
-    # rounding up moves a share by at most one token: compare with the law on both sides of that
-    seen = (np.arange(batch) + 0.5) / batch
-    low, high = (2 / np.pi * np.arcsin(np.clip(shares + d, 0, 1)) for d in (-1 / tokens, 0))
-    gap = np.maximum(low - seen, seen - high).max()
-    assert gap < 2.7 / batch**0.5, f"the shares of one batch are off the law by {gap:.3f}"
+    ratios = hidden.double().mean(dim=-1).sort().values.numpy()
+    # Rounding up changes a ratio by at most one token: compare with the law on both sides of that.
+    observed = (np.arange(batch) + 0.5) / batch
+    low = arcsine_law(ratios - 1 / tokens)
+    high = arcsine_law(ratios)
+    gap = np.maximum(low - observed, observed - high).max()
+    assert gap < 2.7 / batch**0.5, f"the ratios of one batch are off the law by {gap:.3f}"
+
+
+def arcsine_law(ratios):
+    """The distribution function of the cosine schedule's ratios."""
+    return 2 / np.pi * np.arcsin(np.clip(ratios, 0, 1))
 
 
 def hidden_tokens_do_not_matter(predict):
-    """Logits depend on the masked input only: change every hidden token, and they stay, bit for bit.
+    """Logits depend on the masked input only, not on the hidden tokens, bit for bit.
 
-    predict(ids (B, N), generator) -> (logits, hidden (B, N)): a training forward pass, masking included.
+    predict(ids (B, N), generator) -> (logits, hidden (B, N)): a training forward pass with masking.
     Otherwise the loss falls to 0 and the samples are noise.
     """
 
@@ -152,8 +175,9 @@ def hidden_tokens_do_not_matter(predict):
     def check(seed, change):
         ids = torch.randint(5, (3, 16), generator=generator(seed))
         logits, hidden = predict(ids, generator(seed))
-        others, again = predict(torch.where(hidden, (ids + change) % 5, ids), generator(seed))
-        assert torch.equal(hidden, again) and torch.equal(logits, others), (
+        changed = torch.where(hidden, (ids + change) % 5, ids)
+        others, hidden_again = predict(changed, generator(seed))
+        assert torch.equal(hidden, hidden_again) and torch.equal(logits, others), (
             f"logits moved by up to {(logits - others).abs().max():.2g}"
         )
 
@@ -161,10 +185,11 @@ def hidden_tokens_do_not_matter(predict):
 
 
 def drops_the_share_of_captions(drop_captions):
-    """A `share` of the rows loses its whole caption, the others lose nothing; 10 % in Muse, section 2.7.
+    """The fraction `share` of the rows lose their whole caption, and the others lose nothing.
 
-    drop_captions(visible (B, T), share, generator) -> (B, T). Counted within 5 sigma: dropping with 1 - share
-    is a published bug. Each row has a coin of its own, so that how many of a batch go varies as it does with coins.
+    drop_captions(visible (B, T), share, generator) -> (B, T). Muse drops 10 % (section 2.7).
+    Counted within 5 sigma: dropping with 1 - share is a published bug. Each row is decided on its
+    own, so how many are dropped varies from batch to batch as a binomial does.
     """
     rows = 4000
     visible = torch.arange(6)[None] < torch.randint(1, 7, (rows, 1), generator=generator())
@@ -172,22 +197,28 @@ def drops_the_share_of_captions(drop_captions):
         kept = drop_captions(visible, share, generator(1))
         dropped = ~kept.any(dim=-1)
         assert torch.equal(kept, visible & ~dropped[:, None]), "a caption was dropped in part"
-        assert torch.equal(drop_captions(visible, share, generator(1)), kept), (
-            "the same generator dropped other captions"
-        )
+        repeated = drop_captions(visible, share, generator(1))
+        assert torch.equal(repeated, kept), "the same generator dropped other captions"
         sigma = math.sqrt(share * (1 - share) / rows)
-        seen = float(dropped.double().mean())
-        assert abs(seen - share) <= 5 * sigma, f"{seen:.3f} of the captions are gone, not {share}"
-    draw, batch, times, share = generator(2), 8, 1000, 0.3
-    gone = [
-        int((~drop_captions(torch.ones(batch, 2, dtype=torch.bool), share, draw).any(dim=-1)).sum())
-        for _ in range(times)
-    ]
+        observed = float(dropped.double().mean())
+        assert abs(observed - share) <= 5 * sigma, (
+            f"{observed:.3f} of the captions are gone, not {share}"
+        )
+    number_dropped_is_binomial(drop_captions)
+
+
+def number_dropped_is_binomial(drop_captions, batch=8, times=1000, share=0.3):
+    """How many of a batch are dropped has the variance of a binomial, within 5 sigma."""
+    draw = generator(2)
+    visible = torch.ones(batch, 2, dtype=torch.bool)
+    gone = []
+    for _ in range(times):
+        kept = drop_captions(visible, share, draw)
+        gone.append(int((~kept.any(dim=-1)).sum()))
     variance = batch * share * (1 - share)
-    sigma = variance * math.sqrt(
-        (2 + (1 / variance - 6 / batch)) / times
-    )  # of a variance: by the fourth moment of a binomial law
-    off = abs(np.var(gone) - variance)
-    assert off <= 5 * sigma, (
-        f"batches of {batch}, share {share}: the number that is gone has variance {np.var(gone):.2f}, not {variance:.2f}; the first are {gone[:8]}"
+    # The standard deviation of a variance, from the fourth moment of a binomial.
+    sigma = variance * math.sqrt((2 + (1 / variance - 6 / batch)) / times)
+    assert abs(np.var(gone) - variance) <= 5 * sigma, (
+        f"batches of {batch}, share {share}: the number that is gone has variance "
+        f"{np.var(gone):.2f}, not {variance:.2f}; the first are {gone[:8]}"
     )

@@ -1,4 +1,4 @@
-"""Properties of the mask-ratio laws, the reveal counts and the two ramps (`minimuse/schedule.py`)."""
+"""Properties of the schedules, the reveal counts and the two ramps (`minimuse/schedule.py`)."""
 
 import math
 
@@ -11,7 +11,10 @@ unit = st.floats(0, 1)
 
 
 def is_a_mask_schedule(gamma):
-    """gamma(0) = 1, gamma(1) = 0, within [0, 1], never rising (MaskGIT, section 3.3). gamma(ratio) -> share masked."""
+    """gamma(0) = 1, gamma(1) = 0, within [0, 1], never rising (MaskGIT, section 3.3).
+
+    gamma(ratio) -> fraction masked.
+    """
     assert abs(float(gamma(0.0)) - 1) < 1e-12, f"gamma(0) is {float(gamma(0.0))}, not 1"
     assert abs(float(gamma(1.0))) < 1e-12, f"gamma(1) is {float(gamma(1.0))}, not 0"
 
@@ -28,7 +31,7 @@ def is_a_mask_schedule(gamma):
 
 
 def is_the_cosine(gamma):
-    """cos(pi/2 r), to twelve digits: Muse's law (section 2.6 and MaskGIT, section 3.3)."""
+    """gamma(r) is cos(pi/2 r), to twelve digits (Muse, section 2.6)."""
 
     @given(unit)
     @example(1 / 3)
@@ -41,19 +44,16 @@ def is_the_cosine(gamma):
 
 
 def ratios_follow_the_arcsine_law(sample_ratios):
-    """F(r) = (2/pi) arcsin(r) over the whole of [0, 1], in one batch or in many (Muse, section 2.6).
+    """Ratios have the distribution function F(r) = (2/pi) arcsin(r), in one batch or in many.
 
-    sample_ratios(batch, generator) -> (B,). Not the mean: arccos(u) 2/pi has the same mean, 2/pi, and
-    half of the ratios above .9. The bound on the largest gap to F is the Kolmogorov-Smirnov test's at p = 1e-6.
+    sample_ratios(batch, generator) -> (B,). Source: Muse, section 2.6. The mean is not enough:
+    arccos(u) 2/pi has the same mean, 2/pi, but half as many ratios above .9. The bound on the
+    largest gap to F is that of the Kolmogorov-Smirnov test at p = 1e-6.
     """
     generator = torch.Generator().manual_seed(0)
     for batch, times in ((8000, 1), (8, 1000), (1, 2000)):
-        ratios = (
-            torch.cat([sample_ratios(batch, generator) for _ in range(times)])
-            .double()
-            .sort()
-            .values.numpy()
-        )
+        ratios = torch.cat([sample_ratios(batch, generator) for _ in range(times)])
+        ratios = ratios.double().sort().values.numpy()
         assert ratios.shape == (batch * times,), (
             f"{times} batches of {batch}: the shape is {ratios.shape}"
         )
@@ -70,7 +70,10 @@ def ratios_follow_the_arcsine_law(sample_ratios):
 
 
 def rounds_up_to_at_least_one(mask_counts):
-    """ceil(ratio * tokens), at least 1 and at most all. mask_counts(ratios (B,), tokens) -> (B,) integers."""
+    """ceil(ratio * tokens), at least 1 and at most all.
+
+    mask_counts(ratios (B,), tokens) -> (B,) integers.
+    """
 
     @given(
         st.lists(st.one_of(st.just(0.0), st.just(1.0), unit), min_size=1, max_size=5),
@@ -90,24 +93,29 @@ def rounds_up_to_at_least_one(mask_counts):
 
 
 def maskgit_counts(masked: int, steps: int) -> list[int]:
-    """Masked after each step, by MaskGIT's rule (section 3.2), written out once more."""
-    unknown, out = masked, []
+    """How many are masked after each step, by MaskGIT's rule (section 3.2), written out again."""
+    unknown = masked
+    counts = []
     for k in range(steps):
         if k == steps - 1:
             unknown = 0
         elif unknown > 0:
-            unknown = max(
-                1, min(unknown - 1, math.floor(masked * math.cos(math.pi / 2 * ((k + 1) / steps))))
-            )
-        out.append(unknown)
-    return out
+            by_law = math.floor(masked * math.cos(math.pi / 2 * ((k + 1) / steps)))
+            unknown = max(1, min(unknown - 1, by_law))
+        counts.append(unknown)
+    return counts
+
+
+def reveals(masked, left):
+    """How many tokens each step reveals, from how many are left after it."""
+    return [before - after for before, after in zip([masked, *left], left, strict=False)]
 
 
 def reveals_everything_once(masked_after):
     """What the steps reveal sums to N0, is never negative, and nothing is left at the end.
 
-    masked_after(masked, steps) -> tokens still masked after each step. Also for N0 = 0 and 1, one step,
-    and more steps than tokens.
+    masked_after(masked, steps) -> tokens still masked after each step. Also for N0 = 0 and 1, one
+    step, and more steps than tokens.
     """
 
     @given(st.integers(0, 300), st.integers(1, 40))
@@ -118,7 +126,7 @@ def reveals_everything_once(masked_after):
     @example(3, 12)
     def check(masked, steps):
         left = masked_after(masked, steps)
-        revealed = [a - b for a, b in zip([masked, *left], left)]
+        revealed = reveals(masked, left)
         assert len(left) == steps and left[-1] == 0, f"left {left}"
         assert min(revealed) >= 0 and sum(revealed) == masked, f"reveals {revealed}"
 
@@ -126,31 +134,32 @@ def reveals_everything_once(masked_after):
 
 
 def reveals_follow_maskgit(masked_after):
-    """max(1, min(unknown - 1, floor(N0 cos(pi/2 (k+1)/S)))), N0 the number masked at the start, 0 after the last step.
+    """Counts follow MaskGIT's rule: max(1, min(unknown - 1, floor(N0 cos(pi/2 (k+1)/S)))).
 
-    Pinned: N0 = 256 in 8 steps reveals 5, 15, 24, 31, 39, 45, 48, 49. (MaskGIT, section 3.2.)
+    N0 is the number masked at the start; after the last step it is 0 (section 3.2). One case is
+    written out: N0 = 256 in 8 steps.
     """
     left = masked_after(256, 8)
-    assert [a - b for a, b in zip([256, *left], left)] == [5, 15, 24, 31, 39, 45, 48, 49], (
-        f"left {left}"
-    )
+    assert reveals(256, left) == [5, 15, 24, 31, 39, 45, 48, 49], f"left {left}"
 
     @given(st.integers(0, 300), st.integers(1, 40))
     @example(51, 8)
-    @example(256, 39)  # see below
+    @example(256, 39)  # the last bit decides, see halves_exactly_at_two_thirds
     @example(1, 3)
     @example(2, 5)
     def check(masked, steps):
-        left, wanted = masked_after(masked, steps), maskgit_counts(masked, steps)
+        left = masked_after(masked, steps)
+        wanted = maskgit_counts(masked, steps)
         assert left == wanted, f"{masked} masked, {steps} steps: {left} left, not {wanted}"
 
     check()
 
 
 def halves_exactly_at_two_thirds(masked_after):
-    """cos(pi/2 * 2/3) = 1/2: after two thirds of the steps exactly half of an even N0 is left.
+    """After two thirds of the steps exactly half of an even N0 is left: cos(pi/2 * 2/3) = 1/2.
 
-    floor() sees the last bit: (pi/2 * 26) / 39 gives .4999999999999999 and one token less, and so does float32.
+    floor() sees the last bit: (pi/2 * 26) / 39 gives .4999999999999999 and one token less, and so
+    does float32.
     """
 
     @given(st.integers(1, 512), st.integers(1, 100))
@@ -159,7 +168,7 @@ def halves_exactly_at_two_thirds(masked_after):
     @example(300, 26)
     def check(half, third):
         masked, steps = 2 * half, 3 * third
-        if half >= steps:  # else "at least one a step" decides
+        if half >= steps:  # with fewer tokens, "at least one a step" decides
             left = masked_after(masked, steps)[2 * third - 1]
             assert left == half, f"{masked} tokens in {steps} steps: {left} left after two thirds"
 
@@ -167,7 +176,9 @@ def halves_exactly_at_two_thirds(masked_after):
 
 
 def ramp_reaches_its_value(guidance_at):
-    """t_k = t (k+1)/S: equal increments from t/S, the last step has t, and so has the only one (Muse, section 2.7).
+    """The ramp is t_k = t (k+1)/S: it starts at t/S, rises evenly, and ends at t.
+
+    A single step has t. Source: Muse, section 2.7.
 
     guidance_at(k, steps, guidance) -> t_k.
     """
@@ -187,9 +198,11 @@ def ramp_reaches_its_value(guidance_at):
 
 
 def noise_falls_linearly_to_zero(noise_at):
-    """tau (1 - (k+1)/S), from the starting value and not from the last step's; 0 at the last (MaskGIT, section 3.2).
+    """The scale is tau (1 - (k+1)/S): it falls evenly and is 0 at the last step.
 
-    noise_at(k, steps, choice_temperature) -> scale. Annealed twice, step 6 of 12 has .11 for .50.
+    Each step starts from tau, not from the scale of the step before: annealed twice, step 6 of 12
+    has .11 instead of .50. noise_at(k, steps, choice_temperature) -> scale. Source: MaskGIT,
+    section 3.2.
     """
 
     @given(st.integers(1, 64), st.floats(0, 10))
