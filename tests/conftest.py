@@ -1,6 +1,8 @@
-"""How hard Hypothesis looks: `quick` is the default; HYPOTHESIS_PROFILE=explore draws many fresh examples.
+"""Fixtures that several test files use, and how many examples Hypothesis tries.
 
-`planted` is for broken variants, which a property has to refuse: few examples, no search for the smallest.
+Hypothesis profiles: `quick` is the default, and HYPOTHESIS_PROFILE=explore draws many new examples.
+`planted` is for broken variants, which a property must reject: few examples, and no search for the
+smallest.
 """
 
 import os
@@ -40,7 +42,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def same_threads():
-    """Scripts of claims settle on a thread; what is measured in later tests would differ in the last digits."""
+    """Restore the number of threads: scripts of claims set it, and it changes the last digits."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -55,7 +57,7 @@ def planted_profile():
 
 @pytest.fixture
 def refuses():
-    """refuses(property, *arguments): the property fails on them, with an AssertionError and nothing else."""
+    """refuses(property, *arguments): the property raises an AssertionError, and no other error."""
 
     def check(prop, *arguments):
         settings.load_profile("planted")
@@ -70,7 +72,7 @@ def refuses():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A model directory made by `minimuse demo --preset tiny`: every stage trained for a few steps."""
+    """A model directory of `minimuse demo --preset tiny`: every stage, trained for a few steps."""
     from minimuse.cli import main
 
     out = tmp_path_factory.mktemp("models") / "tiny"

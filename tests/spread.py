@@ -1,8 +1,9 @@
-"""Trains a stage and writes the metrics of every step: what tests/test_parallel.py starts in one process or, by torchrun, in several.
+"""Trains a stage and writes the metrics of every step; tests/test_parallel.py starts this script.
 
     python tests/spread.py STAGE MODEL METRICS STEPS [die]
 
-Stops after STEPS; with "die" it is killed while it writes the checkpoint of the step before.
+It runs as one process or, by torchrun, as several, and saves a checkpoint after every step. It
+stops after STEPS; with "die" it is killed while it writes the checkpoint of that step.
 """
 
 import json
@@ -14,45 +15,60 @@ from pathlib import Path
 import torch
 
 from minimuse import train
-from minimuse.plumbing import checkpoint, collectives, parts, t5_files
+from minimuse.plumbing import collectives, files, parts, t5_files
 from minimuse.plumbing.config import from_json
 from minimuse.runs import parallel, stages
 
-torch.backends.cpu.get_cpu_capability = lambda: (
-    "AVX2"
-)  # fp32, not bf16: see `fp32` in test_parallel.py
-stage, out, metrics, stop = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-device, about = parallel.begin("cpu"), parts.read_about(out)
-train.SAVE_EVERY, save_file, written = (
-    -1e9,
-    checkpoint.save_file,
-    [],
-)  # a checkpoint after each step
 
-
-def dies(tensors, path, metadata):
-    written.append(path)
-    if len(written) < stop:
-        return save_file(tensors, path, metadata)
-    save_file(tensors, path, metadata)
-    os.truncate(path, path.stat().st_size // 2)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-if sys.argv[5:]:
-    checkpoint.save_file = dies
-config, name = from_json(about["config"]), about["text"]["name"]
-text, found = t5_files.load_t5(name), []
-for record in (
-    records := stages.train_all(
-        (stage,), out, config, about["data"], text, name, about["seed"], device, resume=True
+def train_stage(stage: str, out: Path, stop: int, device: str) -> list[dict[str, float]]:
+    """Train a stage up to a step; the metrics of every step."""
+    about = parts.read_about(out)
+    config, text_name = from_json(about["config"]), about["text"]["name"]
+    text = t5_files.load_t5(text_name)
+    metrics = []
+    records = stages.train_all(
+        (stage,), out, config, about["data"], text, text_name, about["seed"], device, resume=True
     )
-):
-    found.append({k: float(v) for k, v in record.metrics.items()})
-    if record.step == stop < record.steps:
-        break
-records.close()
-if collectives.rank_and_size()[0] == 0:
-    metrics.write_text(json.dumps(found))
-del records
-parallel.end()
+    for record in records:
+        metrics.append({name: float(value) for name, value in record.metrics.items()})
+        if record.step == stop < record.steps:
+            break
+    records.close()
+    return metrics
+
+
+def die_in_save(number: int) -> None:
+    """Kill this process while it writes the checkpoint of this number."""
+    save_file = files.save_file
+    written = []
+
+    def save_or_die(tensors, path, metadata):
+        written.append(path)
+        save_file(tensors, path, metadata)
+        if len(written) == number:
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    files.save_file = save_or_die
+
+
+def avx2() -> str:
+    return "AVX2"
+
+
+def main() -> None:
+    stage, out, metrics_path, stop, *die = sys.argv[1:]
+    torch.backends.cpu.get_cpu_capability = avx2  # fp32, not bf16: see `fp32` in test_parallel.py
+    train.SAVE_EVERY = -1e9  # a checkpoint after each step
+    device = parallel.begin("cpu")
+    if die:
+        die_in_save(int(stop))
+    metrics = train_stage(stage, Path(out), int(stop), device)
+    rank, _ = collectives.rank_and_size()
+    if rank == 0:
+        Path(metrics_path).write_text(json.dumps(metrics))
+    parallel.end()
+
+
+if __name__ == "__main__":
+    main()
