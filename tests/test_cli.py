@@ -1,5 +1,6 @@
 """The command line: what works, and every mistake told in one line: `pytest tests/test_cli.py`."""
 
+import argparse
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from minimuse import checks
 from minimuse.cli import main
+from minimuse.cli.flags import make_parser
 from minimuse.data import ASSETS
 from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.parts import PARTS
@@ -76,19 +78,23 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"minimuse {version('minimuse')}\n"
 
 
-def test_help_of_every_flag_says_its_default(capsys):
-    """Or that the flag is required. Positional arguments need none."""
-    commands = "demo generate inpaint outpaint edit evaluate train cache describe check notebooks"
-    for command in commands.split():
-        assert run_to_exit(command, "--help") == 0
-        text = " ".join(capsys.readouterr().out.split())
-        options = text.split(" options: ")[1].split(" sampling: ")
-        flags = re.split(r" (?=(?:-o OUTPUT, )?--[a-z])", options[0])
-        if len(options) == 2:
-            flags += re.split(r" (?=--[a-z-]+ [A-Z_]+ |--ramp, )", options[1])[1:]
-        for flag in flags[1:]:
-            if not flag.startswith("--help"):
-                assert "default" in flag or "required" in flag, f"{command} {flag}"
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command. argparse has no public way to ask for them."""
+    for action in make_parser()._actions:
+        if action.dest == "command":
+            return action.choices
+
+
+@pytest.mark.parametrize("command", parsers())
+def test_help_of_every_flag_says_its_default(command, capsys):
+    """Or that the flag is required. Positional arguments only need a help text."""
+    for action in parsers()[command]._actions:
+        assert action.help, action.dest
+        is_flag = bool(action.option_strings)
+        if is_flag and action.dest != "help":
+            assert "(default" in action.help or "(required)" in action.help, action.option_strings
+    assert run_to_exit(command, "--help") == 0
+    assert command in capsys.readouterr().out
 
 
 def test_demo_writes_what_it_promises(tiny_model):
