@@ -1,17 +1,22 @@
-"""Our T5 encoder against transformers' on the same random weights: an implementation we did not write.
+"""Our T5 encoder compared with that of transformers, on the same random weights.
 
 pip install transformers; pytest tests/parity/test_t5_parity.py
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from minimuse.plumbing.t5_files import load_t5
+from minimuse.t5_frozen import T5Config, T5Encoder
+
 transformers = pytest.importorskip("transformers")
 
-from minimuse.plumbing.t5_files import load_t5
-from minimuse.t5_frozen import T5Config, T5Encoder  # noqa: E402
+TOY_DIRECTORY = Path(__file__).parents[2] / "data" / "t5-toy"
 
-# Widths where heads * d_kv is not d_model, as in v1.1 small (6 * 64 = 384 for 512) and v1.0 3B.
+# d_model, d_kv, num_heads, where num_heads * d_kv is not d_model. This is so in T5 v1.1 small
+# (6 * 64 = 384 for 512) and in v1.0 3B.
 SHAPES = {"narrower inside": (64, 8, 6), "wider inside": (48, 16, 8)}
 
 
@@ -29,10 +34,11 @@ def pair(mlp, d_model, d_kv, num_heads, num_layers=3):
         transformers.T5Config(**sizes, feed_forward_proj=mlp)
     ).eval()
     for name, parameter in theirs.named_parameters():
-        if "layer_norm" in name:  # ones by default, which would hide a norm that forgets its weight
+        if "layer_norm" in name:
+            # The default, ones, would hide a norm that forgets its weight.
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        elif "relative_attention_bias" in name:  # as strong as in a trained T5
-            torch.nn.init.normal_(parameter, std=2.0)
+        elif "relative_attention_bias" in name:
+            torch.nn.init.normal_(parameter, std=2.0)  # as strong as in a trained T5
     ours = T5Encoder(T5Config(**sizes, feed_forward_proj=mlp)).eval()
     weights = theirs.state_dict()
     weights.pop("encoder.embed_tokens.weight", None)
@@ -67,10 +73,8 @@ def test_equal_under_padding(mlp):
 @torch.no_grad()
 def test_equal_with_twelve_layers(mlp):
     theirs, ours = pair(mlp, 64, 8, 6, num_layers=12)
-    ids, mask = (
-        torch.randint(3, 120, (4, 77)),
-        torch.arange(77) < torch.tensor([77, 60, 12, 1])[:, None],
-    )
+    ids = torch.randint(3, 120, (4, 77))
+    mask = torch.arange(77) < torch.tensor([77, 60, 12, 1])[:, None]
     expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     assert (ours(ids, mask) - expected)[mask].abs().max() <= 1e-5
 
@@ -79,23 +83,26 @@ def test_equal_with_twelve_layers(mlp):
 @pytest.mark.parametrize("mlp", ["relu", "gated-gelu"])
 @torch.no_grad()
 def test_bf16_is_as_near_to_fp32_as_theirs(mlp, num_layers):
-    """Relative L2 error to float32: at most 1.25 times that of transformers."""
+    """The relative L2 error to float32 is at most 1.25 times that of transformers."""
     theirs, ours = pair(mlp, 256, 32, 8, num_layers)
-    ids, mask = torch.randint(3, 120, (16, 40)), torch.ones(16, 40, dtype=torch.bool)
+    ids = torch.randint(3, 120, (16, 40))
+    mask = torch.ones(16, 40, dtype=torch.bool)
     exact = ours(ids, mask)
-    error = lambda x: float((x.float() - exact).norm() / exact.norm())
-    their_error = error(
-        theirs.bfloat16()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    )
-    our_error = error(ours.bfloat16()(ids, mask))
+
+    def relative_error(embeddings):
+        return float((embeddings.float() - exact).norm() / exact.norm())
+
+    their_output = theirs.bfloat16()(input_ids=ids, attention_mask=mask.long())
+    their_error = relative_error(their_output.last_hidden_state)
+    our_error = relative_error(ours.bfloat16()(ids, mask))
     print(f"{mlp}, {num_layers} layers: {our_error:.4f}, theirs {their_error:.4f}")
     assert 0 < our_error <= 1.25 * their_error
 
 
 @pytest.mark.parametrize("size", ["50KB", "10GB"])
 @torch.no_grad()
-def test_a_whole_t5_that_they_wrote(tmp_path, toy_directory, size):
-    """Encoder and decoder, in shards (smaller ones than anybody publishes) or in one file."""
+def test_a_whole_t5_that_they_wrote(tmp_path, size):
+    """A checkpoint of encoder and decoder loads, in small shards or in one file."""
     torch.manual_seed(0)
     sizes = dict(
         vocab_size=4128,
@@ -110,8 +117,9 @@ def test_a_whole_t5_that_they_wrote(tmp_path, toy_directory, size):
         transformers.T5Config(**sizes, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     ).eval()
     theirs.save_pretrained(tmp_path, max_shard_size=size)
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1 or size == "10GB"
-    (tmp_path / "spiece.model").write_bytes((toy_directory / "spiece.model").read_bytes())
+    files = list(tmp_path.glob("*.safetensors"))
+    assert len(files) > 1 or size == "10GB"
+    (tmp_path / "spiece.model").write_bytes((TOY_DIRECTORY / "spiece.model").read_bytes())
     ours = load_t5(tmp_path)
     ids, mask = ours.tokenizer.encode(["a red apple", "two small red crosses on a grey background"])
     expected = theirs.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
@@ -119,21 +127,14 @@ def test_a_whole_t5_that_they_wrote(tmp_path, toy_directory, size):
 
 
 @torch.no_grad()
-def test_a_directory_they_wrote(tmp_path, toy_directory):
-    """A checkpoint saved by transformers loads here, tokenizer and all, and says the same."""
-    theirs = transformers.T5EncoderModel.from_pretrained(toy_directory).eval().float()
+def test_a_directory_they_wrote(tmp_path):
+    """An encoder saved by transformers loads with its tokenizer and gives the same embeddings."""
+    theirs = transformers.T5EncoderModel.from_pretrained(TOY_DIRECTORY).eval().float()
     theirs.save_pretrained(tmp_path)
-    (tmp_path / "spiece.model").write_bytes((toy_directory / "spiece.model").read_bytes())
+    (tmp_path / "spiece.model").write_bytes((TOY_DIRECTORY / "spiece.model").read_bytes())
     ours = load_t5(tmp_path)
     texts = ["a red apple, noto style", "two small red crosses on a grey background", "x"]
     embeddings, mask = ours(texts)
     ids, _ = ours.tokenizer.encode(texts)
     expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     assert (embeddings - expected)[mask].abs().max() <= 1e-5
-
-
-@pytest.fixture
-def toy_directory():
-    from pathlib import Path
-
-    return Path(__file__).parents[2] / "data" / "t5-toy"
