@@ -1,18 +1,23 @@
-"""Claim 6: parallel decoding is over ten times as fast as autoregression, at like quality (Muse, section 3 and table 3).
+"""Claim 6: parallel decoding is over ten times as fast as autoregression, at similar quality
+(Muse, section 3 and table 3).
 
-    python lessons/claims/autoregression.py --out runs/claims        # three quarters of an hour of two cores
+    python lessons/claims/autoregression.py --out runs/claims   # 45 minutes of two cores
 
-The rival draws the same 16 x 16 tokens in raster order, one per pass, each from those before it and the caption. It is the base model
-with its sight cut off, and has all that makes such a model fast: keys and values of past tokens are kept, and so are the caption's.
-What is measured, and how it is kept fair, is in `direct.py`. On a CPU time goes by the work done, and a kept token costs none; what
-parallel decoding has to give is fewer passes, one after the other, which a GPU waits for: --device cuda times it there.
+The rival draws the same 16 x 16 tokens in raster order, one per pass, each from the tokens before
+it and from the caption. It is the base model with causal attention. It has what makes such a model
+fast: keys and values of past tokens are kept, and so are the caption's. `direct.py` says what is
+measured, and what keeps it fair.
+
+On a CPU, time grows with the work done, and a token that is kept costs none. What parallel
+decoding gives is fewer passes in sequence, and a GPU waits for each of these: --device cuda
+measures the time there.
 """
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from direct import SIZE, Part, Way, compare, vectors
+from direct import SIZE, Part, Way, code_vectors, compare
 from einops import rearrange
 from torch import nn
 from trial import arguments
@@ -28,16 +33,22 @@ from minimuse.transformer import Block, Context, SelfAttention, attend
 
 class CausalAttention(SelfAttention):
     def forward(
-        self, x: torch.Tensor, bias: torch.Tensor, cache: torch.Tensor | None, at: int
+        self, x: torch.Tensor, bias: torch.Tensor, cache: torch.Tensor | None, start: int
     ) -> torch.Tensor:
-        """x (B, n, D), tokens `at` to at + n; bias (H, n, at + n), -inf where there is nothing to see. cache (2, B, H, N, d): keys and
-        values of the tokens before, to which those of x are added; without one, x begins at 0."""
-        q, k, v = rearrange(self.qkv(x), "B n (three H d) -> three B H n d", three=3, H=self.heads)
+        """Attention of the tokens `start` to start + n to all tokens up to themselves.
+
+        x: (B, n, D). bias: (H, n, start + n), -inf at later tokens. cache: (2, B, H, N, d), keys
+        and values of the tokens before, to which those of x are added. Without one, start is 0.
+        """
+        qkv = self.qkv(x)  # B n 3HD
+        q, k, v = rearrange(qkv, "B n (three H d) -> three B H n d", three=3, H=self.heads)
         if cache is not None:
-            end = at + x.shape[1]
-            cache[0, :, :, at:end], cache[1, :, :, at:end] = k, v
-            k, v = cache[:, :, :, :end]  # B H at+n d
-        return self.out(rearrange(attend(q, k, v, bias=bias), "B H n d -> B n (H d)"))
+            end = start + x.shape[1]
+            cache[0, :, :, start:end] = k
+            cache[1, :, :, start:end] = v
+            k, v = cache[:, :, :, :end]  # B H start+n d
+        attended = attend(q, k, v, bias=bias)  # B H n d
+        return self.out(rearrange(attended, "B H n d -> B n (H d)"))
 
 
 class CausalBlock(Block):
@@ -45,14 +56,17 @@ class CausalBlock(Block):
         super().__init__(width, heads, grid)
         self.self_attention = CausalAttention(width, heads, grid)
 
-    def forward(self, x, bias, k, v, visible, cache, at) -> torch.Tensor:
-        x = x + self.self_attention(self.norm_self(x), bias, cache, at)
+    def forward(self, x, bias, k, v, visible, cache, start) -> torch.Tensor:
+        x = x + self.self_attention(self.norm_self(x), bias, cache, start)
         x = x + self.cross_attention(self.norm_cross(x), k, v, visible)
         return x + self.mlp(self.norm_mlp(x))
 
 
 class Autoregressive(MaskGit):
-    """p(token i | tokens 0 .. i-1, caption). Place i reads token i-1; place 0 reads the mask, which stands for the beginning."""
+    """p(token i | tokens 0 .. i-1, caption).
+
+    Place i reads token i-1. Place 0 reads the mask id, which stands for the beginning.
+    """
 
     def __init__(self, config: BaseConfig, codes: int, grid: int, text_width: int):
         super().__init__(config, codes, grid, text_width)
@@ -61,38 +75,47 @@ class Autoregressive(MaskGit):
         )
         initialize_weights(self, config.layers)
 
-    def sight(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """What is the same in every pass: positions (N, D), and for each layer what is added to its scores (H, N, N), -inf for later tokens."""
-        positions = self.decoder.positions()
-        later = torch.ones(
-            len(positions), len(positions), dtype=torch.bool, device=positions.device
-        ).triu(1)
-        return positions, [
-            block.self_attention.biases[0]().masked_fill(later, float("-inf"))
-            for block in self.decoder.blocks
-        ]
+    def positions_and_biases(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """What is the same in every pass: positions (N, D), and each layer's attention bias.
+
+        A bias (H, N, N) is -inf at later tokens.
+        """
+        positions = self.decoder.positions()  # N D
+        N = len(positions)
+        later = torch.ones(N, N, dtype=torch.bool, device=positions.device).triu(1)
+        biases = []
+        for block in self.decoder.blocks:
+            bias = block.self_attention.biases[0]()  # H N N
+            biases.append(bias.masked_fill(later, float("-inf")))
+        return positions, biases
 
     def run(
         self,
         inputs: torch.Tensor,
         context: Context,
-        sight: tuple,
-        caches: list | None = None,
-        at: int = 0,
+        positions_and_biases: tuple[torch.Tensor, list[torch.Tensor]],
+        caches: list[torch.Tensor] | None = None,
+        start: int = 0,
     ) -> torch.Tensor:
-        """inputs (B, n), tokens at - 1 to at + n - 1 -> logits (B, n, K) of the tokens `at` to at + n."""
-        (positions, biases), end = sight, at + inputs.shape[1]
-        x = self.decoder.embedding(inputs) + positions[at:end]  # B n D
+        """The logits (B, n, K) of the tokens `start` to start + n.
+
+        inputs: (B, n), the tokens start - 1 to start + n - 1.
+        """
+        positions, biases = positions_and_biases
+        end = start + inputs.shape[1]
+        x = self.decoder.embedding(inputs) + positions[start:end]  # B n D
         for i, block in enumerate(self.decoder.blocks):
-            bias, cache = biases[i][:, at:end, :end], caches and caches[i]
-            x = block(
-                x, bias, context.keys[i], context.values[i], context.visible, cache, at
-            )  # B n D
-        return self.decoder.head(self.decoder.norm(x)).float()
+            bias = biases[i][:, start:end, :end]  # H n start+n
+            cache = None if caches is None else caches[i]  # 2 B H N d
+            k = context.keys[i]
+            v = context.values[i]
+            x = block(x, bias, k, v, context.visible, cache, start)  # B n D
+        return self.decoder.head(self.decoder.norm(x)).float()  # B n K
 
     def forward(self, ids: torch.Tensor, context: Context) -> torch.Tensor:
         """ids (B, N) -> logits (B, N, K), each from the tokens before it."""
-        return self.run(F.pad(ids[:, :-1], (1, 0), value=self.mask_id), context, self.sight())
+        inputs = F.pad(ids[:, :-1], (1, 0), value=self.mask_id)  # B N
+        return self.run(inputs, context, self.positions_and_biases())
 
 
 @torch.no_grad()
@@ -104,61 +127,76 @@ def sample(
     temperature: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """ids (B, N), one token per pass; rows without caption run in the same batch, if there are any."""
+    """ids (B, N), one token per pass. Rows without caption, if any, run in the same batch."""
+    B = len(context.visible)
     both = context if uncond is None else context.join(uncond)
-    sight, (rows, H, _, d), B = model.sight(), both.keys[0].shape, len(context.visible)
-    caches = [keys.new_zeros(2, rows, H, len(sight[0]), d) for keys in both.keys]
-    ids = [torch.full((B,), model.mask_id, device=both.visible.device)]
-    for at in range(len(sight[0])):
-        logits = model.run(ids[-1].repeat(rows // B)[:, None], both, sight, caches, at)[
-            :, 0
-        ]  # rows K
-        mixed = logits if uncond is None else guide(*logits.chunk(2), guidance)  # B K
-        ids.append(draw(mixed, gumbel(mixed.shape, generator).to(mixed.device), temperature))
-    return torch.stack(ids[1:], dim=1)
+    rows, H, _, d = both.keys[0].shape
+    positions, biases = model.positions_and_biases()
+    N = len(positions)
+    caches = [keys.new_zeros(2, rows, H, N, d) for keys in both.keys]
+    last = torch.full((B,), model.mask_id, device=both.visible.device)
+    columns = []
+    for start in range(N):
+        inputs = last.repeat(rows // B)[:, None]  # rows 1
+        logits = model.run(inputs, both, (positions, biases), caches, start)[:, 0]  # rows K
+        if uncond is not None:
+            logits = guide(*logits.chunk(2), guidance)  # B K
+        noise = gumbel(logits.shape, generator).to(logits.device)
+        last = draw(logits, noise, temperature)  # B
+        columns.append(last)
+    return torch.stack(columns, dim=1)
 
 
 def make(muse: Muse, words: torch.Tensor) -> Autoregressive:
     high = muse.tokenizer_hi
     model = Autoregressive(SIZE, high.config.codes, high.config.grid, muse.text.width)
-    model.start(words, vectors(high))
+    model.start(words, code_vectors(high))
     return model
 
 
 def loss(model: Autoregressive, muse: Muse, tokens: Tokens) -> Callable:
-    """Cross-entropy of every token, from the true ones before it; captions are dropped as for the others."""
+    """Cross-entropy of every token, given the true ones before it.
+
+    Captions are dropped as often as in the training of the other models.
+    """
 
     def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
-        ids, (text, visible) = tokens.ids("high", indices), tokens.captions(indices, generator)
-        logits = model(ids, model.context(text, drop_captions(visible, 0.1, generator)))
+        ids = tokens.ids("high", indices)  # B N
+        text, visible = tokens.captions(indices, generator)  # B T E, B T
+        logits = model(ids, model.context(text, drop_captions(visible, 0.1, generator)))  # B N K
         yield F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {}
 
     return parts_of
 
 
 def ids(
-    muse: Muse, models: list, asked: Prompts, passes: int, how: dict, generator: torch.Generator
+    muse: Muse,
+    models: list,
+    prompts: Prompts,
+    passes: int,
+    settings: dict,
+    generator: torch.Generator,
 ) -> torch.Tensor:
     (model,) = models
-    return sample(
-        model,
-        *muse.contexts(model, asked, how["guidance"]),
-        how["guidance"],
-        how["temperature"],
-        generator,
-    )
+    guidance = settings["guidance"]
+    contexts = muse.contexts(model, prompts, guidance)
+    return sample(model, *contexts, guidance, settings["temperature"], generator)
 
 
-TUNED = {"guidance": (0.0, 0.5, 1.0, 2.0, 4.0), "temperature": (0.25, 0.5, 0.75, 1.0)}
-RIVAL = Way("autoregressive", (Part(make, loss, 16),), ids, (256,), 256, TUNED)
+GRID = {"guidance": (0.0, 0.5, 1.0, 2.0, 4.0), "temperature": (0.25, 0.5, 0.75, 1.0)}
+RIVAL = Way(
+    "autoregressive",
+    parts=(Part(make, loss, batch=16),),
+    ids=ids,
+    passes=(256,),
+    tuned_at=256,
+    grid=GRID,
+)
 
 
 def main():
-    compare(
-        arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu"),
-        "autoregression",
-        RIVAL,
-    )
+    args = arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu")
+    compare(args, "autoregression", RIVAL)
 
 
 if __name__ == "__main__":

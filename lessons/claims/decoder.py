@@ -1,128 +1,156 @@
-"""Claim 3: a bigger decoder sharpens detail, with nothing else trained again (Muse, section 2.5).
+"""Claim 3: a bigger decoder sharpens detail, with no other part trained again (Muse, section 2.5).
 
-    python lessons/claims/decoder.py --out runs/claims        # minutes of one core; needs the `eval` extra
+    python lessons/claims/decoder.py --out runs/claims   # minutes of one core; `eval` extra
 
-The high-res decoders of both shipped models, as their tokenizers were trained and after growing and finetuning, from the same tokens: those
-of real held-out pictures, against which PSNR, SSIM, the perceptual distance and sharpness are taken, and those drawn for held-out captions
-(three seeds). Sharpness is the mean difference of neighbouring pixels, as a share of the real pictures'. One decoder of each kind.
+The high-res decoders of both shipped models: as the tokenizers were trained, and after growing and
+finetuning. Both decode the same tokens. Those of real held-out images are compared with the images
+by PSNR, SSIM, the perceptual distance and sharpness. Others are drawn for held-out captions, with
+three seeds. Sharpness is the mean difference of neighbouring pixels, as a fraction of the real
+images'. There is one decoder of each kind.
 """
 
 import time
 
 import torch
-from trial import SEEDS, arguments, finish, table, told, verdict, work_through
+from PIL import Image
+from trial import (
+    SEEDS,
+    arguments,
+    first_captions,
+    mean_and_std,
+    run_jobs,
+    table,
+    verdict,
+    write_report,
+)
 
 from minimuse import Muse
 from minimuse.cli.figures import beside, sheet
 from minimuse.datasets import load, shapes
-from minimuse.metrics import alignment
+from minimuse.metrics.alignment import alignment
 from minimuse.metrics.images import psnr, ssim
 from minimuse.plumbing.lite0 import Lite0
 from minimuse.runs.cache import tokens_of
 from minimuse.vq_loss import perceptual_distance
 
+MODELS = ("toy-shapes", "toy")
 DECODERS = {"the tokenizer's": False, "finetuned": True}
+# Measures of reconstructions, and their digits in the table.
+MEASURES = {"psnr": 2, "ssim": 4, "perceptual": 4, "sharpness": 3}
+DRAWN_MEASURES = ("drawn sharpness", "drawn shape", "drawn all")
 
 
 def sharpness(images: torch.Tensor) -> float:
     """Mean absolute difference of neighbours in a row and in a column, of images (B, 3, H, W)."""
-    return float((images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()) / 2)
+    along_rows = images.diff(dim=-1).abs().mean()
+    along_columns = images.diff(dim=-2).abs().mean()
+    return float((along_rows + along_columns) / 2)
+
+
+def decode_batches(muse: Muse, ids: torch.Tensor, finetuned: bool) -> torch.Tensor:
+    """High-res ids (B, N) -> images (B, 3, H, W), 64 at a time."""
+    return torch.cat([muse.pixels(part, "high", finetuned) for part in ids.split(64)])
+
+
+def draw_ids(muse: Muse, captions: list[str], seed: int) -> torch.Tensor:
+    """High-res ids (B, N) for the captions, 32 at a time."""
+    batches = []
+    for start in range(0, len(captions), 32):
+        *_, (_, last) = muse.steps(captions[start : start + 32], seed=seed + start)
+        batches.append(last.ids)
+    return torch.cat(batches)
+
+
+def mean_perceptual_distance(net: Lite0, a: torch.Tensor, b: torch.Tensor) -> float:
+    """The mean over pairs of images, one pair at a time."""
+    distances = [
+        float(perceptual_distance(net, x[None], y[None])) for x, y in zip(a, b, strict=True)
+    ]
+    return sum(distances) / len(distances)
 
 
 def work(name: str, seed: int, n: int) -> dict:
-    """One seed of drawing, and (for each seed the same) real pictures."""
-    begun, muse, net = time.monotonic(), Muse.load(name), Lite0()
-    pictures = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
-    captions, real = (
-        [variants[0] for variants in pictures.captions],
-        pictures.batch(range(len(pictures))),
-    )
-    ids = tokens_of(muse.parts, muse.text, pictures).ids("high")
-    drawn = []
-    for start in range(0, len(captions), 32):
-        *_, (_, last) = muse.steps(captions[start : start + 32], seed=seed + start)
-        drawn.append(last.ids)
-    found = {}
+    """One seed of drawing. The real images are the same for each seed."""
+    begun = time.monotonic()
+    muse = Muse.load(name)
+    net = Lite0()
+    images = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
+    captions = first_captions(images)
+    real = images.batch(range(len(images)))
+    ids = tokens_of(muse.parts, muse.text, images).ids("high")
+    drawn_ids = draw_ids(muse, captions, seed)
+    results = {}
     for decoder, finetuned in DECODERS.items():
-        made, new = (
-            torch.cat([muse.pixels(part, "high", finetuned) for part in x.split(64)])
-            for x in (ids, torch.cat(drawn))
-        )
-        found[decoder] = {
-            "weights": sum(
-                p.numel()
-                for p in (muse.decoder if finetuned else muse.tokenizer_hi.decoder).parameters()
-            ),
-            "psnr": psnr(made, real),
-            "ssim": ssim(made, real),
-            "perceptual": sum(
-                float(perceptual_distance(net, a[None], b[None])) for a, b in zip(made, real)
-            )
-            / len(real),
-            "sharpness": sharpness(made) / sharpness(real),
-            "drawn sharpness": sharpness(new) / sharpness(real),
+        module = muse.decoder if finetuned else muse.tokenizer_hi.decoder
+        reconstructed = decode_batches(muse, ids, finetuned)
+        drawn = decode_batches(muse, drawn_ids, finetuned)
+        results[decoder] = {
+            "weights": sum(p.numel() for p in module.parameters()),
+            "psnr": psnr(reconstructed, real),
+            "ssim": ssim(reconstructed, real),
+            "perceptual": mean_perceptual_distance(net, reconstructed, real),
+            "sharpness": sharpness(reconstructed) / sharpness(real),
+            "drawn sharpness": sharpness(drawn) / sharpness(real),
         }
         if muse.about["data"] == "shapes":
-            share = alignment.alignment([shapes.parse(caption) for caption in captions], new)
-            found[decoder] |= {f"drawn {part}": share[part]["value"] for part in ("shape", "all")}
-    return found | {"seconds": round(time.monotonic() - begun, 1)}
+            cells = alignment([shapes.parse(caption) for caption in captions], drawn)
+            results[decoder]["drawn shape"] = cells["shape"]["value"]
+            results[decoder]["drawn all"] = cells["all"]["value"]
+    return results | {"seconds": round(time.monotonic() - begun, 1)}
 
 
-def seen(name: str, n: int):
-    """Real pictures, and what each decoder makes of their tokens, with a corner of each enlarged."""
+def examples(name: str, n: int) -> Image.Image:
+    """Real images, and what each decoder makes of their tokens."""
     muse = Muse.load(name)
-    pictures = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
-    ids = tokens_of(muse.parts, muse.text, pictures).ids("high")
-    rows = [
-        pictures.batch(range(n)),
-        *(muse.pixels(ids, "high", finetuned) for finetuned in DECODERS.values()),
+    images = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
+    ids = tokens_of(muse.parts, muse.text, images).ids("high")
+    rows = [images.batch(range(n))]
+    for finetuned in DECODERS.values():
+        rows.append(muse.pixels(ids, "high", finetuned))
+    return sheet(rows, first_captions(images), titles=("real", "tokenizer", "finetuned"))
+
+
+def of_seeds(done: dict, model: str, decoder: str, measure: str) -> list[float]:
+    return [done[f"{model}/{seed}"][decoder][measure] for seed in SEEDS]
+
+
+def row(done: dict, model: str, decoder: str) -> list[str]:
+    first = done[f"{model}/{SEEDS[0]}"][decoder]
+    cells = [f"{model}: {decoder}", f"{first['weights'] / 1e6:.2f} M"]
+    for measure, digits in MEASURES.items():
+        cells.append(f"{first[measure]:.{digits}f}")
+    for measure in DRAWN_MEASURES:
+        if measure in first:
+            cells.append(mean_and_std(of_seeds(done, model, decoder, measure)))
+        else:
+            cells.append("")
+    return cells
+
+
+def verdicts(done: dict, model: str) -> list[str]:
+    old_name, new_name = DECODERS
+    result = done[f"{model}/{SEEDS[0]}"]
+    old, new = result[old_name], result[new_name]
+    better = [
+        new["psnr"] > old["psnr"],
+        new["ssim"] > old["ssim"],
+        new["perceptual"] < old["perceptual"],
     ]
-    return sheet(
-        rows,
-        [variants[0] for variants in pictures.captions],
-        titles=("real", "tokenizer", "finetuned"),
-    )
+    nearer = "holds" if all(better) else "does not hold"
+    old_sharpness = of_seeds(done, model, old_name, "drawn sharpness")
+    new_sharpness = of_seeds(done, model, new_name, "drawn sharpness")
+    return [
+        f"- {model}: nearer to real images by PSNR, SSIM and the perceptual distance: {nearer}",
+        f"- {model}: drawn images are sharper: {verdict(new_sharpness, old_sharpness)}",
+    ]
 
 
 def main():
     args = arguments(__doc__, n=256)
-    models = ("toy-shapes", "toy")
-    done = work_through(
-        args.out / "decoder.json",
-        {f"{m}/{seed}": (m, seed, args.n) for m in models for seed in SEEDS},
-        work,
-        args.workers,
-    )
-    rows, verdicts = [], []
-    for model in models:
-        of = lambda decoder, key: [done[f"{model}/{seed}"][decoder][key] for seed in SEEDS]
-        for decoder in DECODERS:
-            real = [
-                f"{of(decoder, key)[0]:.{digits}f}"
-                for key, digits in (("psnr", 2), ("ssim", 4), ("perceptual", 4), ("sharpness", 3))
-            ]
-            drawn = [
-                told(of(decoder, key)) if key in done[f"{model}/0"][decoder] else ""
-                for key in ("drawn sharpness", "drawn shape", "drawn all")
-            ]
-            rows.append(
-                [f"{model}: {decoder}", f"{of(decoder, 'weights')[0] / 1e6:.2f} M", *real, *drawn]
-            )
-        old, new = (
-            {key: of(decoder, key)[0] for key in ("psnr", "ssim", "perceptual", "sharpness")}
-            for decoder in DECODERS
-        )
-        truer = (
-            new["psnr"] > old["psnr"]
-            and new["ssim"] > old["ssim"]
-            and new["perceptual"] < old["perceptual"]
-        )
-        verdicts += [
-            f"- {model}: nearer to real pictures by PSNR, SSIM and the perceptual distance: {'holds' if truer else 'does not hold'}",
-            f"- {model}: drawn pictures are sharper: {verdict(of('finetuned', 'drawn sharpness'), of(list(DECODERS)[0], 'drawn sharpness'))}",
-        ]
-    both = [seen(model, 5) for model in models]
-    beside(both, [*models], scale=1).save(args.out / "decoder.png", optimize=True)
+    jobs = {f"{model}/{seed}": (model, seed, args.n) for model in MODELS for seed in SEEDS}
+    done = run_jobs(args.out / "decoder.json", jobs, work, args.workers)
+    sheets = [examples(model, 5) for model in MODELS]
+    beside(sheets, list(MODELS), scale=1).save(args.out / "decoder.png", optimize=True)
     head = [
         "decoder",
         "weights",
@@ -134,7 +162,9 @@ def main():
         "right shapes, drawn",
         "all right, drawn",
     ]
-    finish(args.out, "decoder", done, table(head, rows), "\n".join(verdicts))
+    rows = [row(done, model, decoder) for model in MODELS for decoder in DECODERS]
+    lines = [line for model in MODELS for line in verdicts(done, model)]
+    write_report(args.out, "decoder", done, table(head, rows), "\n".join(lines))
 
 
 if __name__ == "__main__":

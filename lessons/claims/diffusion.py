@@ -1,11 +1,16 @@
-"""Claim 7: masked decoding is faster than latent diffusion, at like quality (Muse, section 3 and table 3).
+"""Claim 7: masked decoding is faster than latent diffusion, at similar quality
+(Muse, section 3 and table 3).
 
-    python lessons/claims/diffusion.py --out runs/claims        # an hour of two cores; less where autoregression.py has been
+    python lessons/claims/diffusion.py --out runs/claims   # an hour of two cores
 
-The rival draws the same tokenizer's 16 x 16 latents of 8 numbers, as they are before quantization: a rectified flow (2209.03003,
-2403.03206) that turns noise into latents along straight lines, by a network of the masked model's blocks with the time added to its
-tokens. Euler's method takes it there in as many steps as suit it best; the nearest codes of what comes out are the tokens. Its
-temperature is the scale of the noise it begins with. What is measured, and how it is kept fair, is in `direct.py`.
+It takes less time after autoregression.py, whose masked models it uses.
+
+The rival draws the same tokenizer's 16 x 16 latents of 8 numbers, as they are before quantization.
+It is a rectified flow (2209.03003, 2403.03206): it turns noise into latents along straight lines.
+Its network has the masked model's blocks, and the time is added to its tokens. Euler's method
+follows the flow, in as many steps as suit it best. The nearest codes of the result are the tokens.
+Its temperature is the scale of the noise at the start. `direct.py` says what is measured, and what
+keeps it fair.
 """
 
 import math
@@ -20,7 +25,7 @@ from torch import nn
 from trial import arguments
 
 from minimuse import Muse
-from minimuse.data import Tokens
+from minimuse.data import Images, Tokens
 from minimuse.datasets import load
 from minimuse.decode import guide
 from minimuse.initialization import start_white
@@ -29,16 +34,18 @@ from minimuse.muse import Prompts
 from minimuse.transformer import Context
 
 
-def waves(t: torch.Tensor, width: int) -> torch.Tensor:
+def time_embedding(t: torch.Tensor, width: int) -> torch.Tensor:
     """Times (B,) in [0, 1] -> sines and cosines (B, width), of up to 100 radians."""
-    angles = (
-        t[:, None] * torch.linspace(0, math.log(100), width // 2, device=t.device).exp()
-    )  # B width/2
+    exponents = torch.linspace(0, math.log(100), width // 2, device=t.device)
+    angles = t[:, None] * exponents.exp()  # B width/2
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class Flow(Direct):
-    """The velocity of noisy latents at a time. Latents of C numbers come in and go out where tokens would."""
+    """The velocity of noisy latents at a time.
+
+    Latents of C numbers are its input and output, where the masked model has tokens.
+    """
 
     def __init__(self, config: BaseConfig, latents: int, grid: int, text_width: int, window: int):
         super().__init__(config, latents, grid, text_width, window)
@@ -47,13 +54,13 @@ class Flow(Direct):
         self.time = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
-        nn.init.normal_(
-            self.decoder.embedding.weight, std=0.3 * latents**-0.5
-        )  # as much as the masked model's codes
+        # As large as the masked model's embeddings of codes.
+        nn.init.normal_(self.decoder.embedding.weight, std=0.3 * latents**-0.5)
 
     def forward(self, z: torch.Tensor, t: torch.Tensor, context: Context) -> torch.Tensor:
         """z (B, N, C), t (B,), 0 for noise and 1 for latents -> velocity (B, N, C)."""
-        below = self.time(waves(t, self.time[-1].out_features))[:, None]  # B 1 D
+        waves = time_embedding(t, self.time[-1].out_features)  # B D
+        below = self.time(waves)[:, None]  # B 1 D
         return self.decoder(z, context._replace(below=below))
 
 
@@ -73,13 +80,17 @@ def sample(
     noise: torch.Tensor,
     steps: int,
 ) -> torch.Tensor:
-    """Noise (B, N, C) -> latents; rows without caption run in the same batch, if there are any."""
+    """Noise (B, N, C) -> latents. Rows without caption, if any, run in the same batch."""
     both = context if uncond is None else context.join(uncond)
     rows = len(both.visible)
 
     def velocity(z: torch.Tensor, t: float) -> torch.Tensor:
-        found = model(z.repeat(rows // len(z), 1, 1), torch.full((rows,), t, device=z.device), both)
-        return found if uncond is None else guide(*found.chunk(2), guidance)
+        repeated = z.repeat(rows // len(z), 1, 1)  # rows N C
+        times = torch.full((rows,), t, device=z.device)
+        velocities = model(repeated, times, both)  # rows N C
+        if uncond is None:
+            return velocities
+        return guide(*velocities.chunk(2), guidance)
 
     return euler(velocity, noise, steps)
 
@@ -92,52 +103,66 @@ def make(muse: Muse, words: torch.Tensor) -> Flow:
 
 
 @lru_cache
-def pixels(side: int, count: int):
-    """The training pictures, in the order of their tokens."""
+def training_images(side: int, count: int) -> Images:
+    """The training images, in the order of their tokens."""
     return load("shapes", "train", side, count)
 
 
 def loss(model: Flow, muse: Muse, tokens: Tokens) -> Callable:
-    """(x - noise - velocity)^2 at a point of the line from noise to latents x, its time the sigmoid of a normal number (2403.03206)."""
-    pictures = pixels(muse.tokenizer_hi.config.side, len(tokens))
+    """The squared error of the velocity, (x - noise - velocity)^2.
+
+    It is taken at a random point of the line from noise to latents x. Its time is the sigmoid of a
+    normal number (2403.03206).
+    """
+    images = training_images(muse.tokenizer_hi.config.side, len(tokens))
 
     def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         with torch.no_grad():
-            x = rearrange(
-                muse.tokenizer_hi.latents(pictures.batch(indices)), "B h w C -> B (h w) C"
-            )
-        text, visible = tokens.captions(indices, generator)
+            latents = muse.tokenizer_hi.latents(images.batch(indices))
+        x = rearrange(latents, "B h w C -> B (h w) C")
+        text, visible = tokens.captions(indices, generator)  # B T E, B T
         visible = drop_captions(visible, 0.1, generator)
-        noise, t = (
-            torch.randn(x.shape, generator=generator),
-            torch.randn(len(x), generator=generator).sigmoid(),
-        )
-        found = model(torch.lerp(noise, x, t[:, None, None]), t, model.context(text, visible))
-        yield F.mse_loss(found, x - noise), {}
+        noise = torch.randn(x.shape, generator=generator)  # B N C
+        t = torch.randn(len(x), generator=generator).sigmoid()  # B
+        z = torch.lerp(noise, x, t[:, None, None])  # B N C
+        velocity = model(z, t, model.context(text, visible))  # B N C
+        yield F.mse_loss(velocity, x - noise), {}
 
     return parts_of
 
 
 def ids(
-    muse: Muse, models: list, asked: Prompts, passes: int, how: dict, generator: torch.Generator
+    muse: Muse,
+    models: list,
+    prompts: Prompts,
+    passes: int,
+    settings: dict,
+    generator: torch.Generator,
 ) -> torch.Tensor:
-    (model,), high = models, muse.tokenizer_hi
-    noise = how["temperature"] * torch.randn(
-        len(asked.text), high.config.grid**2, high.config.code_width, generator=generator
-    ).to(muse.device)
-    return high.quantizer.nearest(
-        sample(model, *muse.contexts(model, asked, how["guidance"]), how["guidance"], noise, passes)
-    )
+    (model,) = models
+    high = muse.tokenizer_hi
+    shape = (len(prompts.text), high.config.grid**2, high.config.code_width)  # B N C
+    noise = settings["temperature"] * torch.randn(shape, generator=generator)
+    guidance = settings["guidance"]
+    contexts = muse.contexts(model, prompts, guidance)
+    latents = sample(model, *contexts, guidance, noise.to(muse.device), passes)
+    return high.quantizer.nearest(latents)
 
 
-TUNED = {"guidance": (0.0, 0.5, 1.0, 2.0, 4.0), "temperature": (0.7, 0.85, 1.0)}
-RIVAL = Way("diffusion", (Part(make, loss, 16),), ids, (1, 2, 4, 8, 16, 32, 64), 16, TUNED)
+GRID = {"guidance": (0.0, 0.5, 1.0, 2.0, 4.0), "temperature": (0.7, 0.85, 1.0)}
+RIVAL = Way(
+    "diffusion",
+    parts=(Part(make, loss, batch=16),),
+    ids=ids,
+    passes=(1, 2, 4, 8, 16, 32, 64),
+    tuned_at=16,
+    grid=GRID,
+)
 
 
 def main():
-    compare(
-        arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu"), "diffusion", RIVAL
-    )
+    args = arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu")
+    compare(args, "diffusion", RIVAL)
 
 
 if __name__ == "__main__":

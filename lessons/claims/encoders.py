@@ -1,169 +1,200 @@
 """Claim 1: a pretrained text encoder is crucial (Muse, sections 1 and 2.1).
 
-    python lessons/claims/encoders.py --out runs/claims        # half an hour of two cores
+    PYTHONPATH=data/recipes python lessons/claims/encoders.py --out runs/claims
 
-Base models on the low-res tokens of emoji, alike but for what reads the captions: the shipped T5, pretrained and frozen; one of the
-same shape with random weights, frozen; the same, learnt together with the base model. Each from three seeds. Measured on pictures of
-held-out pairs of concept and style, and of held-out concepts, whose words no training caption says: nats per hidden token, everything
-hidden, with the caption, and how many of them the caption is worth: against no caption, and against another picture's.
+It takes half an hour of two cores. `data/recipes` has the initialization of T5.
+
+Base models on the low-res tokens of emoji. They differ in what encodes the captions: the shipped
+T5, pretrained and frozen; a T5 of the same shape with random weights, frozen; the same, trained
+together with the base model. Three seeds each. They are measured on images of held-out pairs of
+concept and style, and of held-out concepts, whose words are in no training caption. The measure is
+nats per hidden token, with all tokens hidden and with the caption, and how many nats the caption
+saves: against no caption, and against another image's caption.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from minimuse.t5_pretrain import initialize_weights
+from t5_pretrain import initialize_weights
 from torch import nn
 from trial import (
     SEEDS,
     arguments,
-    finish,
+    cached_tokens,
+    first_captions,
     fit,
-    settings,
+    mean_and_std,
+    run_jobs,
+    stage_settings,
     table,
-    tokens_of,
-    told,
     values,
     verdict,
-    work_through,
+    write_report,
 )
 
 from minimuse import Muse
+from minimuse.data import Images
 from minimuse.datasets import load
 from minimuse.maskgit import BaseConfig, MaskGit, drop_captions, hide, masked_token_loss
 from minimuse.metrics.likelihood import masked_nll
 from minimuse.t5_frozen import T5Encoder
+from minimuse.transformer import Context
 
-# Pretrained? Learns? And the rate of AdamW: at .003 a reader that learns is no help at all (4.02 nats for held-out pairs, one seed).
-READERS = {
+# Is it pretrained? Is it trained? And the learning rate of AdamW: at 0.003 an encoder that is
+# trained is no help at all (4.02 nats for held-out pairs, one seed).
+ENCODERS = {
     "pretrained, frozen": (True, False, 3e-3),
     "random, frozen": (False, False, 3e-3),
     "random, learnt": (False, True, 1e-3),
 }
-KINDS = {"heldout": "held-out pairs", "heldout-concept": "held-out concepts"}
+PRETRAINED = "pretrained, frozen"
+SPLITS = {"heldout": "held-out pairs", "heldout-concept": "held-out concepts"}
+CASES = ("own", "none", "another")  # captions
 
 
-class Reading(nn.Module):
-    """A base model with what reads for it."""
+class EncoderAndBase(nn.Module):
+    """A base model with its text encoder."""
 
-    def __init__(self, base: MaskGit, reader: T5Encoder):
+    def __init__(self, base: MaskGit, encoder: T5Encoder):
         super().__init__()
-        self.base, self.reader = base, reader
+        self.base = base
+        self.encoder = encoder
 
-    def context(self, captions: tuple[torch.Tensor, torch.Tensor]):
-        """Ids of captions (B, T) and what of them is there."""
-        return self.base.context(self.reader(*captions), captions[1])
+    def context(self, ids: torch.Tensor, visible: torch.Tensor) -> Context:
+        """ids (B, T) of captions, visible (B, T): which of them are real."""
+        return self.base.context(self.encoder(ids, visible), visible)
+
+
+def make_model(muse: Muse, kind: str, seed: int, captions: list[str]) -> EncoderAndBase:
+    """A fresh base model, started from the embeddings of some captions, and its encoder."""
+    pretrained, learns, _ = ENCODERS[kind]
+    encoder = T5Encoder(muse.text.encoder.config)
+    initialize_weights(encoder, encoder.config, torch.Generator().manual_seed(seed))
+    if pretrained:
+        encoder.load_state_dict(muse.text.encoder.state_dict())
+    config = muse.tokenizer.config
+    base = MaskGit(BaseConfig(128, 3, 4), config.codes, config.grid, muse.text.width)
+    with torch.no_grad():
+        ids, visible = muse.text.tokenizer.encode(captions)  # B T, B T
+        words = encoder(ids, visible)[visible]  # M E
+        base.start(words, muse.tokenizer.quantizer.lookup(torch.arange(base.mask_id)))
+    return EncoderAndBase(base, encoder.requires_grad_(learns))
+
+
+def caption_loss(model: EncoderAndBase, muse: Muse, images: Images, ids: torch.Tensor):
+    """The masked-token loss, with captions that go through the model's own encoder."""
+
+    def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
+        # Each emoji has four captions.
+        variants = torch.randint(4, (len(indices),), generator=generator)
+        chosen = zip(indices.tolist(), variants.tolist(), strict=True)
+        captions = [images.captions[i][variant] for i, variant in chosen]
+        words, visible = muse.text.tokenizer.encode(captions)  # B T, B T
+        context = model.context(words, drop_captions(visible, 0.1, generator))
+        corrupted = hide(ids[indices], model.base.mask_id, generator)
+        logits = model.base(corrupted.ids, context, corrupted.hidden)
+        loss, accuracy = masked_token_loss(logits, ids[indices], corrupted.hidden)
+        yield loss, {"accuracy": accuracy}
+
+    return parts_of
+
+
+def nll_by_case(
+    model: EncoderAndBase, muse: Muse, captions: list[str], ids: torch.Tensor
+) -> dict[str, float]:
+    """Nats per hidden token, all hidden: with the own caption, without, with another image's."""
+    words, visible = muse.text.tokenizer.encode(captions)  # M T, M T
+    inputs = {
+        "own": (words, visible),
+        "none": (words, torch.zeros_like(visible)),
+        "another": (words.roll(1, 0), visible.roll(1, 0)),
+    }
+    nll = {}
+    for case, (its_words, its_visible) in inputs.items():
+
+        def context(rows: torch.Tensor, words=its_words, visible=its_visible) -> Context:
+            return model.context(words[rows], visible[rows])
+
+        nll[case] = masked_nll(model.base, ids, context, 1.0)
+    return nll
 
 
 def work(kind: str, seed: int, steps: int, pictures: int, n: int, out: Path) -> dict:
-    muse, (pretrained, learns, lr) = Muse.load("toy"), READERS[kind]
-    data = load("emoji", "train", muse.config.tokenizer_hi.side, pictures)
-    ids = tokens_of(muse, "emoji", "train", pictures, out).ids("low")
+    muse = Muse.load("toy")
+    *_, lr = ENCODERS[kind]
+    side = muse.config.tokenizer_hi.side
+    images = load("emoji", "train", side, pictures)
+    ids = cached_tokens(muse, "emoji", "train", pictures, out).ids("low")  # M N
+    captions = [variants[-1] for variants in images.captions[:2000]]
 
     def make():
-        reader = T5Encoder(muse.text.encoder.config)
-        initialize_weights(reader, reader.config, torch.Generator().manual_seed(seed))
-        if pretrained:
-            reader.load_state_dict(muse.text.encoder.state_dict())
-        base = MaskGit(
-            BaseConfig(128, 3, 4),
-            muse.tokenizer.config.codes,
-            muse.tokenizer.config.grid,
-            muse.text.width,
-        )
-        with torch.no_grad():
-            some, there = muse.text.tokenizer.encode(
-                [variants[-1] for variants in data.captions[:2000]]
-            )
-            base.start(
-                reader(some, there)[there],
-                muse.tokenizer.quantizer.lookup(torch.arange(base.mask_id)),
-            )
-        model = Reading(base, reader.requires_grad_(learns))
+        model = make_model(muse, kind, seed, captions)
+        return model, caption_loss(model, muse, images, ids)
 
-        def parts_of(indices, generator, step):
-            which = torch.randint(4, (len(indices),), generator=generator)
-            said, there = muse.text.tokenizer.encode(
-                [data.captions[i][w] for i, w in zip(indices.tolist(), which.tolist())]
-            )
-            context = model.context((said, drop_captions(there, 0.1, generator)))
-            corrupted = hide(ids[indices], base.mask_id, generator)
-            loss, correct = masked_token_loss(
-                base(corrupted.ids, context, corrupted.hidden), ids[indices], corrupted.hidden
-            )
-            yield loss, {"accuracy": correct}
+    stage = stage_settings(steps, 32, lr)
+    model, steps, seconds = fit(f"encoders-{kind}-{seed}", make, stage, len(images), seed, out)
+    result = {"steps": steps, "seconds": seconds}
+    for split in SPLITS:
+        heldout = load("emoji", split, side, n)
+        heldout_ids = cached_tokens(muse, "emoji", split, n, out).ids("low")
+        result[split] = nll_by_case(model, muse, first_captions(heldout), heldout_ids)
+    return result
 
-        return model, parts_of
 
-    model, steps, seconds = fit(
-        f"encoders-{kind}-{seed}", make, settings(steps, 32, lr), len(data), seed, out
-    )
-    found = {"steps": steps, "seconds": seconds}
-    for split in KINDS:
-        unseen = load("emoji", split, muse.config.tokenizer_hi.side, n)
-        low = tokens_of(muse, "emoji", split, n, out).ids("low")
-        said, there = muse.text.tokenizer.encode([variants[0] for variants in unseen.captions])
-        cases = {
-            "own": (said, there),
-            "none": (said, torch.zeros_like(there)),
-            "another": (said.roll(1, 0), there.roll(1, 0)),
-        }
-        found[split] = {
-            case: masked_nll(
-                model.base, low, lambda rows: model.context(tuple(x[rows] for x in given)), 1.0
-            )
-            for case, given in cases.items()
-        }
-    return found
+def nats_saved(done: dict, kind: str, split: str) -> list[float]:
+    """How many nats the own caption saves, for each seed."""
+    own = values(done, kind, split, "own")
+    none = values(done, kind, split, "none")
+    return [without - with_caption for with_caption, without in zip(own, none, strict=True)]
+
+
+def row(done: dict, kind: str, split: str) -> list[str]:
+    nll = [mean_and_std(values(done, kind, split, case)) for case in CASES]
+    return [f"{SPLITS[split]}: {kind}", *nll, mean_and_std(nats_saved(done, kind, split))]
+
+
+def verdict_line(done: dict, kind: str, split: str) -> str:
+    """Whether the pretrained encoder is better; fewer nats are, so the signs change."""
+    pretrained = [-nats for nats in values(done, PRETRAINED, split, "own")]
+    other = [-nats for nats in values(done, kind, split, "own")]
+    return f"- {SPLITS[split]}: pretrained better than {kind}: {verdict(pretrained, other)}"
+
+
+def draw_figure(args: Namespace, done: dict) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+    names = [kind.replace(", ", "\n") for kind in ENCODERS]
+    for axis, (split, title) in zip(axes, SPLITS.items(), strict=True):
+        saved = [nats_saved(done, kind, split) for kind in ENCODERS]
+        axis.bar(names, np.mean(saved, axis=1), yerr=np.std(saved, axis=1), capsize=3)
+        axis.set_title(title)
+        axis.tick_params(axis="x", labelsize=8)
+    axes[0].set_ylabel("nats that a caption saves")
+    figure.savefig(args.out / "encoders.png", dpi=110, bbox_inches="tight")
 
 
 def main():
     args = arguments(__doc__, steps=1000, pictures=7235, n=256)
     jobs = {
         f"{kind}/{seed}": (kind, seed, args.steps, args.pictures, args.n, args.out)
-        for kind in READERS
+        for kind in ENCODERS
         for seed in SEEDS
     }
-    done = work_through(args.out / "encoders.json", jobs, work, args.workers)
-    rows, verdicts = [], []
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
-    for axis, (split, title) in zip(axes, KINDS.items()):
-        nll = {
-            kind: {case: values(done, kind, split, case) for case in ("own", "none", "another")}
-            for kind in READERS
-        }
-        worth = {
-            kind: [none - own for own, none in zip(found["own"], found["none"])]
-            for kind, found in nll.items()
-        }
-        rows += [
-            [f"{title}: {kind}", *(told(nll[kind][case]) for case in nll[kind]), told(worth[kind])]
-            for kind in READERS
-        ]
-        less = {kind: [-x for x in found["own"]] for kind, found in nll.items()}  # more is better
-        verdicts += [
-            f"- {title}: pretrained better than {kind}: {verdict(less['pretrained, frozen'], less[kind])}"
-            for kind in list(READERS)[1:]
-        ]
-        axis.bar(
-            [kind.replace(", ", "\n") for kind in READERS],
-            [np.mean(worth[kind]) for kind in READERS],
-            yerr=[np.std(worth[kind]) for kind in READERS],
-            capsize=3,
-        )
-        axis.set_title(title)
-        axis.tick_params(axis="x", labelsize=8)
-    axes[0].set_ylabel("nats that a caption is worth")
-    figure.savefig(args.out / "encoders.png", dpi=110, bbox_inches="tight")
+    done = run_jobs(args.out / "encoders.json", jobs, work, args.workers)
+    draw_figure(args, done)
+    rows = [row(done, kind, split) for split in SPLITS for kind in ENCODERS]
+    others = [kind for kind in ENCODERS if kind != PRETRAINED]
+    verdicts = [verdict_line(done, kind, split) for split in SPLITS for kind in others]
     head = [
-        "nats per hidden token, everything hidden",
+        "nats per hidden token, all hidden",
         "own caption",
         "none",
         "another's",
-        "own is worth",
+        "own caption saves",
     ]
-    finish(args.out, "encoders", done, table(head, rows), "\n".join(verdicts))
+    write_report(args.out, "encoders", done, table(head, rows), "\n".join(verdicts))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""Claim 4: mask ratios drawn by the cosine law make a better model than a fixed ratio (Muse, section 2.6).
+"""Claim 4: mask ratios drawn from the cosine schedule make a better model than a fixed ratio
+(Muse, section 2.6).
 
     python lessons/claims/laws.py --out runs/claims        # half an hour of two cores
 
-Base models as the demo's, on the tokens of toy-shapes' tokenizers, trained alike but for the law of mask ratios: the cosine law, the
-uniform one, always 15 % (BERT's), always 64 % (the cosine law's mean). Each from three seeds. Measured on held-out captions: nats per
-hidden token at five ratios, and what toy-shapes draws with this base model in place of its own, in 1, 4 and 16 passes.
+Base models as the demo's, on the tokens of toy-shapes' tokenizers. They differ in the distribution
+of mask ratios only: the cosine schedule, the uniform one, always 15 % (BERT's), always 64 % (the
+mean of the cosine schedule). Three seeds each. They are measured on held-out captions: nats per
+hidden token at five ratios, and what toy-shapes draws with this base model in place of its own, in
+1, 4 and 16 passes.
 """
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,75 +19,130 @@ import numpy as np
 import torch
 from trial import (
     SEEDS,
-    aligned,
     arguments,
-    finish,
+    cached_tokens,
+    first_captions,
     fit,
+    fractions_right,
     masked_loss,
-    settings,
+    mean_and_std,
+    run_jobs,
+    stage_settings,
     table,
-    tokens_of,
-    told,
     values,
     verdict,
-    work_through,
+    write_report,
 )
 
 from minimuse import Muse
+from minimuse.data import Tokens
 from minimuse.datasets import load
 from minimuse.maskgit import BaseConfig, MaskGit
 from minimuse.metrics.likelihood import masked_nll
 from minimuse.schedule import sample_ratios
 
-RATIOS = {
-    "cosine": sample_ratios,
-    "uniform": lambda B, generator: sample_ratios(B, generator, "linear"),
-    "15 %": lambda B, generator: torch.full((B,), 0.15, dtype=torch.float64),
-    "64 %": lambda B, generator: torch.full((B,), 0.64, dtype=torch.float64),
-}
-PASSES, HIDDEN = (1, 4, 16), (1.0, 0.75, 0.5, 0.25, 0.1)
+PASSES = (1, 4, 16)
+HIDDEN = (1.0, 0.75, 0.5, 0.25, 0.1)  # fractions of tokens, to measure nats at
+ATTRIBUTES = ("count", "all")
+
+
+def uniform(batch: int, generator: torch.Generator) -> torch.Tensor:
+    return sample_ratios(batch, generator, "linear")
+
+
+def always_15(batch: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.full((batch,), 0.15, dtype=torch.float64)
+
+
+def always_64(batch: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.full((batch,), 0.64, dtype=torch.float64)
+
+
+RATIOS = {"cosine": sample_ratios, "uniform": uniform, "15 %": always_15, "64 %": always_64}
+
+
+def make_base(muse: Muse, tokens: Tokens) -> MaskGit:
+    config = muse.tokenizer.config
+    model = MaskGit(BaseConfig(128, 3, 4), config.codes, config.grid, muse.text.width)
+    words = tokens.shards[0]["text"].float()
+    model.start(words, muse.tokenizer.quantizer.lookup(torch.arange(model.mask_id)))
+    return model
 
 
 def work(law: str, seed: int, steps: int, pictures: int, n: int, out: Path) -> dict:
     muse = Muse.load("toy-shapes")
-    tokens, unseen = (
-        tokens_of(muse, "shapes", split, count, out)
-        for split, count in (("train", pictures), ("heldout", n))
-    )
+    tokens = cached_tokens(muse, "shapes", "train", pictures, out)
+    heldout = cached_tokens(muse, "shapes", "heldout", n, out)
 
     def make():
-        model = MaskGit(
-            BaseConfig(128, 3, 4),
-            muse.tokenizer.config.codes,
-            muse.tokenizer.config.grid,
-            muse.text.width,
-        )
-        model.start(
-            tokens.shards[0]["text"].float(),
-            muse.tokenizer.quantizer.lookup(torch.arange(model.mask_id)),
-        )
+        model = make_base(muse, tokens)
         return model, masked_loss(model, tokens, "low", RATIOS[law])
 
-    model, steps, seconds = fit(
-        f"laws-{law}-{seed}", make, settings(steps, 48), len(tokens), seed, out
-    )
-    text, visible = unseen.captions(torch.arange(len(unseen)))
-    nll = {
-        r: masked_nll(
-            model, unseen.ids("low"), lambda rows: model.context(text[rows], visible[rows]), r
-        )
-        for r in HIDDEN
-    }
-    captions = [variants[0] for variants in load("shapes", "heldout", 64, n).captions]
+    stage = stage_settings(steps, 48)
+    model, steps, seconds = fit(f"laws-{law}-{seed}", make, stage, len(tokens), seed, out)
+    ids = heldout.ids("low")  # M N
+    text, visible = heldout.captions(torch.arange(len(heldout)))  # M T E, M T
+
+    def context(rows: torch.Tensor):
+        return model.context(text[rows], visible[rows])
+
+    nll = {ratio: masked_nll(model, ids, context, ratio) for ratio in HIDDEN}
+    captions = first_captions(load("shapes", "heldout", 64, n))
+    usual = muse.config
     drawn = {}
     for passes in PASSES:
         muse.config = replace(
-            muse.config,
-            sampling=replace(muse.config.sampling, steps=passes),
-            sampling_hi=replace(muse.config.sampling_hi, steps=1),
+            usual,
+            sampling=replace(usual.sampling, steps=passes),
+            sampling_hi=replace(usual.sampling_hi, steps=1),
         )
-        drawn[passes] = aligned(muse, captions, seed, base=model)
+        drawn[passes] = fractions_right(muse, captions, seed, base=model)
     return {"steps": steps, "seconds": seconds, "nll": nll, "drawn": drawn}
+
+
+def nll_table(done: dict) -> str:
+    rows = []
+    for law in RATIOS:
+        cells = [mean_and_std(values(done, law, "nll", ratio)) for ratio in HIDDEN]
+        rows.append([law, *cells])
+    titles = [f"{ratio:.0%} hidden" for ratio in HIDDEN]
+    return table(["nats per hidden token", *titles], rows)
+
+
+def drawn_table(done: dict) -> str:
+    columns = [(passes, attribute) for passes in PASSES for attribute in ATTRIBUTES]
+    rows = []
+    for law in RATIOS:
+        cells = [mean_and_std(values(done, law, "drawn", *column)) for column in columns]
+        rows.append([law, *cells])
+    titles = [f"{attribute}, {passes} passes" for passes, attribute in columns]
+    return table(["drawn, right in", *titles], rows)
+
+
+def verdicts(done: dict) -> list[str]:
+    cosine = values(done, "cosine", "drawn", 16, "all")
+    lines = []
+    for law in RATIOS:
+        if law != "cosine":
+            answer = verdict(cosine, values(done, law, "drawn", 16, "all"))
+            lines.append(f"- cosine against {law}, 16 passes, right in all: {answer}")
+    return lines
+
+
+def draw_figure(args: Namespace, done: dict) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
+    for law in RATIOS:
+        nll = [values(done, law, "nll", ratio) for ratio in HIDDEN]
+        drawn = [values(done, law, "drawn", passes, "all") for passes in PASSES]
+        for axis, x, points in ((axes[0], HIDDEN, nll), (axes[1], PASSES, drawn)):
+            mean, std = np.mean(points, axis=1), np.std(points, axis=1)
+            axis.errorbar(x, mean, std, label=law, marker="o", markersize=3, capsize=2)
+    axes[0].set(xlabel="fraction of hidden tokens", ylabel="nats per hidden token")
+    axes[0].legend(fontsize=8)
+    axes[1].set(xlabel="passes", ylabel="right in all attributes")
+    axes[1].set(xscale="log", xticks=PASSES, xticklabels=PASSES)
+    axes[1].minorticks_off()
+    figure.savefig(args.out / "laws.png", dpi=110, bbox_inches="tight")
 
 
 def main():
@@ -93,55 +152,10 @@ def main():
         for law in RATIOS
         for seed in SEEDS
     }
-    done = work_through(args.out / "laws.json", jobs, work, args.workers)
-    laws = [*RATIOS]
-    nll = [[law, *(told(values(done, law, "nll", r)) for r in HIDDEN)] for law in laws]
-    drawn = [
-        [law, *(told(values(done, law, "drawn", p, a)) for p in PASSES for a in ("count", "all"))]
-        for law in laws
-    ]
-    best = values(done, "cosine", "drawn", 16, "all")
-    verdicts = [
-        f"- cosine against {law}, 16 passes, right in all: {verdict(best, values(done, law, 'drawn', 16, 'all'))}"
-        for law in laws[1:]
-    ]
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
-    for law in laws:
-        for axis, name, places in zip(axes, ("nll", "drawn"), (HIDDEN, PASSES)):
-            points = np.array(
-                [values(done, law, name, x, *(["all"] if name == "drawn" else [])) for x in places]
-            )
-            axis.errorbar(
-                places,
-                points.mean(1),
-                points.std(1),
-                label=law,
-                marker="o",
-                markersize=3,
-                capsize=2,
-            )
-    axes[0].set(xlabel="share of hidden tokens", ylabel="nats per hidden token")
-    axes[1].set(
-        xlabel="passes",
-        ylabel="right in all attributes",
-        xscale="log",
-        xticks=PASSES,
-        xticklabels=PASSES,
-    )
-    axes[1].minorticks_off()
-    axes[0].legend(fontsize=8)
-    figure.savefig(args.out / "laws.png", dpi=110, bbox_inches="tight")
-    finish(
-        args.out,
-        "laws",
-        done,
-        table(["nats per hidden token", *(f"{r:.0%} hidden" for r in HIDDEN)], nll),
-        table(
-            ["drawn, right in", *(f"{a}, {p} passes" for p in PASSES for a in ("count", "all"))],
-            drawn,
-        ),
-        "\n".join(verdicts),
-    )
+    done = run_jobs(args.out / "laws.json", jobs, work, args.workers)
+    draw_figure(args, done)
+    tables = nll_table(done), drawn_table(done)
+    write_report(args.out, "laws", done, *tables, "\n".join(verdicts(done)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Not in Muse: super-resolution that is learnt from pieces with something in them, which see no others, against one of whole pictures.
+"""Not in Muse: super-resolution trained on pieces of images, against one trained on whole images.
 
     python lessons/claims/pieces.py --out runs/claims        # a quarter of an hour of two cores
 
-Super-resolution models as the demo's, on the tokens of toy-shapes' tokenizers, for as many steps, each with as many tokens: whole
-pictures (multi-axis attention, as Muse and toy-shapes have it), or a quarter each of four times as many, in pieces of 4 x 4 tokens.
-Three seeds. Measured on held-out captions: what toy-shapes draws with this super-resolution in place of its own.
+Super-resolution models as the demo's, on the tokens of toy-shapes' tokenizers. They train for as
+many steps, with as many tokens in each: on whole images (multi-axis attention, as Muse and
+toy-shapes have it), or on a quarter each of four times as many images, in pieces of 4 x 4 tokens.
+Pieces with something in them are chosen more often, and a piece does not see the others. Three
+seeds. They are measured on held-out captions: what toy-shapes draws with this super-resolution in
+place of its own.
 """
 
 from dataclasses import replace
@@ -14,65 +17,66 @@ import numpy as np
 import torch
 from trial import (
     SEEDS,
-    aligned,
     arguments,
-    finish,
+    cached_tokens,
+    first_captions,
     fit,
+    fractions_right,
+    mean_and_std,
+    run_jobs,
     table,
-    tokens_of,
-    told,
     values,
     verdict,
-    work_through,
+    write_report,
 )
 
 from minimuse import Muse
+from minimuse.data import Tokens
 from minimuse.datasets import load
 from minimuse.losses import token_loss
 from minimuse.plumbing.config import PRESETS
-from minimuse.superres import SuperRes
+from minimuse.superres import SuperRes, SuperResConfig
 
-WAYS = {"whole pictures": dict(window=8, piece=0), "pieces": dict(window=0, piece=4)}
+WAYS = {"whole images": dict(window=8, piece=0), "pieces": dict(window=0, piece=4)}
 ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "all")
 
 
+def make_superres(muse: Muse, config: SuperResConfig, tokens: Tokens) -> SuperRes:
+    low, high = muse.tokenizer, muse.tokenizer_hi
+    model = SuperRes(
+        config,
+        low.config.codes,
+        low.config.grid,
+        high.config.codes,
+        high.config.grid,
+        muse.text.width,
+    )
+    model.start(
+        tokens.shards[0]["text"].float(),
+        low.quantizer.lookup(torch.arange(low.config.codes)),
+        high.quantizer.lookup(torch.arange(high.config.codes)),
+    )
+    return model
+
+
 def work(way: str, seed: int, steps: int, pictures: int, n: int, out: Path) -> dict:
-    muse, demo = Muse.load("toy-shapes"), PRESETS["demo"]
-    tokens = tokens_of(muse, "shapes", "train", pictures, out)
-    batch = demo.stages.superres.batch // (1 if WAYS[way]["piece"] else 4)
-    sizes = [
-        size
-        for t in (muse.tokenizer.config, muse.tokenizer_hi.config)
-        for size in (t.codes, t.grid)
-    ]
+    muse = Muse.load("toy-shapes")
+    demo = PRESETS["demo"]
+    tokens = cached_tokens(muse, "shapes", "train", pictures, out)
+    batch = demo.stages.superres.batch
+    if not WAYS[way]["piece"]:
+        batch //= 4  # as many tokens as in pieces, which are a quarter of each image
 
     def make():
-        model = SuperRes(replace(demo.superres, **WAYS[way]), *sizes, muse.text.width)
-        codes = (
-            t.quantizer.lookup(torch.arange(t.config.codes))
-            for t in (muse.tokenizer, muse.tokenizer_hi)
-        )
-        model.start(tokens.shards[0]["text"].float(), *codes)
+        model = make_superres(muse, replace(demo.superres, **WAYS[way]), tokens)
         return model, token_loss(model, tokens, demo, "high", "cpu")
 
-    model, steps, seconds = fit(
-        f"{way}-{seed}",
-        make,
-        replace(demo.stages.superres, steps=steps, batch=batch),
-        len(tokens),
-        seed,
-        out,
-    )
+    stage = replace(demo.stages.superres, steps=steps, batch=batch)
+    model, steps, seconds = fit(f"{way}-{seed}", make, stage, len(tokens), seed, out)
     muse.config = replace(muse.config, sampling_hi=demo.sampling_hi)
-    captions = [
-        variants[0]
-        for variants in load("shapes", "heldout", muse.config.tokenizer_hi.side, n).captions
-    ]
-    return {
-        "steps": steps,
-        "seconds": seconds,
-        "drawn": aligned(muse, captions, seed, superres=model),
-    }
+    captions = first_captions(load("shapes", "heldout", muse.config.tokenizer_hi.side, n))
+    drawn = fractions_right(muse, captions, seed, superres=model)
+    return {"steps": steps, "seconds": seconds, "drawn": drawn}
 
 
 def main():
@@ -82,20 +86,17 @@ def main():
         for way in WAYS
         for seed in SEEDS
     }
-    done = work_through(args.out / "pieces.json", jobs, work, args.workers)
-    seconds = lambda way: f"{np.mean(values(done, way, 'seconds')):.0f}"
-    rows = [
-        [way, seconds(way), *(told(values(done, way, "drawn", a)) for a in ATTRIBUTES)]
-        for way in WAYS
-    ]
-    whole, pieces = (values(done, way, "drawn", "shape") for way in WAYS)
-    finish(
-        args.out,
-        "pieces",
-        done,
-        table(["drawn, right in", "seconds", *ATTRIBUTES], rows),
-        f"- pieces are better than whole pictures, right shapes: {verdict(pieces, whole)}",
-    )
+    done = run_jobs(args.out / "pieces.json", jobs, work, args.workers)
+    rows = []
+    for way in WAYS:
+        seconds = np.mean(values(done, way, "seconds"))
+        right = [mean_and_std(values(done, way, "drawn", a)) for a in ATTRIBUTES]
+        rows.append([way, f"{seconds:.0f}", *right])
+    whole = values(done, "whole images", "drawn", "shape")
+    pieces = values(done, "pieces", "drawn", "shape")
+    line = f"- pieces are better than whole images, right shapes: {verdict(pieces, whole)}"
+    head = ["drawn, right in", "seconds", *ATTRIBUTES]
+    write_report(args.out, "pieces", done, table(head, rows), line)
 
 
 if __name__ == "__main__":

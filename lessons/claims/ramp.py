@@ -1,117 +1,149 @@
-"""Claim 5: guidance that rises over the steps costs less diversity than constant guidance (Muse, section 2.7).
+"""Claim 5: guidance that rises over the steps costs less diversity than constant guidance
+(Muse, section 2.7).
 
-    python lessons/claims/ramp.py --out runs/claims        # half an hour of two cores; needs the `eval` extra
+    python lessons/claims/ramp.py --out runs/claims   # half an hour of two cores; `eval` extra
 
-Both shipped models draw for held-out captions with guidance that rises linearly to t (the paper's) and with guidance of t in all steps, for
-several t; three seeds. Faithful: all attributes right, by the detector (shapes), or the own concept among the ten likeliest, by the judge (emoji).
-Diverse: recall of real pictures' features. The ramp's mean is about t/2, so it is not compared at equal t: it costs less if it is as faithful
-as some constant guidance and more diverse, or as diverse and more faithful. The table has both, the figure the one against the other.
+Both shipped models draw for held-out captions, with guidance that rises linearly to t (the paper's)
+and with guidance t in all steps, for several t and three seeds. An image is faithful if all its
+attributes are right, by the detector (shapes), or if its concept is among the ten most likely, by
+the judge (emoji). Diversity is the recall of real images' features.
+
+The ramp's mean is about t/2, so the two are not compared at equal t. The ramp costs less if it is
+as faithful as some constant guidance and more diverse, or as diverse and more faithful. The table
+has both numbers. The figure has one against the other.
 """
 
 import time
+from argparse import Namespace
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-from trial import SEEDS, arguments, finish, table, told, verdict, work_through
+import torch
+from trial import (
+    SEEDS,
+    arguments,
+    first_captions,
+    mean_and_std,
+    run_jobs,
+    table,
+    verdict,
+    write_report,
+)
 
 from minimuse import Muse
+from minimuse.data import Images
 from minimuse.datasets import load, shapes
-from minimuse.metrics import alignment
+from minimuse.metrics.alignment import alignment
 from minimuse.metrics.distances import precision
 from minimuse.metrics.judge import Judge, features
 from minimuse.plumbing.lite0 import Lite0
 
+MODELS = ("toy-shapes", "toy")
+COURSES = ("ramp", "constant")
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+MEASURES = ("faithful", "recall", "precision")
 
 
 def work(model: str, course: str, strength: float, seed: int, n: int) -> dict:
-    begun, muse, net = time.monotonic(), Muse.load(model), Lite0()
-    pictures = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
-    captions, real = (
-        [variants[0] for variants in pictures.captions],
-        pictures.batch(range(len(pictures))),
-    )
-    low = replace(muse.config.sampling, guidance=strength, ramp=course == "ramp")
-    _, drawn = muse.draw(captions, seed=1000 * seed, sampling=low)  # super-resolution as it is
-    look = features(net, drawn), features(net, real)
+    begun = time.monotonic()
+    muse = Muse.load(model)
+    net = Lite0()
+    images = load(muse.about["data"], "heldout", muse.config.tokenizer_hi.side, n)
+    # Super-resolution keeps its own sampling.
+    sampling = replace(muse.config.sampling, guidance=strength, ramp=course == "ramp")
+    _, drawn = muse.draw(first_captions(images), seed=1000 * seed, sampling=sampling)
+    drawn_features = features(net, drawn)  # M C
+    real_features = features(net, images.batch(range(len(images))))  # M C
     if muse.about["data"] == "shapes":
-        faithful = alignment.alignment([shapes.parse(caption) for caption in captions], drawn)[
-            "all"
-        ]["value"]
+        faithful = faithful_shapes(images, drawn)
     else:
-        judge = Judge.load()
-        faithful = judge.shares(judge(look[0], pictures.names))["ten"]["value"]
+        faithful = faithful_emoji(images, drawn_features)
     return {
         "faithful": faithful,
-        "recall": precision(*look[::-1]),
-        "precision": precision(*look),
+        "recall": precision(real_features, drawn_features),
+        "precision": precision(drawn_features, real_features),
         "seconds": round(time.monotonic() - begun, 1),
     }
 
 
-def main():
-    args, models, courses = arguments(__doc__, n=128), ("toy-shapes", "toy"), ("ramp", "constant")
-    jobs = {
-        f"{m}/{c}/{t}/{s}": (m, c, t, s, args.n)
-        for m in models
-        for t in STRENGTHS
-        for c in courses
-        for s in SEEDS
-    }
-    done = work_through(args.out / "ramp.json", jobs, work, args.workers)
-    rows, verdicts = [], []
+def faithful_shapes(images: Images, drawn: torch.Tensor) -> float:
+    scenes = [shapes.parse(caption) for caption in first_captions(images)]
+    return alignment(scenes, drawn)["all"]["value"]
+
+
+def faithful_emoji(images: Images, drawn_features: torch.Tensor) -> float:
+    judge = Judge.load()
+    return judge.shares(judge(drawn_features, images.names))["ten"]["value"]
+
+
+def of_seeds(done: dict, model: str, course: str, strength: float, measure: str) -> list[float]:
+    return [done[f"{model}/{course}/{strength}/{seed}"][measure] for seed in SEEDS]
+
+
+def curve(done: dict, model: str, course: str, measure: str) -> np.ndarray:
+    """One measure by strength and seed."""
+    return np.array([of_seeds(done, model, course, t, measure) for t in STRENGTHS])
+
+
+def rows(done: dict, model: str) -> list[list[str]]:
+    lines = []
+    for course in COURSES:
+        for t in STRENGTHS:
+            cells = [mean_and_std(of_seeds(done, model, course, t, name)) for name in MEASURES]
+            lines.append([f"{model}: {course} {t:g}", *cells])
+    return lines
+
+
+def recall_gains(done: dict, model: str) -> list[float]:
+    """How much more recall the ramp has than constant guidance that is as faithful, for each seed.
+
+    The recall of constant guidance is interpolated linearly between its strengths.
+    """
+    faithful, recall = (curve(done, model, "constant", m) for m in ("faithful", "recall"))
+    ramp_faithful, ramp_recall = (curve(done, model, "ramp", m) for m in ("faithful", "recall"))
+    gains = []
+    for i in range(len(SEEDS)):
+        order = np.argsort(faithful[:, i])
+        equal = np.interp(ramp_faithful[:, i], faithful[order, i], recall[order, i])
+        gains.append(float(np.mean(ramp_recall[:, i] - equal)))
+    return gains
+
+
+def draw_figure(args: Namespace, done: dict) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for axis, model in zip(axes, models):
-        of = lambda course, t, key: [done[f"{model}/{course}/{t}/{seed}"][key] for seed in SEEDS]
-        curve = lambda course, key: np.array(
-            [of(course, t, key) for t in STRENGTHS]
-        )  # strengths, seeds
-        rows += [
-            [
-                f"{model}: {c} {t:g}",
-                *(told(of(c, t, key)) for key in ("faithful", "recall", "precision")),
-            ]
-            for c in courses
-            for t in STRENGTHS
-        ]
-        for course in courses:
-            axis.plot(
-                curve(course, "faithful").mean(1),
-                curve(course, "recall").mean(1),
-                marker="o",
-                markersize=4,
-                label=course,
-            )
+    for axis, model in zip(axes, MODELS, strict=True):
+        for course in COURSES:
+            x = curve(done, model, course, "faithful").mean(1)
+            y = curve(done, model, course, "recall").mean(1)
+            axis.plot(x, y, marker="o", markersize=4, label=course)
         axis.set(xlabel="faithful", ylabel="diverse (recall)", title=model)
-        # at the ramp's strengths: the diversity that constant guidance has where it is as faithful, by straight lines between strengths
-        beyond = []
-        for i, _ in enumerate(SEEDS):
-            faithful, recall = (
-                curve("constant", "faithful")[:, i],
-                curve("constant", "recall")[:, i],
-            )
-            order = np.argsort(faithful)
-            beyond.append(
-                float(
-                    np.mean(
-                        curve("ramp", "recall")[:, i]
-                        - np.interp(curve("ramp", "faithful")[:, i], faithful[order], recall[order])
-                    )
-                )
-            )
-        verdicts.append(
-            f"- {model}: as faithful, the ramp is more diverse: {verdict(beyond, [0.0] * len(SEEDS))} (recall {told(beyond)})"
-        )
     axes[0].legend(fontsize=8)
     figure.savefig(args.out / "ramp.png", dpi=110, bbox_inches="tight")
-    finish(
-        args.out,
-        "ramp",
-        done,
-        table(["guidance", "faithful", "recall", "precision"], rows),
-        "\n".join(verdicts),
-    )
+
+
+def main():
+    args = arguments(__doc__, n=128)
+    jobs = {
+        f"{model}/{course}/{t}/{seed}": (model, course, t, seed, args.n)
+        for model in MODELS
+        for t in STRENGTHS
+        for course in COURSES
+        for seed in SEEDS
+    }
+    done = run_jobs(args.out / "ramp.json", jobs, work, args.workers)
+    draw_figure(args, done)
+    verdicts = []
+    for model in MODELS:
+        gains = recall_gains(done, model)
+        answer = verdict(gains, [0.0] * len(SEEDS))
+        verdicts.append(
+            f"- {model}: as faithful, the ramp is more diverse: {answer} "
+            f"(recall {mean_and_std(gains)})"
+        )
+    lines = [line for model in MODELS for line in rows(done, model)]
+    head = ["guidance", *MEASURES]
+    write_report(args.out, "ramp", done, table(head, lines), "\n".join(verdicts))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""What the scripts of this folder that train have in common: many small models, each in minutes, and results that survive a stop.
+"""What the scripts of this folder that train models have in common.
 
-A claim of the paper is tried by training a few variants, each from some seeds, on tokens of a shipped model's tokenizers. Every result
-is kept as it comes, in OUT/CLAIM.json, and a run that is cut short goes on from its last checkpoint: the same command again. Variants
-train in two processes of a thread each (of one such pair the times can be compared, on a busy machine they cannot).
+A claim of the paper is tested by training a few variants, each from several seeds, on tokens of a
+shipped model's tokenizers: many small models, each trained in minutes. Every result is written to
+OUT/CLAIM.json as soon as it is there. A run that is cut short continues from its last checkpoint:
+give the same command again. By default two variants train at the same time, in processes of one
+thread each. Compare times only within such a pair, and not on a busy machine.
 """
 
 import json
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,210 +24,297 @@ from torch import nn
 from tqdm import tqdm
 
 from minimuse import Muse
-from minimuse.data import Tokens
+from minimuse.data import Images, Tokens
 from minimuse.datasets import load, shapes
 from minimuse.maskgit import drop_captions, masked_token_loss
-from minimuse.metrics import alignment
+from minimuse.metrics.alignment import alignment
 from minimuse.plumbing.checkpoint import checkpoints_at
 from minimuse.plumbing.config import Stage
 from minimuse.plumbing.files import save_tensors, write_json
 from minimuse.runs.cache import tokenize
 from minimuse.schedule import mask_counts, random_masks, sample_ratios
+from minimuse.superres import SuperRes
 from minimuse.train import training_loop
 
 SEEDS = (0, 1, 2)
+PACE_STEPS = 16  # steps to measure how long a step takes; the first five warm up
+# A time budget is checked at these fractions of it, since the speed of a machine changes.
+CORRECT_AT = (0.3, 0.6, 0.8, 0.95)
+
+
+# --- Command line and data ---
 
 
 def arguments(description: str, **defaults) -> Namespace:
-    """--out, --workers, and an option for each default."""
-    p = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=Path("runs/claims"))
-    p.add_argument(
+    """Parse --out, --workers, and one option for each default."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/claims"))
+    parser.add_argument(
         "--workers",
         type=int,
         default=2,
-        help="variants that train at the same time, in processes of a thread each; 1: here",
+        help="variants that train at the same time, in processes of one thread each; "
+        "1: no other process",
     )
     for name, value in defaults.items():
-        p.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
-    args = p.parse_args()
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
+    args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 
 
-def tokens_of(muse: Muse, data: str, split: str, count: int | None, out: Path) -> Tokens:
-    """The tokens and text embeddings of a split, kept in OUT: computed once for all claims."""
+def cached_tokens(muse: Muse, data: str, split: str, count: int | None, out: Path) -> Tokens:
+    """The tokens and text embeddings of a split. All claims share the file in OUT."""
     path = out / f"tokens-{data}-{split}-{count}-{muse.about['text']['fingerprint']}.safetensors"
     if not path.is_file():
-        pictures = load(data, split, muse.config.tokenizer_hi.side, count)
-        save_tensors(
-            path, tokenize(muse.parts, muse.text, pictures, torch.arange(len(pictures)), "cpu")
-        )
+        images = load(data, split, muse.config.tokenizer_hi.side, count)
+        rows = torch.arange(len(images))
+        save_tensors(path, tokenize(muse.parts, muse.text, images, rows, "cpu"))
     return Tokens([load_file(path)])
 
 
-def settings(steps: int, batch: int, lr: float = 3e-3) -> Stage:
-    """As the presets train their transformers."""
+def first_captions(images: Images) -> list[str]:
+    """The plainest caption of each image."""
+    return [variants[0] for variants in images.captions]
+
+
+# --- Training ---
+
+
+def stage_settings(steps: int, batch: int, lr: float = 3e-3) -> Stage:
+    """The settings with which the presets train their transformers."""
     return Stage(steps=steps, batch=batch, lr=lr, muon_lr=0.025)
 
 
 def masked_loss(
     model: nn.Module, tokens: Tokens, resolution: str, ratios: Callable = sample_ratios
 ) -> Callable:
-    """What `losses.token_loss` is on one machine, written out, with a law of mask ratios of one's own: ratios(B, generator) -> (B,)."""
+    """The loss of a base or super-resolution model, with mask ratios from any distribution.
+
+    It is `losses.token_loss` on one machine, written out. ratios(B, generator) -> (B,) draws the
+    mask ratios. Returns what `training_loop` takes as `parts_of`.
+    """
 
     def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
-        ids, (text, visible) = tokens.ids(resolution, indices), tokens.captions(indices, generator)
-        visible = drop_captions(visible, 0.1, generator)
-        context = model.context(
-            text,
-            visible,
-            *([tokens.ids("low", indices)] if hasattr(model, "low_embedding") else []),
-        )
-        hidden = random_masks(
-            mask_counts(ratios(len(ids), generator), ids.shape[1]), ids.shape[1], generator
-        )
-        loss, correct = masked_token_loss(
-            model(ids.masked_fill(hidden, model.mask_id), context, hidden), ids, hidden
-        )
-        yield loss, {"accuracy": correct}
+        ids = tokens.ids(resolution, indices)  # B N
+        text, visible = tokens.captions(indices, generator)  # B T E, B T
+        conditions = [text, drop_captions(visible, 0.1, generator)]
+        if isinstance(model, SuperRes):
+            conditions.append(tokens.ids("low", indices))  # B n
+        context = model.context(*conditions)
+        B, N = ids.shape
+        counts = mask_counts(ratios(B, generator), N)  # B
+        hidden = random_masks(counts, N, generator)  # B N
+        logits = model(ids.masked_fill(hidden, model.mask_id), context, hidden)
+        loss, accuracy = masked_token_loss(logits, ids, hidden)
+        yield loss, {"accuracy": accuracy}
 
     return parts_of
+
+
+class Progress:
+    """The steps and the processor time of a training, kept in a JSON file while it runs.
+
+    With a time budget in seconds, the number of steps is a guess, which is corrected on the way.
+    """
+
+    def __init__(self, path: Path, steps: int, budget: float):
+        self.path = path
+        self.steps = steps
+        self.budget = budget
+        used = 0.0
+        if path.is_file():
+            saved = json.loads(path.read_text())
+            self.steps = saved["steps"]
+            used = saved["seconds"]
+        self.begun = time.process_time() - used
+        times = [fraction * budget for fraction in CORRECT_AT]
+        self.corrections = [seconds for seconds in times if seconds > used]
+
+    def seconds(self) -> float:
+        """Processor time so far, of all runs together."""
+        return round(time.process_time() - self.begun, 1)
+
+    def correct(self, step: int) -> bool:
+        """Guess the number of steps again if it is time for it. Returns whether it was."""
+        if not self.corrections or self.seconds() <= self.corrections[0]:
+            return False
+        del self.corrections[0]
+        self.steps = max(step + 1, round(step * self.budget / self.seconds()))
+        return True
+
+    def save(self) -> None:
+        write_json(self.path, {"steps": self.steps, "seconds": self.seconds()})
 
 
 class Fitted(NamedTuple):
     model: nn.Module
     steps: int
-    seconds: float  # of the processor, all runs together if it was cut short
+    seconds: float  # processor time, of all runs together if it was cut short
 
 
 def fit(
-    name: str, make: Callable, how: Stage, size: int, seed: int, out: Path, seconds: float = 0.0
+    name: str, make: Callable, stage: Stage, size: int, seed: int, out: Path, seconds: float = 0.0
 ) -> Fitted:
-    """Train what make() gives, a fresh model and its loss, on `size` pictures; goes on from the checkpoint of an earlier run.
+    """Train the fresh model and its loss that make() returns, on `size` images.
 
-    `seconds`: in place of how.steps, as many as take so long, by the time that the processor gave to this process. Guessed from the first
-    ones, and corrected four times on the way, since machines have their moods; the learning rate follows."""
+    Continues from the checkpoint of an earlier run. With `seconds`, it takes as many steps as fit
+    into this processor time, in place of stage.steps, and the learning rate follows.
+    """
+    progress_file = out / f"{name}.json"
+    checkpoint = out / f"{name}.checkpoint.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, parts_of = make()
-        log = out / f"{name}.json"
-        told = (
-            json.loads(log.read_text()) if log.is_file() else {"steps": how.steps, "seconds": 0.0}
-        )
-        if seconds and not log.is_file():
-            begun = [
-                time.process_time()
-                for _ in training_loop(
-                    "pace", *make(), replace(how, steps=16), size, seed, out / f"{name}.pace", {}
-                )
-            ]
-            told["steps"] = max(1, round(seconds * 11 / (begun[-1] - begun[4])))
-        begun = time.process_time() - told["seconds"]
-        spent = lambda: round(time.process_time() - begun, 1)
-        marks = [
-            share * seconds for share in (0.3, 0.6, 0.8, 0.95) if share * seconds > told["seconds"]
-        ]
+        steps = stage.steps
+        if seconds and not progress_file.is_file():
+            pace = out / f"{name}.pace"
+            step_seconds = seconds_per_step(*make(), stage, size, seed, pace)
+            steps = max(1, round(seconds / step_seconds))
+        progress = Progress(progress_file, steps, seconds)
         key = {
             "name": name,
             "seed": seed,
             "size": size,
-            "lr": how.lr,
-            "batch": how.batch,
-            "length": seconds or how.steps,
+            "lr": stage.lr,
+            "batch": stage.batch,
+            "length": seconds or stage.steps,
         }
-        path = out / f"{name}.checkpoint.safetensors"
-        bar = tqdm(desc=name, mininterval=10)
-        while True:
-            bar.total = (how := replace(how, steps=told["steps"])).steps
-            run = training_loop(name, model, parts_of, how, size, seed, path, key)
-            for record in run:
-                bar.update(record.step - bar.n)
-                due = marks and spent() > marks[0]
-                if due:
-                    del marks[0]
-                    told["steps"] = max(record.step + 1, round(record.step * seconds / spent()))
-                if due or record.step % 50 == 0 or record.step == 1:
-                    write_json(log, told | {"seconds": spent()})
-                if due:
-                    run.close()  # saves; the next round goes on from there
-                    break
-            else:
-                break
-        bar.close()
-        for leftover in (*checkpoints_at(path), log):
+        with tqdm(desc=name, mininterval=10) as bar:
+            finished = False
+            while not finished:
+                stage = replace(stage, steps=progress.steps)
+                bar.total = stage.steps
+                loop = training_loop(name, model, parts_of, stage, size, seed, checkpoint, key)
+                finished = run_until_corrected(loop, progress, bar)
+        for leftover in (*checkpoints_at(checkpoint), progress_file):
             leftover.unlink(missing_ok=True)
-    return Fitted(model.eval().requires_grad_(False), how.steps, spent())
+    return Fitted(model.eval().requires_grad_(False), stage.steps, progress.seconds())
 
 
-def work_through(path: Path, jobs: dict[str, tuple], work: Callable, workers: int) -> dict:
-    """work(*arguments) for every job that `path`, a JSON file, does not have yet; each answer is written as it comes."""
+def seconds_per_step(
+    model: nn.Module, parts_of: Callable, stage: Stage, size: int, seed: int, checkpoint: Path
+) -> float:
+    """Processor time of a training step, without the first five."""
+    loop = training_loop(
+        "pace", model, parts_of, replace(stage, steps=PACE_STEPS), size, seed, checkpoint, {}
+    )
+    times = [time.process_time() for _ in loop]
+    return (times[-1] - times[4]) / (len(times) - 5)
+
+
+def run_until_corrected(loop: Iterator, progress: Progress, bar: tqdm) -> bool:
+    """Run a training loop to its end (True), or until its number of steps is corrected (False)."""
+    for record in loop:
+        bar.update(record.step - bar.n)
+        corrected = progress.correct(record.step)
+        if corrected or record.step % 50 == 0 or record.step == 1:
+            progress.save()
+        if corrected:
+            loop.close()  # saves a checkpoint, from which the next loop continues
+            return False
+    return True
+
+
+# --- Jobs: one for each variant and seed ---
+
+
+def run_jobs(path: Path, jobs: dict[str, tuple], work: Callable, workers: int) -> dict:
+    """Call work(*arguments) for every job that is not yet in the JSON file `path`.
+
+    Each result is written as soon as it is there. Returns all results, by the name of the job.
+    """
     done = json.loads(path.read_text()) if path.is_file() else {}
-    todo = {name: job for name, job in jobs.items() if name not in done}
-    with (
-        ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
-        if workers > 1
-        else nullcontext() as pool
-    ):
-        waiting = {pool.submit(work, *job): name for name, job in todo.items()} if pool else {}
-        for answer in as_completed(waiting) if pool else todo:
-            name, result = (
-                (waiting[answer], answer.result()) if pool else (answer, work(*todo[answer]))
-            )
-            done[name] = result
-            write_json(path, {name: done[name] for name in jobs if name in done})
+    remaining = {name: job for name, job in jobs.items() if name not in done}
+    for name, result in finished_jobs(remaining, work, workers):
+        done[name] = result
+        write_json(path, {name: done[name] for name in jobs if name in done})
     return json.loads(path.read_text())
 
 
-def aligned(muse: Muse, captions: list[str], seed: int, **parts: nn.Module) -> dict[str, float]:
-    """Share of pictures that are right in each attribute, drawn with `parts` in place of the model's own."""
-    drawer = Muse(muse.config, muse.text, muse.parts | parts, muse.about)
-    found = alignment.alignment(
-        [shapes.parse(caption) for caption in captions], drawer.draw(captions, seed=seed)[1]
-    )
-    return {attribute: share["value"] for attribute, share in found.items()}
+def finished_jobs(
+    jobs: dict[str, tuple], work: Callable, workers: int
+) -> Iterator[tuple[str, dict]]:
+    """Each job's name and result, as soon as the job is finished."""
+    if workers <= 1:
+        for name, job in jobs.items():
+            yield name, work(*job)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        names = {pool.submit(work, *job): name for name, job in jobs.items()}
+        for future in as_completed(names):
+            yield names[future], future.result()
 
 
-def told(values: list[float]) -> str:
+# --- Measures, verdicts, tables ---
+
+
+def fractions_right(
+    muse: Muse, captions: list[str], seed: int, **parts: nn.Module
+) -> dict[str, float]:
+    """The fraction of images that are right in each attribute.
+
+    The images are drawn with `parts` in place of the model's own parts.
+    """
+    variant = Muse(muse.config, muse.text, muse.parts | parts, muse.about)
+    _, images = variant.draw(captions, seed=seed)
+    scenes = [shapes.parse(caption) for caption in captions]
+    return {name: cell["value"] for name, cell in alignment(scenes, images).items()}
+
+
+def mean_and_std(values: list[float]) -> str:
     """Mean and standard deviation, as a table has it."""
-    return (
-        f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
-        if len(values) > 1
-        else f"{values[0]:.2f}"
-    )
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
 
 
 def verdict(better: list[float], worse: list[float]) -> str:
-    """Is the first larger, by two standard errors of the difference of means? "holds", "does not hold" (it is smaller), "cannot be told"."""
-    error = sum(np.var(values, ddof=1) / len(values) for values in (better, worse)) ** 0.5
+    """Is the first mean larger by two standard errors of the difference of means?
+
+    Returns "holds", "does not hold" (it is smaller by as much) or "cannot be told".
+    """
+    variances = [np.var(values, ddof=1) / len(values) for values in (better, worse)]
+    error = sum(variances) ** 0.5
     difference = np.mean(better) - np.mean(worse)
-    return (
-        "holds"
-        if difference > 2 * error
-        else "does not hold"
-        if difference < -2 * error
-        else "cannot be told"
-    )
+    if difference > 2 * error:
+        return "holds"
+    if difference < -2 * error:
+        return "does not hold"
+    return "cannot be told"
 
 
 def values(done: dict, variant: str, *keys) -> list[float]:
-    """What the seeds of a variant have under these keys, one below the other."""
-    found = [result for name, result in done.items() if name.rpartition("/")[0] == variant]
+    """What each seed of a variant has under these keys, one key inside the other."""
+    results = [result for name, result in done.items() if name.rpartition("/")[0] == variant]
     for key in keys:
-        found = [result[str(key)] for result in found]
-    return found
+        results = [result[str(key)] for result in results]
+    return results
+
+
+def grouped_bars(axis, groups: tuple[str, ...], series: dict[str, list[list[float]]]) -> None:
+    """Two bars side by side for each group: means and standard deviations over the seeds.
+
+    series: by name, for each group the values of its seeds.
+    """
+    for shift, (name, values_of_groups) in zip((-0.2, 0.2), series.items(), strict=True):
+        points = np.array(values_of_groups)  # groups, seeds
+        places = np.arange(len(groups)) + shift
+        axis.bar(places, points.mean(1), 0.4, yerr=points.std(1), capsize=2, label=name)
+    axis.set(xticks=range(len(groups)), xticklabels=groups)
+    axis.legend(fontsize=8)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """In Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def finish(out: Path, claim: str, done: dict, *paragraphs: str) -> None:
-    """Print tables and verdicts, with how long it all took, and keep them in OUT/CLAIM.md."""
+def write_report(out: Path, claim: str, done: dict, *paragraphs: str) -> None:
+    """Print tables and verdicts, with the time that all took, and keep them in OUT/CLAIM.md."""
     minutes = sum(result["seconds"] for result in done.values()) / 60
-    text = "\n\n".join(
-        [*paragraphs, f"{len(done)} runs, {minutes:.0f} minutes of one thread all together."]
-    )
+    total = f"{len(done)} runs, {minutes:.0f} minutes of one thread all together."
+    text = "\n\n".join([*paragraphs, total])
     (out / f"{claim}.md").write_text(text + "\n")
     print(text)
