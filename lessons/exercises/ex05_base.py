@@ -1,7 +1,8 @@
-"""Lesson 05: what surrounds the base model, and what is at its heart.
+"""Lesson 05: what surrounds the base model, and its core.
 
-Write each function where it says so, then run `minimuse check 05`. Each docstring is a slow, plain specification; yours
-should work on whole tensors. `minimuse.schedule` is yours to use: it is lesson 04.
+Write each function where it says so, then run `minimuse check 05`. Each docstring is a slow, plain
+specification; your function should work on whole tensors. You may use `minimuse.schedule`: it is
+lesson 04.
 """
 
 import torch
@@ -10,7 +11,8 @@ import torch
 def grid_positions(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """2-D positions from a vector for each row (h, D) and one for each column (w, D): (h * w, D).
 
-    Slowly: go through the grid as one reads a page, and add to the vector of the row you are in that of the column.
+    Slowly: go through the grid as one reads a page, and add the vector of the row and the vector of
+    the column.
     """
     raise NotImplementedError
 
@@ -18,18 +20,20 @@ def grid_positions(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 def hide(
     ids: torch.Tensor, mask_id: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (B, N) -> the same with some replaced by mask_id (B, N), and which ones: (B, N) bool.
+    """Token ids (B, N) -> the same with some replaced by mask_id (B, N), and which: (B, N) bool.
 
-    Slowly: for each picture draw a share to hide from the cosine law, round the number of tokens up (at least one), and draw that
-    many places, all alike. The ids that were given stay as they are: the loss needs them.
+    Slowly: for each image draw the fraction to hide from the cosine schedule, round the number of
+    tokens up (at least one), and draw that many places, all equally likely. The ids that are given
+    stay as they are: the loss needs them.
     """
     raise NotImplementedError
 
 
 def drop_captions(visible: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Mask of the captions' words (B, T) bool -> the same, with all words of some captions set to False.
+    """Mask of the captions' words (B, T) bool -> the same, with some captions all False.
 
-    Slowly: for each caption throw a coin of its own, which says "gone" with probability `share`. `visible` itself stays as it is.
+    Slowly: for each caption throw a coin of its own, which says "drop" with probability `share`.
+    `visible` itself stays as it is.
     """
     raise NotImplementedError
 
@@ -37,11 +41,14 @@ def drop_captions(visible: torch.Tensor, share: float, generator: torch.Generato
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Softmax attention: queries (B, H, N, d), keys and values (B, H, T, d), words to look at (B, T) bool -> (B, H, N, d).
+    """Softmax attention -> (B, H, N, d).
 
-    Slowly, for one query: its product with each visible key, over sqrt(d); the exponential of each; divided by their sum, the
-    weights of the values. Without `visible`, every key is. A row of the batch that sees no key gets exactly zero, and so do its
-    gradients.
+    q: queries (B, H, N, d). k, v: keys and values (B, H, T, d). visible: words to look at (B, T)
+    bool; without it, every key is visible.
+
+    Slowly, for one query: take its product with each visible key, over sqrt(d), and the exponential
+    of each. Divided by their sum, they are the weights of the values. A row of the batch that sees
+    no key gets exactly zero, and so do its gradients.
     """
     raise NotImplementedError
 
@@ -49,10 +56,14 @@ def attend(
 def masked_token_loss(
     logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (M, K) of the M hidden tokens, true ids (B, N), which are hidden (B, N) bool -> loss, and share of tokens guessed right.
+    """The loss, and the fraction of tokens that are guessed right.
 
-    Row m of the logits belongs to the m-th True of `hidden`, read row by row. Slowly: the softmax of each row of the logits; minus
-    the logarithm of what it gives the true id; and the mean of all M numbers. A guess is right where the true id has the largest logit.
+    logits: (M, K) of the M hidden tokens. ids: the true ones (B, N). hidden: which are hidden
+    (B, N) bool. Row m of the logits belongs to the m-th True of `hidden`, read row by row.
+
+    Slowly: take the softmax of each row of the logits, then minus the logarithm of what it gives
+    the true id, and the mean of all M numbers. A guess is right where the true id has the largest
+    logit.
     """
     raise NotImplementedError
 
@@ -60,5 +71,8 @@ def masked_token_loss(
 def hide_blocks(
     ids: torch.Tensor, mask_id: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Open-ended: hide one rectangle of each picture's grid, instead of random places. The lesson says what to try with it."""
+    """Open-ended: hide one rectangle of each image's grid, instead of random places.
+
+    The lesson says what to try with it.
+    """
     raise NotImplementedError
