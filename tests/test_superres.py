@@ -226,9 +226,7 @@ def test_places_are_pieces_and_busy_ones_likelier():
 def test_pieces_divide_the_grid():
     with pytest.raises(ValueError, match="4 tokens.*pieces of 3"):
         in_pieces(3)
-    with pytest.raises(
-        ValueError, match="4 tokens.*pieces of 1: .*multiple of 2"
-    ):
+    with pytest.raises(ValueError, match="4 tokens.*pieces of 1: .*multiple of 2"):
         in_pieces(1)
 
 

@@ -39,10 +39,11 @@ from minimuse.metrics.alignment import alignment
 from minimuse.metrics.images import psnr
 from minimuse.metrics.likelihood import bits_per_token
 from minimuse.plumbing.config import Config
+from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.parts import build
 from minimuse.runs.cache import tokens_of
 from minimuse.vq import ImageTokenizer, perplexity
-from minimuse.vq_loss import PictureLoss
+from minimuse.vq_loss import ImageLoss
 
 SIZES = (128, 512, 2048)
 ATTRIBUTES = ("shape", "colour", "size", "count", "all")
@@ -54,7 +55,8 @@ def fit_tokenizer(config: Config, steps: int, images: Images, text_width: int, o
 
     def make():
         tokenizer = build("tokenizer", config, text_width)
-        model = nn.ModuleDict({"part": tokenizer, "loss": PictureLoss(config.loss)})
+        features = perceptual_network(config.loss.perceptual)
+        model = nn.ModuleDict({"part": tokenizer, "loss": ImageLoss(config.loss, features)})
         return model, tokenizer_loss(model, images, config, stage, True, "cpu")
 
     name = f"codebook-tokenizer-{config.tokenizer.codes}"
@@ -78,7 +80,7 @@ def fit_base(
 def draw_ids(muse: Muse, base: MaskGit, captions: list[str]) -> torch.Tensor:
     """Low-res ids (B, N) for the captions, by this base model."""
     sampling = muse.config.sampling
-    contexts = muse.contexts(base, muse.read(captions), sampling.guidance)
+    contexts = muse.contexts(base, muse.embed_prompts(captions), sampling.guidance)
     ids = torch.full((len(captions), len(base.decoder.positions())), base.mask_id)
     generator = torch.Generator().manual_seed(0)
     with autocast("cpu"):  # the contexts have the same precision

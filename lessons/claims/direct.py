@@ -53,12 +53,13 @@ from minimuse.data import Tokens
 from minimuse.datasets import shapes
 from minimuse.decode import Sampling, decode
 from minimuse.device import autocast
+from minimuse.initialization import initialize_weights
 from minimuse.maskgit import BaseConfig, MaskGit
 from minimuse.metrics.alignment import alignment
 from minimuse.muse import Prompts
 from minimuse.plumbing.files import save_tensors
 from minimuse.superres import SuperRes, SuperResConfig
-from minimuse.transformer import TokenDecoder, initialize_weights
+from minimuse.transformer import TokenDecoder
 from minimuse.vq import ImageTokenizer
 
 SIZE = BaseConfig(width=128, layers=3, heads=4)
@@ -295,7 +296,7 @@ class Trial:
         captions = [shapes.caption(scene) for scene in self.scenes[split]]
         images = []
         for i in range(0, len(captions), 32):
-            prompts = self.muse.read(captions[i : i + 32])
+            prompts = self.muse.embed_prompts(captions[i : i + 32])
             seed = sampling_seed * 10_000 + i
             images.append(draw(self.way, self.muse, self.models, prompts, passes, settings, seed))
         cells = alignment(self.scenes[split], torch.cat(images))
@@ -354,7 +355,7 @@ def measure_times(
 ) -> dict[str, dict[int, float]]:
     """Seconds per image of each way at each number of passes. All take turns."""
     muse = Muse.load("toy-shapes", args.device)
-    prompts = muse.read([shapes.caption(scene) for scene in scenes("heldout", batch)])
+    prompts = muse.embed_prompts([shapes.caption(scene) for scene in scenes("heldout", batch)])
     models = {}
     for way in ways:
         trained, _ = train_way(way, 0, Muse.load("toy-shapes"), args)

@@ -5,7 +5,7 @@
 The ids must be the same. The plain loop computes text keys and values anew in every step, runs
 conditional and unconditional rows in two passes, runs both in every step even where guidance is
 zero (here in the first half of the steps), and applies the head to every token. "One batch" has
-both rows in one pass up to decode.FEW tokens, as `decode` does. The table has factors of speed: the
+both rows in one pass up to decode.ONE_BATCH_TOKENS tokens, as `decode` does. The table has factors of speed: the
 median over rounds in which all ways take turns, and the middle half of the rounds.
 """
 
@@ -31,7 +31,7 @@ def guided_logits(model, inputs, where, contexts, t: float, savings) -> torch.Te
     cond, uncond = contexts
     if t == 0 and "no idle unconditional rows" in savings:
         return model(inputs, cond, where)
-    if "one batch" in savings and inputs.numel() <= decode.FEW:
+    if "one batch" in savings and inputs.numel() <= decode.ONE_BATCH_TOKENS:
         both = model(inputs.repeat(2, 1), cond.join(uncond), where.repeat(2, 1))
         return decode.guide(*both.chunk(2), t)
     return decode.guide(model(inputs, cond, where), model(inputs, uncond, where), t)
@@ -78,7 +78,7 @@ def measure(
     muse: Muse, model: nn.Module, B: int, sampling: Sampling, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
     """Seconds of each round, and the ids, by way. All ways take turns."""
-    prompts = muse.read([PROMPT] * B)
+    prompts = muse.embed_prompts([PROMPT] * B)
     if model is muse.base:
         N = muse.config.tokenizer.grid**2
         low = ()

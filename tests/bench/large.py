@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from minimuse.cli.describe import describe
-from minimuse.data import Tokens, edges
+from minimuse.data import Tokens, offsets
 from minimuse.decode import decode
 from minimuse.device import autocast
 from minimuse.losses import token_loss
@@ -87,9 +87,9 @@ def random_tokens(config: Config, images: int, width: int) -> Tokens:
             {
                 "low": torch.randint(config.tokenizer.codes, (images, config.tokenizer.grid**2)),
                 "text": torch.randn(images * WORDS, width).bfloat16(),
-                "starts": edges([WORDS] * images),
+                "starts": offsets([WORDS] * images),
                 "variants": torch.arange(images),
-                "owns": edges([1] * images),
+                "owns": offsets([1] * images),
             }
         ]
     )
