@@ -1,3 +1,5 @@
+"""Lesson 03, words as frozen embeddings: what must hold of its exercises, and wrong solutions."""
+
 import math
 import warnings
 from types import SimpleNamespace
@@ -14,10 +16,12 @@ from minimuse import t5_frozen
 TITLE = "words as frozen embeddings: T5"
 
 seeds = st.integers(0, 2**31 - 1)
+# The score of a hidden key.
 HIDDEN = torch.finfo(torch.float32).min
 
 
 def few(numbers):
+    """A list of numbers with four digits each."""
     return "[" + ", ".join(f"{x:.4g}" for x in numbers) + "]"
 
 
@@ -25,12 +29,11 @@ def few(numbers):
 
 
 def pad_batch(rows, max_length):
+    # A tokenizer whose texts are lists of ids already.
+    tokenizer = SimpleNamespace(pieces=SimpleNamespace(encode=list))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a caption was cut
-        words = SimpleNamespace(
-            pieces=SimpleNamespace(encode=list)
-        )  # a tokenizer whose texts are ids already
-        return t5_frozen.TextTokenizer.encode(words, rows, max_length)
+        return t5_frozen.TextTokenizer.encode(tokenizer, rows, max_length)
 
 
 def masked_mean(embeddings, mask):
@@ -39,34 +42,53 @@ def masked_mean(embeddings, mask):
 
 
 def rms_norm(x, weight, eps):
-    norm = t5_frozen.rms_norm(
-        SimpleNamespace(d_model=len(weight), layer_norm_epsilon=eps)
-    ).requires_grad_(False)
+    config = SimpleNamespace(d_model=len(weight), layer_norm_epsilon=eps)
+    norm = t5_frozen.rms_norm(config).requires_grad_(False)
     norm.weight.data = weight
     return norm(x)
 
 
+def relative_position_bucket(distance, num_buckets, max_distance):
+    return t5_frozen.relative_position_bucket(distance, True, num_buckets, max_distance)
+
+
 def t5_attention(q, k, v, bias):
-    flat = lambda x: rearrange(x, "B H T d -> B T (H d)")
+    """The package's module, with stand-ins for its four projections."""
     heads = q.shape[1]
-    made = SimpleNamespace(
+
+    def flat(x):
+        return rearrange(x, "B H T d -> B T (H d)")
+
+    module = SimpleNamespace(
         config=SimpleNamespace(num_heads=heads),
         q=lambda x: flat(q),
         k=lambda x: flat(k),
         v=lambda x: flat(v),
         o=lambda x: x,
     )
-    out = t5_frozen.Attention.forward(
-        made, None, None, bias
-    )  # the module, its four projections left out
+    out = t5_frozen.Attention.forward(module, None, None, bias)
     return rearrange(out, "B T (H d) -> B H T d", H=heads)
 
 
-# --- Properties ---
+# --- Properties: pad_batch ---
+
+
+def slow_pad_batch(rows, max_length):
+    """ids and mask as lists of lists."""
+    closed = []
+    for row in rows:
+        closed.append(row[: max_length - 1] + [1] if row else [])
+    T = max(1, *(len(row) for row in closed))
+    ids, mask = [], []
+    for row in closed:
+        padding = T - len(row)
+        ids.append(row + [0] * padding)
+        mask.append([True] * len(row) + [False] * padding)
+    return ids, mask
 
 
 def closes_cuts_and_pads(function):
-    """Row by row, with lists."""
+    """Compared row by row, with lists."""
 
     @given(
         st.lists(st.lists(st.integers(2, 9), max_size=6), min_size=1, max_size=4), st.integers(1, 7)
@@ -75,23 +97,28 @@ def closes_cuts_and_pads(function):
     @example([[], [5, 6]], 4)
     @example([[5, 6, 7], [8]], 3)
     def check(rows, max_length):
-        said = f"rows {rows}, max_length {max_length}"
+        case = f"rows {rows}, max_length {max_length}"
         ids, mask = function([list(row) for row in rows], max_length)
         assert ids.dtype == torch.int64 and mask.dtype == torch.bool, (
-            f"{said}: ids are {ids.dtype}, the mask is {mask.dtype}"
+            f"{case}: ids are {ids.dtype}, the mask is {mask.dtype}"
         )
-        real = []
-        for row in rows:
-            real.append(row[: max_length - 1] + [1] if row else [])
-        T = max(1, *map(len, real))
-        wanted = [row + [0] * (T - len(row)) for row in real]
-        assert ids.tolist() == wanted, f"{said}: ids {ids.tolist()}, not {wanted}"
-        shown = [[t < len(row) for t in range(T)] for row in real]
-        assert mask.tolist() == shown, (
-            f"{said}: mask {mask.int().tolist()}, not {torch.tensor(shown).int().tolist()}"
+        expected_ids, expected_mask = slow_pad_batch(rows, max_length)
+        assert ids.tolist() == expected_ids, f"{case}: ids {ids.tolist()}, not {expected_ids}"
+        assert mask.tolist() == expected_mask, (
+            f"{case}: mask {mask.int().tolist()}, not {torch.tensor(expected_mask).int().tolist()}"
         )
 
     check()
+
+
+# --- Properties: masked_mean ---
+
+
+def slow_mean(vectors, E):
+    """The mean of lists of E numbers; zero if there are none."""
+    if not vectors:
+        return [0.0] * E
+    return [sum(vector[e] for vector in vectors) / len(vectors) for e in range(E)]
 
 
 def is_the_mean_of_what_is_real(function):
@@ -101,57 +128,61 @@ def is_the_mean_of_what_is_real(function):
     @example(0, 1, 1, 1)
     @example(1, 3, 4, 2)
     def check(seed, B, T, E):
-        draw = torch.Generator().manual_seed(seed)
-        embeddings = torch.randint(-9, 10, (B, T, E), generator=draw).double()
-        lengths = torch.randint(0, T + 1, (B,), generator=draw)
+        generator = torch.Generator().manual_seed(seed)
+        embeddings = torch.randint(-9, 10, (B, T, E), generator=generator).double()
+        lengths = torch.randint(0, T + 1, (B,), generator=generator)
         mask = torch.arange(T) < lengths[:, None]
-        got = function(embeddings.clone(), mask.clone())
-        assert tuple(got.shape) == (B, E), f"the result is {tuple(got.shape)}, not {(B, E)}"
+        result = function(embeddings.clone(), mask.clone())
+        assert tuple(result.shape) == (B, E), f"the result is {tuple(result.shape)}, not {(B, E)}"
         for b in range(B):
-            real = embeddings[b].tolist()[: int(lengths[b])]
-            wanted = [
-                sum(vector[e] for vector in real) / len(real) if real else 0.0 for e in range(E)
-            ]
+            vectors = embeddings[b].tolist()
+            real = vectors[: int(lengths[b])]
+            expected = slow_mean(real, E)
             assert torch.allclose(
-                got[b].double(), torch.tensor(wanted).double(), rtol=1e-6, atol=1e-6
+                result[b].double(), torch.tensor(expected).double(), rtol=1e-6, atol=1e-6
             ), (
-                f"vectors {embeddings[b].tolist()}, the first {len(real)} real: {few(got[b].tolist())}, not {few(wanted)}"
+                f"vectors {vectors}, the first {len(real)} real: "
+                f"{few(result[b].tolist())}, not {few(expected)}"
             )
 
     check()
 
 
 def hidden_places_have_no_influence(function):
-    """More padding, and other junk in it, leave every mean as it was."""
+    """More padding with other numbers in it leaves every mean as it was."""
 
     @given(seeds, st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
     def check(seed, B, T, more):
-        draw = torch.Generator().manual_seed(seed)
-        embeddings = torch.randn(B, T, 2, generator=draw, dtype=torch.float64)
-        mask = torch.rand(B, T, generator=draw) < 0.6
-        wider = torch.cat(
-            [
-                embeddings.masked_fill(~mask[:, :, None], 70.0),
-                50 * torch.ones(B, more, 2, dtype=torch.float64),
-            ],
-            dim=1,
-        )
-        got = function(wider, torch.cat([mask, torch.zeros(B, more, dtype=torch.bool)], dim=1))
-        apart = float((got - function(embeddings, mask)).abs().max())
-        assert apart < 1e-6, (
-            f"mask {mask.int().tolist()}: {more} more hidden places and other junk in them move the mean by {apart:.3g}"
+        generator = torch.Generator().manual_seed(seed)
+        embeddings = torch.randn(B, T, 2, generator=generator, dtype=torch.float64)
+        mask = torch.rand(B, T, generator=generator) < 0.6
+        changed = embeddings.masked_fill(~mask[:, :, None], 70.0)
+        added = 50 * torch.ones(B, more, 2, dtype=torch.float64)
+        wider = torch.cat([changed, added], dim=1)
+        wider_mask = torch.cat([mask, torch.zeros(B, more, dtype=torch.bool)], dim=1)
+        difference = function(wider, wider_mask) - function(embeddings, mask)
+        moved = float(difference.abs().max())
+        assert moved < 1e-6, (
+            f"mask {mask.int().tolist()}: {more} more hidden places, with other numbers in them, "
+            f"move the mean by {moved:.3g}"
         )
 
     check()
 
 
+# --- Properties: rms_norm ---
+
+
 def slow_rms_norm(vector, weight, eps):
     scale = math.sqrt(sum(x * x for x in vector) / len(vector) + eps)
-    return [x / scale * w for x, w in zip(vector, weight)]
+    return [x / scale * w for x, w in zip(vector, weight, strict=True)]
 
 
 def is_rms_norm(function):
-    """Each vector by itself, compared with plain Python; long ones, and ones so short that eps matters."""
+    """Each vector by itself, compared with plain Python.
+
+    Long vectors, and ones so short that eps matters.
+    """
 
     @given(
         seeds,
@@ -164,56 +195,71 @@ def is_rms_norm(function):
     @example(0, 2, 4, 1e-3, 1e-6)
     @example(0, 1, 2, 0.0, 1e-6)
     def check(seed, B, E, size, eps):
-        draw = torch.Generator().manual_seed(seed)
-        x = torch.randint(-9, 10, (B, 2, E), generator=draw).float() * size
-        weight = torch.randint(1, 9, (E,), generator=draw).float() / 4
-        got = function(x.clone(), weight.clone(), eps)
-        assert got.shape == x.shape, f"the result is {tuple(got.shape)}, not {tuple(x.shape)}"
-        for vector, out in zip(x.flatten(0, 1).tolist(), got.flatten(0, 1)):
-            wanted = slow_rms_norm(vector, weight.tolist(), eps)
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randint(-9, 10, (B, 2, E), generator=generator).float() * size
+        weight = torch.randint(1, 9, (E,), generator=generator).float() / 4
+        result = function(x.clone(), weight.clone(), eps)
+        assert result.shape == x.shape, f"the result is {tuple(result.shape)}, not {tuple(x.shape)}"
+        for vector, out in zip(x.flatten(0, 1).tolist(), result.flatten(0, 1), strict=True):
+            expected = slow_rms_norm(vector, weight.tolist(), eps)
             assert torch.allclose(
-                out.double(), torch.tensor(wanted, dtype=torch.float64), rtol=3e-6, atol=1e-9
+                out.double(), torch.tensor(expected, dtype=torch.float64), rtol=3e-6, atol=1e-9
             ), (
-                f"{few(vector)}, weight {weight.tolist()}, eps {eps}: {few(out.tolist())}, not {few(wanted)}"
+                f"{few(vector)}, weight {weight.tolist()}, eps {eps}: "
+                f"{few(out.tolist())}, not {few(expected)}"
             )
 
     check()
 
 
 def squares_fit_in_half_precision(function):
-    """float16 ends at 65504, so the square of 300 is infinite there. The norm is right all the same, to the last two bits."""
+    """The square of 300 is infinite in float16, which ends at 65504. The norm must be right.
+
+    It is compared up to the last two bits.
+    """
 
     @given(seeds, st.integers(1, 5), st.integers(1, 8))
     @example(0, 1, 1)
     def check(seed, E, size):
-        draw = torch.Generator().manual_seed(seed)
-        x = (torch.randint(1, 9, (2, E), generator=draw) * 400 * size).half()
-        weight = (torch.randint(1, 9, (E,), generator=draw) / 4).half()
-        got = function(x.clone(), weight.clone(), 1e-6)
-        assert got.dtype == torch.float16, f"weight is float16, and the result {got.dtype}"
-        for vector, out in zip(x.tolist(), got.double()):
-            wanted = slow_rms_norm(vector, weight.tolist(), 1e-6)
+        generator = torch.Generator().manual_seed(seed)
+        x = (torch.randint(1, 9, (2, E), generator=generator) * 400 * size).half()
+        weight = (torch.randint(1, 9, (E,), generator=generator) / 4).half()
+        result = function(x.clone(), weight.clone(), 1e-6)
+        assert result.dtype == torch.float16, f"weight is float16, and the result {result.dtype}"
+        for vector, out in zip(x.tolist(), result.double(), strict=True):
+            expected = slow_rms_norm(vector, weight.tolist(), 1e-6)
             assert torch.allclose(
-                out, torch.tensor(wanted, dtype=torch.float64), rtol=2e-3, atol=0
+                out, torch.tensor(expected, dtype=torch.float64), rtol=2e-3, atol=0
             ), (
-                f"float16 {few(vector)}, weight {weight.tolist()}: {few(out.tolist())}, not {few(wanted)}"
+                f"float16 {few(vector)}, weight {weight.tolist()}: "
+                f"{few(out.tolist())}, not {few(expected)}"
             )
 
     check()
 
 
+# --- Properties: relative_position_bucket ---
+
+
 def slow_bucket(distance, num_buckets, max_distance):
-    """Whole numbers only: far >= n (max / n)^(i / n) is far^n >= n^(n - i) max^i."""
+    """Count the boundaries that the distance has reached, in whole numbers.
+
+    Bucket n + i starts at n (max / n)^(i / n): far is at least that if
+    far^n >= n^(n - i) max^i.
+    """
     n, far = num_buckets // 4, abs(distance)
-    bucket = (
-        sum(far >= begin for begin in range(n))
-        + sum(far**n >= n ** (n - i) * max_distance**i for i in range(n))
-        - 1
-    )
-    return bucket + (num_buckets // 2 if distance > 0 else 0)
+    bucket = -1
+    for begin in range(n):
+        bucket += far >= begin
+    for i in range(n):
+        bucket += far**n >= n ** (n - i) * max_distance**i
+    if distance > 0:
+        bucket += num_buckets // 2
+    return bucket
 
 
-# Apart from T5's own, ranges in which no later bucket begins at a whole number, where the last bit of a logarithm would decide.
+# T5's own range, and ranges in which no later bucket starts at a whole number. There the last bit
+# of a logarithm would decide.
 RANGES = [(32, 128), (16, 128), (32, 64), (8, 20)]
 
 
@@ -226,54 +272,87 @@ def buckets_are_exact(function):
     @example((32, 128), [-7, -8, -11, -12, -15, -16, -127, -128, -300])
     @example((32, 128), [7, 8, 11, 12, 15, 16, 22, 23, 90, 91, 127, 128, 300])
     def check(ranges, distances):
-        got = function(torch.tensor(distances), *ranges)
-        assert got.dtype == torch.int64, f"buckets are {got.dtype}"
-        for distance, bucket in zip(distances, got.tolist()):
-            wanted = slow_bucket(distance, *ranges)
-            assert bucket == wanted, (
-                f"{ranges[0]} buckets, max_distance {ranges[1]}: distance {distance} is in bucket {bucket}, not {wanted}"
+        result = function(torch.tensor(distances), *ranges)
+        assert result.dtype == torch.int64, f"buckets are {result.dtype}"
+        for distance, bucket in zip(distances, result.tolist(), strict=True):
+            expected = slow_bucket(distance, *ranges)
+            assert bucket == expected, (
+                f"{ranges[0]} buckets, max_distance {ranges[1]}: "
+                f"distance {distance} is in bucket {bucket}, not {expected}"
             )
 
     check()
 
 
 def buckets_keep_the_shape(function):
-    """A table of all pairs in, a table of buckets out; on its diagonal, the distance 0."""
+    """A table of the distances of all pairs gives a table of buckets."""
 
     @given(st.integers(1, 40))
     def check(T):
         position = torch.arange(T)
-        got = function(position[None, :] - position[:, None], 32, 128)
-        assert tuple(got.shape) == (T, T), (
-            f"{T} x {T} distances, and buckets of shape {tuple(got.shape)}"
+        result = function(position[None, :] - position[:, None], 32, 128)
+        assert tuple(result.shape) == (T, T), (
+            f"{T} x {T} distances, and buckets of shape {tuple(result.shape)}"
         )
-        wanted = [[slow_bucket(key - query, 32, 128) for key in range(T)] for query in range(T)]
-        assert got.tolist() == wanted, (
-            f"a text of {T} tokens: buckets {got.tolist()[0][:9]} for the first query, not {wanted[0][:9]}"
-        )
+        for query, row in enumerate(result.tolist()):
+            expected = [slow_bucket(key - query, 32, 128) for key in range(T)]
+            assert row == expected, (
+                f"a text of {T} tokens: buckets {row[:9]} for query {query}, not {expected[:9]}"
+            )
 
     check()
 
 
+# --- Properties: t5_attention ---
+
+
 def slow_attention(query, keys, values, bias):
-    scores = [sum(a * b for a, b in zip(query, key)) + extra for key, extra in zip(keys, bias)]
+    """One query over lists of keys and values, in plain Python."""
+    scores = []
+    for key, extra in zip(keys, bias, strict=True):
+        scores.append(sum(a * b for a, b in zip(query, key, strict=True)) + extra)
     weights = [math.exp(score - max(scores)) for score in scores]
-    return [
-        sum(w * value[i] for w, value in zip(weights, values)) / sum(weights)
-        for i in range(len(values[0]))
-    ]
+    result = []
+    for i in range(len(values[0])):
+        weighted = sum(w * value[i] for w, value in zip(weights, values, strict=True))
+        result.append(weighted / sum(weights))
+    return result
 
 
 def whole_numbers(seed, B, H, T, S, d, loud):
-    """Scores that float32 holds exactly, so that only the softmax can round."""
-    draw = torch.Generator().manual_seed(seed)
-    whole = lambda *shape: torch.randint(-3, 4, shape, generator=draw).float()
-    q, k, v = loud * whole(B, H, T, d), loud * whole(B, H, S, d), whole(B, H, S, d)
-    return q, k, v, whole(1, H, T, S) / 2, torch.rand(B, S, generator=draw) < 0.7
+    """Inputs whose scores float32 holds exactly, so that only the softmax can round."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def whole(*shape):
+        return torch.randint(-3, 4, shape, generator=generator).float()
+
+    q = loud * whole(B, H, T, d)
+    k = loud * whole(B, H, S, d)
+    v = whole(B, H, S, d)
+    bias = whole(1, H, T, S) / 2
+    visible = torch.rand(B, S, generator=generator) < 0.7
+    return q, k, v, bias, visible
+
+
+def equals_slow_attention(function, q, k, v, bias):
+    """Compare query by query with plain Python. The bias is (B, H, T, S) or (1, H, T, S)."""
+    B, H, T, _ = q.shape
+    result = function(q, k, v, bias)
+    assert result.shape == q.shape, f"the result is {tuple(result.shape)}, not {tuple(q.shape)}"
+    bias = bias.expand(B, -1, -1, -1)
+    for b, h, t in torch.cartesian_prod(*map(torch.arange, (B, H, T))).tolist():
+        query, keys, values = q[b, h, t].tolist(), k[b, h].tolist(), v[b, h].tolist()
+        extra = bias[b, h, t].tolist()
+        expected = slow_attention(query, keys, values, extra)
+        out = result[b, h, t]
+        assert torch.allclose(out, torch.tensor(expected), rtol=1e-5, atol=1e-5), (
+            f"query {few(query)}, keys {keys}, values {values}, bias {few(extra)}: "
+            f"{few(out.tolist())}, not {few(expected)}"
+        )
 
 
 def is_attention_without_scale(function):
-    """Compared with plain Python, query by query: no 1/sqrt(d), the bias inside the softmax, some keys hidden."""
+    """No 1 / sqrt(d), the bias inside the softmax; with all keys, and with some hidden."""
 
     @given(
         seeds,
@@ -290,92 +369,230 @@ def is_attention_without_scale(function):
     def check(seed, B, H, T, S, d, loud):
         q, k, v, bias, visible = whole_numbers(seed, B, H, T, S, d, loud)
         visible[:, 0] = True
-        for masked in (False, True):
-            full = bias.expand(B, H, T, S)
-            if masked:
-                full = full.masked_fill(~visible[:, None, None, :], HIDDEN)
-            got = function(q, k, v, full if masked else bias)
-            assert got.shape == q.shape, f"the result is {tuple(got.shape)}, not {tuple(q.shape)}"
-            for b in range(B):
-                for h in range(H):
-                    for t in range(T):
-                        query, keys, values, extra = (
-                            q[b, h, t].tolist(),
-                            k[b, h].tolist(),
-                            v[b, h].tolist(),
-                            full[b, h, t].tolist(),
-                        )
-                        wanted = slow_attention(query, keys, values, extra)
-                        assert torch.allclose(
-                            got[b, h, t], torch.tensor(wanted), rtol=1e-5, atol=1e-5
-                        ), (
-                            f"query {few(query)}, keys {keys}, values {values}, bias {few(extra)}: {few(got[b, h, t].tolist())}, not {few(wanted)}"
-                        )
+        equals_slow_attention(function, q, k, v, bias)
+        masked_bias = bias.expand(B, H, T, S).masked_fill(~visible[:, None, None, :], HIDDEN)
+        equals_slow_attention(function, q, k, v, masked_bias)
 
     check()
 
 
 def nothing_to_look_at_is_finite(function):
-    """A null caption hides every key. What comes out is thrown away, but NaN would not stay where it is."""
+    """A null caption hides every key. Its result is not used, but NaN would spread."""
 
     @given(seeds, st.integers(1, 4), st.integers(1, 3))
     @example(0, 1, 1)
     def check(seed, T, d):
         q, k, v, bias, _ = whole_numbers(seed, 2, 1, T, T, d, 1)
         bias = torch.cat([bias, torch.full_like(bias, HIDDEN)])
-        got = function(q, k, v, bias)
-        assert got.isfinite().all(), f"{T} keys, all hidden: {got[1, 0].tolist()}"
+        result = function(q, k, v, bias)
+        assert result.isfinite().all(), f"{T} keys, all hidden: {result[1, 0].tolist()}"
         alone = function(q[:1], k[:1], v[:1], bias[:1])
-        assert torch.allclose(got[:1], alone, rtol=1e-5, atol=1e-5), (
+        assert torch.allclose(result[:1], alone, rtol=1e-5, atol=1e-5), (
             "a null caption changes its neighbour in the batch"
         )
 
     check()
 
 
-# --- Planted bugs ---
+# --- Planted bugs: pad_batch ---
 
 
-def padded(rows, max_length, eos=True, keep=True, empty=False, pad=0, width=None, hide=()):
-    """The right thing, with switches that break it."""
-    rows = [row + [1] * eos if row or empty else [] for row in rows]
-    rows = [
-        row if len(row) <= max_length else row[: max_length - 1] + [1] if keep else row[:max_length]
-        for row in rows
-    ]
-    T = width or max(1, *map(len, rows))
-    ids = torch.tensor([row + [pad] * (T - len(row)) for row in rows])
-    mask = torch.tensor([[t < len(row) for t in range(T)] for row in rows])
-    for token in hide:
-        mask = mask & (ids != token)
+def padded(rows, max_length, eos=(1,), null_eos=(), keep_eos=True, width=None):
+    """pad_batch with switches that break it."""
+    cut = []
+    for row in rows:
+        row = [*row, *(eos if row else null_eos)]
+        if len(row) > max_length:
+            row = row[:max_length]
+            if keep_eos:
+                row[-1] = 1
+        cut.append(row)
+    T = width or max(1, *(len(row) for row in cut))
+    ids = torch.zeros(len(cut), T, dtype=torch.int64)
+    mask = torch.zeros(len(cut), T, dtype=torch.bool)
+    for i, row in enumerate(cut):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[i, : len(row)] = True
     return ids, mask
 
 
-def bucket(
-    distance,
-    num_buckets,
-    max_distance,
-    after=lambda d: d > 0,
-    size=torch.abs,
-    last=True,
-    offset=0.0,
-):
+def without_eos(rows, max_length):
+    return padded(rows, max_length, eos=())
+
+
+def eos_is_cut_off(rows, max_length):
+    return padded(rows, max_length, keep_eos=False)
+
+
+def null_caption_has_eos(rows, max_length):
+    return padded(rows, max_length, null_eos=(1,))
+
+
+def eos_is_not_real(rows, max_length):
+    ids, mask = padded(rows, max_length)
+    return ids, mask & (ids != 1)
+
+
+def always_full_width(rows, max_length):
+    return padded(rows, max_length, width=max_length)
+
+
+def eos_is_not_counted(rows, max_length):
+    return padded(rows, max_length + 1)
+
+
+def padding_is_real(rows, max_length):
+    ids, mask = padded(rows, max_length)
+    return ids, torch.ones_like(mask)
+
+
+def padded_on_the_left(rows, max_length):
+    ids, mask = padded([row[::-1] for row in rows], max_length)
+    return ids.flip(1), mask.flip(1)
+
+
+# --- Planted bugs: masked_mean ---
+
+
+def mean_of_all(embeddings, mask):
+    return embeddings.mean(1)
+
+
+def divided_by_T(embeddings, mask):
+    return (embeddings * mask[..., None]).mean(1)
+
+
+def padding_is_added(embeddings, mask):
+    return embeddings.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def nan_for_a_null_caption(embeddings, mask):
+    return (embeddings * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def count_of_the_longest(embeddings, mask):
+    return (embeddings * mask[..., None]).sum(1) / mask.sum(1).max().clamp(min=1)
+
+
+def count_plus_one(embeddings, mask):
+    """Never divides by zero, and is biased."""
+    return (embeddings * mask[..., None]).sum(1) / (mask.sum(1, keepdim=True) + 1)
+
+
+# --- Planted bugs: rms_norm ---
+
+
+def with_mean_removed(x, weight, eps):
+    return F.layer_norm(x, x.shape[-1:], weight=weight, eps=eps)
+
+
+def eps_after_the_root(x, weight, eps):
+    return weight * x / (x.pow(2).mean(-1, keepdim=True).sqrt() + eps)
+
+
+def length_of_the_vector(x, weight, eps):
+    return weight * x / (x.pow(2).sum(-1, keepdim=True) + eps).sqrt()
+
+
+def one_scale_for_the_batch(x, weight, eps):
+    return weight * x / (x.pow(2).mean() + eps).sqrt()
+
+
+def weight_forgotten(x, weight, eps):
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def squares_in_half_precision(x, weight, eps):
+    return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
+# --- Planted bugs: relative_position_bucket ---
+
+
+def bucket(far, after, num_buckets, max_distance, last=True, offset=0.0):
+    """relative_position_bucket of a distance `far`, after or before, with switches."""
     half, n = num_buckets // 2, num_buckets // 4
-    far = size(distance)
-    octaves = torch.log(far.clamp(min=1).double() / n) / math.log(max_distance / n) * (half - n)
-    log = n + (octaves + 1e-9 + offset).long()
-    return after(distance) * half + torch.where(
-        far < n, far, log.clamp(max=half - 1) if last else log
-    )
+    octaves = torch.log(far.clamp(min=1).double() / n) / math.log(max_distance / n)
+    wide = n + (octaves * (half - n) + 1e-9 + offset).long()
+    if last:
+        wide = wide.clamp(max=half - 1)
+    return after * half + torch.where(far < n, far, wide)
+
+
+def query_minus_key(distance, num_buckets, max_distance):
+    return bucket(distance.abs(), distance < 0, num_buckets, max_distance)
+
+
+def zero_is_after(distance, num_buckets, max_distance):
+    return bucket(distance.abs(), distance >= 0, num_buckets, max_distance)
+
+
+def beyond_the_last(distance, num_buckets, max_distance):
+    return bucket(distance.abs(), distance > 0, num_buckets, max_distance, last=False)
+
+
+def rounded(distance, num_buckets, max_distance):
+    """Rounded to the nearest where it should be rounded down."""
+    return bucket(distance.abs(), distance > 0, num_buckets, max_distance, offset=0.5)
+
+
+def before_is_all_alike(distance, num_buckets, max_distance):
+    return bucket(distance.clamp(min=0), distance > 0, num_buckets, max_distance)
+
+
+def no_wide_buckets(distance, num_buckets, max_distance):
+    half = num_buckets // 2
+    return distance.abs().clamp(max=half - 1) + (distance > 0) * half
+
+
+def the_decoders(distance, num_buckets, max_distance):
+    return t5_frozen.relative_position_bucket(distance, False, num_buckets, max_distance)
+
+
+def twice_as_far(distance, num_buckets, max_distance):
+    return bucket(distance.abs(), distance > 0, num_buckets, 2 * max_distance)
+
+
+# --- Planted bugs: t5_attention ---
 
 
 def attended(q, k, v, bias, scale=1.0, dim=-1):
+    """t5_attention with switches that break it."""
     return (scale * q @ k.transpose(-1, -2) + bias).softmax(dim) @ v
 
 
+def with_scale(q, k, v, bias):
+    """The attention of all other transformers."""
+    return attended(q, k, v, bias, scale=q.shape[-1] ** -0.5)
+
+
+def without_bias(q, k, v, bias):
+    """As in a block without the table."""
+    return attended(q, k, v, torch.where(bias == HIDDEN, bias, 0.0))
+
+
+def over_the_queries(q, k, v, bias):
+    return attended(q, k, v, bias, dim=-2)
+
+
+def bias_transposed(q, k, v, bias):
+    """By query - key."""
+    return attended(q, k, v, bias.transpose(-1, -2))
+
+
+def bias_after_the_softmax(q, k, v, bias):
+    return ((q @ k.transpose(-1, -2)).softmax(-1) + bias) @ v
+
+
 def without_maximum(q, k, v, bias):
+    """Overflows."""
     weights = (q @ k.transpose(-1, -2) + bias).exp()
     return weights / weights.sum(-1, keepdim=True) @ v
+
+
+def minus_infinity(q, k, v, bias):
+    """NaN for a null caption."""
+    return attended(q, k, v, torch.where(bias == HIDDEN, -torch.inf, bias))
 
 
 EXERCISES = [
@@ -383,21 +600,17 @@ EXERCISES = [
         "pad_batch",
         pad_batch,
         (closes_cuts_and_pads,),
-        hint="add what closes a row before you measure it, and make room for it when you cut. Which row has nothing to close?",
+        hint="add the eos to a row before you measure it, and make room for it when you cut. Which "
+        "row gets no eos?",
         wrong=(
-            lambda r, m: padded(r, m, eos=False),
-            lambda r, m: padded(r, m, keep=False),  # eos is cut off
-            lambda r, m: padded(r, m, empty=True),  # the null caption says eos
-            lambda r, m: padded(r, m, hide=[1]),  # eos is not real
-            lambda r, m: padded(r, m, width=m),  # always the full width
-            lambda r, m: padded(r, m + 1),  # eos is not counted
-            lambda r, m: (
-                padded(r, m)[0],
-                torch.ones(padded(r, m)[0].shape, dtype=torch.bool),
-            ),  # pads are real
-            lambda r, m: tuple(
-                x.flip(1) for x in padded([row[::-1] for row in r], m)
-            ),  # padded on the left, eos first
+            without_eos,
+            eos_is_cut_off,
+            null_caption_has_eos,
+            eos_is_not_real,
+            always_full_width,
+            eos_is_not_counted,
+            padding_is_real,
+            padded_on_the_left,
         ),
     ),
     Exercise(
@@ -406,85 +619,60 @@ EXERCISES = [
         (is_the_mean_of_what_is_real, hidden_places_have_no_influence),
         hint="a sum and a count, each over the real tokens only. What is zero divided by zero?",
         wrong=(
-            lambda e, m: e.mean(1),
-            lambda e, m: (e * m[..., None]).mean(1),  # divided by T
-            lambda e, m: e.sum(1) / m.sum(1, keepdim=True).clamp(min=1),  # junk is added
-            lambda e, m: (
-                (e * m[..., None]).sum(1) / m.sum(1, keepdim=True)
-            ),  # NaN for a null caption
-            lambda e, m: (
-                (e * m[..., None]).sum(1) / m.sum(1).max().clamp(min=1)
-            ),  # the longest row's count
-            lambda e, m: (
-                (e * m[..., None]).sum(1) / (m.sum(1, keepdim=True) + 1)
-            ),  # biased, to be safe from zero
+            mean_of_all,
+            divided_by_T,
+            padding_is_added,
+            nan_for_a_null_caption,
+            count_of_the_longest,
+            count_plus_one,
         ),
     ),
     Exercise(
         "rms_norm",
         rms_norm,
         (is_rms_norm, squares_fit_in_half_precision),
-        hint="no mean is taken off, and eps is added before the root. In which precision can a square overflow?",
+        hint="no mean is subtracted, and eps is added before the root. In which precision can a "
+        "square overflow?",
         wrong=(
-            lambda x, w, eps: F.layer_norm(
-                x, x.shape[-1:], weight=w, eps=eps
-            ),  # takes the mean off
-            lambda x, w, eps: (
-                w * x / (x.pow(2).mean(-1, keepdim=True).sqrt() + eps)
-            ),  # eps after the root
-            lambda x, w, eps: (
-                w * x / (x.pow(2).sum(-1, keepdim=True) + eps).sqrt()
-            ),  # the length, not the mean square
-            lambda x, w, eps: w * x / (x.pow(2).mean() + eps).sqrt(),  # one scale for the batch
-            lambda x, w, eps: (
-                x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
-            ),  # weight forgotten
-            lambda x, w, eps: (
-                w * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-            ),  # squares in half precision
+            with_mean_removed,
+            eps_after_the_root,
+            length_of_the_vector,
+            one_scale_for_the_batch,
+            weight_forgotten,
+            squares_in_half_precision,
         ),
     ),
     Exercise(
         "relative_position_bucket",
-        lambda distance, num_buckets, max_distance: t5_frozen.relative_position_bucket(
-            distance, True, num_buckets, max_distance
-        ),
+        relative_position_bucket,
         (buckets_are_exact, buckets_keep_the_shape),
-        hint="print the buckets of -20 to 20 beside the lesson's table. Which half is for a key after its query? Where does log(0) go?",
+        hint="print the buckets of -20 to 20 beside the lesson's table. Which half is for a key "
+        "after its query? What becomes of log(0)?",
         wrong=(
-            lambda d, n, m: bucket(d, n, m, after=lambda d: d < 0),  # query - key
-            lambda d, n, m: bucket(d, n, m, after=lambda d: d >= 0),  # where 0 belongs
-            lambda d, n, m: bucket(d, n, m, last=False),  # beyond the last bucket
-            lambda d, n, m: bucket(d, n, m, offset=0.5),  # rounded, not cut
-            lambda d, n, m: bucket(
-                d, n, m, size=lambda d: d.clamp(min=0)
-            ),  # keys before the query are all alike
-            lambda d, n, m: d.abs().clamp(max=n // 2 - 1) + (d > 0) * (n // 2),  # no wide buckets
-            lambda d, n, m: t5_frozen.relative_position_bucket(d, False, n, m),  # the decoder's
-            lambda d, n, m: bucket(d, n, 2 * m),
+            query_minus_key,
+            zero_is_after,
+            beyond_the_last,
+            rounded,
+            before_is_all_alike,
+            no_wide_buckets,
+            the_decoders,
+            twice_as_far,
         ),
     ),
     Exercise(
         "t5_attention",
         t5_attention,
         (is_attention_without_scale, nothing_to_look_at_is_finite),
-        hint="nothing is divided by sqrt(d), the bias is part of the score, and the weights over the keys of one query sum to 1.",
+        hint="nothing is divided by sqrt(d), the bias is part of the score, and the weights over "
+        "the keys of one query sum to 1.",
         wrong=(
-            lambda q, k, v, b: attended(
-                q, k, v, b, scale=q.shape[-1] ** -0.5
-            ),  # everybody else's attention
-            lambda q, k, v, b: attended(
-                q, k, v, torch.where(b == HIDDEN, b, 0.0)
-            ),  # as in a block without the table
-            lambda q, k, v, b: attended(q, k, v, b, dim=-2),  # over the queries
-            lambda q, k, v, b: attended(q, k, v, b.transpose(-1, -2)),  # query - key
-            lambda q, k, v, b: (
-                ((q @ k.transpose(-1, -2)).softmax(-1) + b) @ v
-            ),  # outside of the softmax
-            without_maximum,  # overflows
-            lambda q, k, v, b: attended(
-                q, k, v, torch.where(b == HIDDEN, -torch.inf, b)
-            ),  # NaN for a null caption
+            with_scale,
+            without_bias,
+            over_the_queries,
+            bias_transposed,
+            bias_after_the_softmax,
+            without_maximum,
+            minus_infinity,
         ),
     ),
 ]
