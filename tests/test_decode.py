@@ -1,6 +1,5 @@
-"""Parallel decoding against a NumPy reference, and a dozen broken decoders: `pytest tests/test_decode.py`."""
+"""Parallel decoding: properties with a NumPy reference, and a dozen broken decoders."""
 
-from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -30,43 +29,43 @@ LOOP_PROPERTIES = (
 )
 
 
-# One step
-
-
+# --- One step ---
 @pytest.mark.parametrize("prop", STEP_PROPERTIES)
 def test_step(prop):
     prop(package_step)
 
 
 def step(logits, ids, hidden, left, token_noise, choice_noise, temperature, bug=None):
-    """decode.step once more, with one bug at a time."""
-    tempered = logits / temperature if temperature else logits
-    guess = (
-        logits + (token_noise if bug == "no temperature" else temperature * token_noise)
-    ).argmax(-1)
+    """decode.step written again, with one bug at a time."""
+    noise_scale = 1 if bug == "no temperature" else temperature
+    guess = (logits + noise_scale * token_noise).argmax(-1)
     if bug != "known tokens drawn again":
         guess = torch.where(hidden, guess, ids)
-    log_p = (
-        (tempered if bug == "tempered confidence" else logits)
-        .log_softmax(-1)
-        .gather(-1, guess[..., None])[..., 0]
-    )
+    if bug == "tempered confidence" and temperature:
+        logits = logits / temperature
+    log_p = logits.log_softmax(-1).gather(-1, guess[..., None])[..., 0]
     if bug != "known tokens compete":
         log_p = log_p.masked_fill(~hidden, float("inf"))
-    noisy = log_p + choice_noise
+    return Step(guess, log_p, hidden_again(log_p + choice_noise, left[:, None], bug))
+
+
+def hidden_again(scores, left, bug):
+    """Which tokens (B, N) stay hidden, left (B, 1) in each row, with the bugs of `step`."""
+    N = scores.shape[-1]
     if bug == "cutoff":
-        cutoff = noisy.sort(-1).values.gather(-1, (left[:, None]).clamp(max=ids.shape[-1] - 1))
-        return Step(guess, log_p, noisy < cutoff)
+        cutoff = scores.sort(-1).values.gather(-1, left.clamp(max=N - 1))
+        return scores < cutoff
     if bug == "cutoff or equal":
-        cutoff = noisy.sort(-1).values.gather(-1, (left[:, None] - 1).clamp(min=0))
-        return Step(guess, log_p, (noisy <= cutoff) & (left[:, None] > 0))
+        cutoff = scores.sort(-1).values.gather(-1, (left - 1).clamp(min=0))
+        return (scores <= cutoff) & (left > 0)
     if bug == "last of equals":
-        noisy = noisy.flip(-1)
+        scores = scores.flip(-1)
     descending = bug != "least confident kept"
-    order = noisy.argsort(dim=-1, descending=descending, stable=True)
+    order = scores.argsort(dim=-1, descending=descending, stable=True)
     rank = order.argsort(-1)
-    rank = rank.flip(-1) if bug == "last of equals" else rank
-    return Step(guess, log_p, rank >= ids.shape[-1] - left[:, None])
+    if bug == "last of equals":
+        rank = rank.flip(-1)
+    return rank >= N - left
 
 
 def test_step_without_a_bug():
@@ -80,7 +79,8 @@ def test_step_without_a_bug():
         (decoding.hides_the_count_again, "cutoff"),
         (decoding.hides_the_count_again, "cutoff or equal"),
         (decoding.hides_the_count_again, "known tokens compete"),
-        (decoding.hides_the_count_again, "least confident kept"),  # hides what is known and surest
+        # It hides known tokens, whose confidence is infinite.
+        (decoding.hides_the_count_again, "least confident kept"),
         (decoding.keeps_what_is_known, "known tokens drawn again"),
         (decoding.keeps_what_is_known, "known tokens compete"),
         (decoding.draws_from_the_tempered_softmax, "no temperature"),
@@ -93,72 +93,94 @@ def test_broken_step(prop, bug, refuses):
     refuses(prop, partial(step, bug=bug))
 
 
-# The loop
-
-
+# --- The loop ---
 @pytest.mark.parametrize("prop", LOOP_PROPERTIES)
 def test_decode(prop):
     prop(ours.decode)
 
 
 def decode(model, ids, mask_id, context, uncond, sampling, generator, bug=None):
-    """decode.decode once more, with one bug at a time."""
-    given, S, N = ids != mask_id, sampling.steps, ids.shape[1]
-    hidden, tau = ~given, sampling.choice_temperature
+    """decode.decode written again, with one bug at a time. It runs two model passes in a step."""
+    S = sampling.steps
+    hidden = ids == mask_id
     if bug == "in place":
         ids[hidden] = 0
-    start = [N] * len(ids) if bug == "counts from N" else hidden.sum(-1).tolist()
-    after = torch.tensor([schedule.masked_after(n, S) for n in start])
+    scheduled = scheduled_counts(hidden, S, bug)
     for k in range(S):
-        left = torch.minimum(after[:, k], hidden.sum(-1))
-        if bug == "counts from N" and k < S - 1:
-            left = torch.minimum(left, (hidden.sum(-1) - 1).clamp(min=0))
-        if bug == "one token stays" and k == S - 1:
-            left = left.clamp(min=1).minimum(hidden.sum(-1))
-        if (left == hidden.sum(-1)).all() and bug != "idle passes":
+        left = counts_left(k, S, scheduled, hidden, bug)
+        if torch.equal(left, hidden.sum(-1)) and bug != "idle passes":
             continue
         if bug == "given tokens hidden" and k == S // 2:
             hidden = torch.ones_like(hidden)
-        inputs = ids if bug == "guesses shown" and k else ids.masked_fill(hidden, mask_id)
-        t = sampling.guidance * ((k if bug == "late ramp" else k + 1) / S if sampling.ramp else 1)
-        logits = model(inputs, context)
-        if uncond is not None and (t or bug == "two passes"):
-            other = model(inputs, uncond)
-            logits = (
-                (other + t * (logits - other))
-                if bug == "the other scale"
-                else (1 + t) * logits - t * other
-            )
-        tau = (
-            tau * (1 - (k + 1) / S)
-            if bug == "annealed twice"
-            else sampling.choice_temperature * (1 - (k + 1) / S)
+        guesses_shown = bug == "guesses shown" and k > 0
+        inputs = ids if guesses_shown else ids.masked_fill(hidden, mask_id)
+        logits = mixed_logits(k, model, inputs, context, uncond, sampling, bug)
+        token_noise, choice_noise = noises_at(k, logits, sampling, generator, bug)
+        step_of_bug = step if bug == "half confidence" else package_step
+        now = step_of_bug(
+            logits, ids, hidden, left, token_noise, choice_noise, sampling.temperature
         )
-        draw = None if bug == "global noise" else generator
-        precision = logits.dtype if bug == "half noise" else torch.float32
-        gumbel = lambda *shape: (
-            -torch.log(
-                -torch.log(torch.rand(shape, generator=draw).to(precision).clamp(1e-20, 1 - 1e-7))
-            )
-        )
-        now = (step if bug == "half confidence" else package_step)(
-            logits,
-            ids,
-            hidden,
-            left,
-            gumbel(*logits.shape),
-            tau * gumbel(*ids.shape),
-            sampling.temperature,
-        )
-        ids = (
-            now.ids.masked_fill(now.hidden, mask_id) if bug == "the state is returned" else now.ids
-        )
+        ids = now.ids
         hidden = now.hidden
+        if bug == "the state is returned":
+            ids = ids.masked_fill(hidden, mask_id)
         yield Step(ids, now.confidence, hidden)
 
 
+def scheduled_counts(hidden, steps, bug):
+    """How many tokens of each row stay hidden after each step (B, S)."""
+    B, N = hidden.shape
+    at_the_start = [N] * B if bug == "counts from N" else hidden.sum(-1).tolist()
+    return torch.tensor([schedule.masked_after(n, steps) for n in at_the_start])
+
+
+def counts_left(k, steps, scheduled, hidden, bug):
+    """How many tokens of each row stay hidden after step k (B,)."""
+    counts = hidden.sum(-1)
+    left = torch.minimum(scheduled[:, k], counts)
+    is_last = k == steps - 1
+    if bug == "counts from N" and not is_last:
+        left = torch.minimum(left, (counts - 1).clamp(min=0))
+    if bug == "one token stays" and is_last:
+        left = left.clamp(min=1).minimum(counts)
+    return left
+
+
+def mixed_logits(k, model, inputs, context, uncond, sampling, bug):
+    """Logits (B, N, K) of step k, with guidance."""
+    t = sampling.guidance
+    if sampling.ramp:
+        t = t * ((k if bug == "late ramp" else k + 1) / sampling.steps)
+    logits = model(inputs, context)
+    if uncond is None or (t == 0 and bug != "two passes"):
+        return logits
+    other = model(inputs, uncond)
+    if bug == "the other scale":
+        return other + t * (logits - other)
+    return (1 + t) * logits - t * other
+
+
+def noises_at(k, logits, sampling, generator, bug):
+    """Noise for the tokens (B, N, K), then for the choice (B, N), of step k."""
+    if bug == "global noise":
+        generator = None
+    precision = logits.dtype if bug == "half noise" else torch.float32
+
+    def gumbel(shape):
+        u = torch.rand(shape, generator=generator).to(precision).clamp(1e-20, 1 - 1e-7)
+        return -torch.log(-torch.log(u))
+
+    scale = sampling.choice_temperature * (1 - (k + 1) / sampling.steps)
+    if bug == "annealed twice":
+        scale = sampling.choice_temperature
+        for j in range(k + 1):
+            scale = scale * (1 - (j + 1) / sampling.steps)
+    token_noise = gumbel(logits.shape)
+    return token_noise, scale * gumbel(logits.shape[:2])
+
+
 def one_batch(decoder):
-    """Two passes through the model as one, so that only what is meant to differ does."""
+    """Let a decoder that runs two passes in a step run them as one, and keep the rest as it is."""
 
     def run(model, ids, mask_id, context, uncond, sampling, generator):
         class Both:
@@ -166,11 +188,10 @@ def one_batch(decoder):
                 if uncond is None or sampling.guidance == 0:
                     return model(inputs, rows)
                 if rows is context:
-                    self.cond, self.uncond = model(
-                        torch.cat([inputs, inputs]), context.join(uncond)
-                    ).chunk(2)
-                    return self.cond
-                return self.uncond
+                    logits = model(torch.cat([inputs, inputs]), context.join(uncond))
+                    cond_logits, self.uncond_logits = logits.chunk(2)
+                    return cond_logits
+                return self.uncond_logits
 
         yield from decoder(Both(), ids, mask_id, context, uncond, sampling, generator)
 
@@ -210,44 +231,53 @@ def test_unconditional_rows_that_nobody_uses(refuses):
     refuses(decoding.makes_no_idle_pass, partial(decode, bug="two passes"))
 
 
+def run(model, ids, mask_id, context, uncond=None, weights=(1.0,), seed=0, **settings):
+    """All steps of decode.decode."""
+    sampling = Sampling(**settings)
+    generator = decoding.generator(seed)
+    return list(ours.decode(model, ids, mask_id, context, uncond, sampling, generator, weights))
+
+
 def test_every_hole_is_filled_in_all_steps():
-    """The reveal counts of one decode, of three holes: none, one token, eight."""
-    ids = decoding.UNEVEN.ids
-    hidden = [torch.from_numpy(ids == 4).sum(-1).tolist()] + [
-        s.hidden.sum(-1).tolist() for s in decoding.UNEVEN.run(ours.decode)
-    ]
-    assert [row[0] for row in hidden] == [9, *schedule.masked_after(9, 5)]
-    assert [row[1] for row in hidden] == [1, 1, 1, 1, 1, 0] and [row[2] for row in hidden] == [
-        0
-    ] * 6
+    """The counts of one decoding of three holes: nine tokens, one, none."""
+    hidden = [torch.from_numpy(decoding.UNEVEN.ids == 4)]
+    hidden += [result.hidden for result in decoding.UNEVEN.run(ours.decode)]
+    counts = torch.stack(hidden).sum(-1)  # steps B
+    assert counts[:, 0].tolist() == [9, *schedule.masked_after(9, 5)]
+    assert counts[:, 1].tolist() == [1, 1, 1, 1, 1, 0]
+    assert counts[:, 2].tolist() == [0] * 6
 
 
 @pytest.mark.parametrize("law", schedule.LAWS)
 def test_all_equal_confidences(law):
-    """A model that knows nothing: exact counts in every step, by every law."""
-    constant = lambda ids, context, where: torch.zeros(*ids.shape, 7)[where]
+    """A model that knows nothing: counts are exact in every step, for every schedule."""
+
+    def constant(ids, context, where):
+        return torch.zeros(*ids.shape, 7)[where]
+
     ids = torch.full((3, 25), 7)
-    ids[1, :20], ids[2, 3] = 2, 5
-    sampling = Sampling(steps=6, law=law, temperature=0.0, choice_temperature=0.0)
-    taken = list(
-        ours.decode(constant, ids, 7, decoding.rows(0, 3, 7), None, sampling, decoding.generator())
-    )
+    ids[1, :20] = 2
+    ids[2, 3] = 5
+    context = decoding.rows(0, 3, 7)
+    results = run(constant, ids, 7, context, steps=6, law=law, temperature=0, choice_temperature=0)
     wanted = [schedule.masked_after(n, 6, law) for n in (25, 5, 24)]
-    seen = [[int(s.hidden[b].sum()) for s in taken] for b in range(3)]
     steps = [k for k in range(6) if k == 0 or any(row[k] != row[k - 1] for row in wanted)]
-    assert seen == [[row[k] for k in steps] for row in wanted]
+    for b in range(3):
+        counts = [int(result.hidden[b].sum()) for result in results]
+        assert counts == [wanted[b][k] for k in steps]
 
 
-def test_guidance_at_zero_is_no_guidance():
+# --- Guidance ---
+@pytest.mark.parametrize("seed", range(5))
+def test_guidance_at_zero_is_no_guidance(seed):
     """Bit for bit, and a negative prompt then changes nothing."""
-    for seed in range(5):
-        ids = torch.full((2, 9), 5)
-        model, cond, draw = decoding.Table(seed, 5), decoding.rows(1, 2, 5), decoding.generator
-        run = lambda uncond, t: list(
-            ours.decode(model, ids, 5, cond, uncond, Sampling(steps=4, guidance=t), draw(seed))
-        )
-        pairs = zip(run(None, 3.0), run(decoding.rows(9, 2, 5), 0.0), strict=True)
-        assert all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
+    ids = torch.full((2, 9), 5)
+    model = decoding.Table(seed, 5)
+    cond = decoding.rows(1, 2, 5)
+    negative = decoding.rows(9, 2, 5)
+    without = run(model, ids, 5, cond, None, seed=seed, steps=4, guidance=3.0)
+    at_zero = run(model, ids, 5, cond, negative, seed=seed, steps=4, guidance=0.0)
+    assert decoding.same_steps(without, at_zero)
 
 
 def test_guidance():
@@ -258,10 +288,8 @@ def test_guidance():
 @pytest.mark.parametrize(
     "prop, planted",
     [
-        (
-            guidance.neutral_at_zero,
-            lambda c, u, t: u + (1 + t) * (c - u),
-        ),  # neutral but for the last bits
+        # Neutral but for the last bits.
+        (guidance.neutral_at_zero, lambda c, u, t: u + (1 + t) * (c - u)),
         (guidance.neutral_at_zero, lambda c, u, t: u + t * (c - u)),
         (guidance.extrapolates_by_t, lambda c, u, t: u + t * (c - u)),
         (guidance.extrapolates_by_t, lambda c, u, t: (1 + t) * u - t * c),
@@ -273,6 +301,7 @@ def test_broken_guidance(prop, planted, refuses):
     refuses(prop, planted)
 
 
+# --- Noise ---
 def test_noise():
     decoding.noise_is_standard_gumbel(ours.gumbel)
 
@@ -280,22 +309,22 @@ def test_noise():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_noise(dtype, refuses):
     def gumbel(shape, generator):
-        return -torch.log(
-            -torch.log(torch.rand(shape, generator=generator, dtype=dtype).clamp(1e-20))
-        )
+        u = torch.rand(shape, generator=generator, dtype=dtype).clamp(1e-20)
+        return -torch.log(-torch.log(u))
 
     refuses(decoding.noise_is_standard_gumbel, gumbel)
+
+
+def test_normal_noise(refuses):
     refuses(
         decoding.noise_is_standard_gumbel,
         lambda shape, generator: torch.randn(shape, generator=generator),
     )
 
 
-# Samplers, prompts, and intervals of guidance
-
-
+# --- Samplers ---
 def swapped(sampler, name="confidence"):
-    """decode with another function for a sampler."""
+    """decode.decode with another function for a sampler."""
 
     def run(*args):
         with mock.patch.dict(ours.SAMPLERS, {name: sampler}):
@@ -313,32 +342,41 @@ def test_samplers():
 
 
 def greedy_entropy(logits, log_p, hidden, left, noise, sampling, bug):
-    """decode.entropy with one bug at a time."""
+    """decode.entropy written again, with one bug at a time."""
     p = logits.softmax(-1)
-    spread = -(p * (p + 1e-30).log()).sum(-1)
-    spread = spread if bug == "known compete" else spread.masked_fill(~hidden, float("inf"))
-    rising = spread.sort(-1).values
-    sums = rising.cumsum(-1) - (0 if bug == "the largest counts" else rising)
+    entropies = -(p * (p + 1e-30).log()).sum(-1)
+    if bug != "known compete":
+        entropies = entropies.masked_fill(~hidden, float("inf"))
+    rising = entropies.sort(-1).values
+    sums = rising.cumsum(-1)
+    if bug != "the largest counts":
+        sums = sums - rising
     safe = (sums <= sampling.entropy_bound).logical_and(rising.isfinite()).sum(-1)
-    later = hidden.sum(-1) - safe
-    return (
-        spread if bug == "least certain first" else -spread
-    ), later if bug == "slower than the schedule" else torch.minimum(left, later)
+    left_if_safe = hidden.sum(-1) - safe
+    scores = entropies if bug == "least certain first" else -entropies
+    if bug == "slower than the schedule":
+        return scores, left_if_safe
+    return scores, torch.minimum(left, left_if_safe)
+
+
+def one_too_few_left(logits, log_p, hidden, left, noise, sampling):
+    return log_p, (left - 1).clamp(min=0)
+
+
+def one_left_at_the_end(logits, log_p, hidden, left, noise, sampling):
+    return log_p, left.clamp(min=1)
+
+
+def global_noise(logits, log_p, hidden, left, noise, sampling):
+    return log_p + torch.rand(log_p.shape), left
 
 
 @pytest.mark.parametrize(
     "planted",
     [
-        swapped(
-            lambda logits, log_p, hidden, left, noise, sampling: (log_p, (left - 1).clamp(min=0))
-        ),
-        swapped(lambda logits, log_p, hidden, left, noise, sampling: (log_p, left.clamp(min=1))),
-        swapped(
-            lambda logits, log_p, hidden, left, noise, sampling: (
-                log_p + torch.rand(log_p.shape),
-                left,
-            )
-        ),
+        swapped(one_too_few_left),
+        swapped(one_left_at_the_end),
+        swapped(global_noise),
         swapped(partial(greedy_entropy, bug="slower than the schedule"), "entropy"),
     ],
 )
@@ -386,143 +424,119 @@ def test_broken_draws(planted, refuses):
 def test_settings_reach_the_step():
     """Halton's order is the order of revealing; top_k 1 is temperature 0, and no limit is none."""
     model = decoding.Table(1, 5)
-    model.own = (
-        model.own + 1e-3 * torch.randn(6, 5, generator=decoding.generator()).numpy()
-    )  # no ties
-    run = lambda **how: list(
-        ours.decode(
-            model,
-            torch.full((2, 16), 5),
-            5,
-            decoding.rows(1, 2, 5),
-            None,
-            Sampling(**how),
-            decoding.generator(),
-        )
-    )
+    # No equal scores.
+    model.own = model.own + 1e-3 * torch.randn(6, 5, generator=decoding.generator()).numpy()
+    ids = torch.full((2, 16), 5)
+    context = decoding.rows(1, 2, 5)
     ranks = ours.halton_order(16)
-    for k, step in enumerate(run(steps=16, law="linear", sampler="halton")):
-        assert torch.equal(step.hidden, (ranks > k).expand(2, -1))
-    assert torch.equal(run(steps=4, top_k=1)[-1].ids, run(steps=4, temperature=0.0)[-1].ids)
-    logits, noise = torch.zeros(500, 4), decoding.gumbel_of((500, 4))
-    assert set(ours.draw(logits, noise, 1.0).tolist()) == {0, 1, 2, 3}
+    results = run(model, ids, 5, context, steps=16, law="linear", sampler="halton")
+    for k, result in enumerate(results):
+        assert torch.equal(result.hidden, (ranks > k).expand(2, -1))
+    best_only = run(model, ids, 5, context, steps=4, top_k=1)
+    cold = run(model, ids, 5, context, steps=4, temperature=0.0)
+    assert torch.equal(best_only[-1].ids, cold[-1].ids)
+    drawn = ours.draw(torch.zeros(500, 4), decoding.gumbel_of((500, 4)), 1.0)
+    assert set(drawn.tolist()) == {0, 1, 2, 3}
 
 
+def test_certain_tokens_come_at_once():
+    """A model that is certain of everything needs one step by entropy, and S by confidence."""
+
+    def certain(ids, context, where):
+        logits = 50.0 * torch.eye(16)[torch.arange(16)]
+        return logits.expand(len(ids), 16, 16)[where]
+
+    ids = torch.full((2, 16), 16)
+    assert len(run(certain, ids, 16, None, steps=8, sampler="entropy")) == 1
+    assert len(run(certain, ids, 16, None, steps=8, sampler="confidence")) == 8
+
+
+# --- Several prompts, and which rows run ---
 @pytest.mark.parametrize("ramp", [True, False])
 def test_composed_prompts(ramp):
-    """Two prompts with weights: what a model gives that mixes their logits itself, step by step with the same noise."""
-    sampling, weights = Sampling(steps=4, guidance=2.0, ramp=ramp), (1.0, -0.5)
-    ids, draw = torch.full((2, 9), 5), decoding.generator
-    model, one, two, null = decoding.Table(1, 5), *(decoding.rows(s, 2, 5) for s in (1, 2, 3))
-    taken = list(ours.decode(model, ids, 5, one.join(two), null, sampling, draw(0), weights))
+    """Two prompts with weights give what a model gives that mixes their logits itself."""
+    ids = torch.full((2, 9), 5)
+    model = decoding.Table(1, 5)
+    one, two, null = (decoding.rows(seed, 2, 5) for seed in (1, 2, 3))
+    settings = {"steps": 4, "ramp": ramp}
+    results = run(model, ids, 5, one.join(two), null, weights=(1.0, -0.5), guidance=2.0, **settings)
     assert [len(seen) for seen in model.passes] == [6] * 4  # all three in one batch
     steps = iter(range(4))
 
     def mixed(inputs, context, where):
-        scale = 1 + 2.0 * ((next(steps) + 1) / 4 if ramp else 1)
+        k = next(steps)
+        scale = 1 + 2.0 * ((k + 1) / 4 if ramp else 1)
         u, a, b = (model(inputs, rows, where) for rows in (null, one, two))
         return u + scale * 1.0 * (a - u) + scale * -0.5 * (b - u)
 
-    wanted = list(ours.decode(mixed, ids, 5, one, None, replace(sampling, guidance=0.0), draw(0)))
-    for step, other in zip(taken, wanted, strict=True):
-        assert torch.equal(step.ids, other.ids) and torch.equal(step.hidden, other.hidden)
-        torch.testing.assert_close(step.confidence, other.confidence)
+    wanted = run(mixed, ids, 5, one, guidance=0.0, **settings)
+    for result, other in zip(results, wanted, strict=True):
+        assert torch.equal(result.ids, other.ids)
+        assert torch.equal(result.hidden, other.hidden)
+        torch.testing.assert_close(result.confidence, other.confidence)
 
 
 def test_one_prompt_of_weight_one_is_plain_guidance():
-    ids, draw, model, one, null = (
-        torch.full((2, 9), 5),
-        decoding.generator,
-        decoding.Table(1, 5),
-        decoding.rows(1, 2, 5),
-        decoding.rows(2, 2, 5),
-    )
-    run = lambda **how: (
-        [*ours.decode(model, ids, 5, one, null, Sampling(steps=4, guidance=2.0), draw(0), **how)][
-            -1
-        ].ids
-    )
-    assert torch.equal(run(), run(weights=(1.0,))) and not torch.equal(run(), run(weights=(0.2,)))
+    ids = torch.full((2, 9), 5)
+    model = decoding.Table(1, 5)
+    cond = decoding.rows(1, 2, 5)
+    null = decoding.rows(2, 2, 5)
+    settings = {"steps": 4, "guidance": 2.0}
+    plain = run(model, ids, 5, cond, null, **settings)[-1].ids
+    weight_one = run(model, ids, 5, cond, null, weights=(1.0,), **settings)[-1].ids
+    another = run(model, ids, 5, cond, null, weights=(0.2,), **settings)[-1].ids
+    assert torch.equal(plain, weight_one)
+    assert not torch.equal(plain, another)
 
 
-def test_no_unconditional_pass_outside_of_the_interval():
-    for guided, batches in (
+def test_weights_need_an_unconditional_context():
+    ids = torch.full((2, 9), 5)
+    with pytest.raises(ValueError, match=r"\(0.2,\).*unconditional"):
+        run(decoding.Table(1, 5), ids, 5, decoding.rows(1, 2, 5), weights=(0.2,))
+
+
+@pytest.mark.parametrize(
+    "guided, batches",
+    [
         ((0.5, 1.0), [2, 2, 4, 4]),
         ((0.0, 0.25), [4, 2, 2, 2]),
-        ((0.0, 1.0), [4] * 4),
-        ((0.0, 0.0), [2] * 4),
-    ):
+        ((0.0, 1.0), [4, 4, 4, 4]),
+        ((0.0, 0.0), [2, 2, 2, 2]),
+    ],
+)
+def test_no_unconditional_pass_outside_of_the_interval(guided, batches):
+    model = decoding.Table(1, 5)
+    ids = torch.full((2, 9), 5)
+    cond = decoding.rows(1, 2, 5)
+    null = decoding.rows(2, 2, 5)
+    run(model, ids, 5, cond, null, steps=4, guidance=2.0, ramp=False, guided=guided)
+    assert [len(seen) for seen in model.passes] == batches
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, -0.5)])
+def test_many_rows_take_their_guidance_one_after_the_other(monkeypatch, weights):
+    """Above ONE_BATCH_TOKENS, a CPU runs conditional and unconditional rows in two passes.
+
+    What is drawn is the same.
+    """
+    P, B, N = len(weights), 2, 9
+
+    def drawn(limit):
+        monkeypatch.setattr(ours, "ONE_BATCH_TOKENS", limit)
         model = decoding.Table(1, 5)
-        sampling = Sampling(steps=4, guidance=2.0, ramp=False, guided=guided)
-        list(
-            ours.decode(
-                model,
-                torch.full((2, 9), 5),
-                5,
-                decoding.rows(1, 2, 5),
-                decoding.rows(2, 2, 5),
-                sampling,
-                decoding.generator(),
-            )
-        )
-        assert [len(seen) for seen in model.passes] == batches, guided
+        cond = decoding.rows(1, P * B, 5)
+        null = decoding.rows(2, B, 5)
+        results = run(model, torch.full((B, N), 5), 5, cond, null, weights=weights, steps=4)
+        return results, [len(seen) for seen in model.passes]
+
+    together, batches = drawn(limit=B * N)
+    assert batches == [(P + 1) * B] * 4
+    apart, batches = drawn(limit=B * N - 1)
+    assert batches == [P * B, B] * 4
+    assert decoding.same_steps(together, apart)
 
 
-def test_many_rows_take_their_guidance_one_after_the_other(monkeypatch):
-    """On a CPU a large batch gains nothing from being twice as large; what is drawn is the same."""
-    for weights in ((1.0,), (1.0, -0.5)):
-        (P, B), found = (len(weights), 2), []
-        for most, sizes in ((18, [(P + 1) * B] * 4), (17, [P * B, B] * 4)):
-            monkeypatch.setattr(ours, "ONE_BATCH_TOKENS", most)
-            model, one, null = (
-                decoding.Table(1, 5),
-                decoding.rows(1, P * B, 5),
-                decoding.rows(2, B, 5),
-            )
-            found.append(
-                list(
-                    ours.decode(
-                        model,
-                        torch.full((B, 9), 5),
-                        5,
-                        one,
-                        null,
-                        Sampling(steps=4),
-                        decoding.generator(),
-                        weights,
-                    )
-                )
-            )
-            assert [len(seen) for seen in model.passes] == sizes
-        for together, apart in zip(*found, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
-
-
-def test_certain_tokens_come_at_once():
-    """A model that is sure of everything needs one step by entropy, and S by confidence."""
-    sure = lambda ids, context, where: (
-        50.0 * torch.eye(16)[torch.arange(16)].expand(len(ids), 16, 16)[where]
-    )
-    for sampler, steps in (("entropy", 1), ("confidence", 8)):
-        sampling = Sampling(steps=8, sampler=sampler)
-        assert (
-            len(
-                list(
-                    ours.decode(
-                        sure,
-                        torch.full((2, 16), 16),
-                        16,
-                        None,
-                        None,
-                        sampling,
-                        decoding.generator(),
-                    )
-                )
-            )
-            == steps
-        )
-
-
+# --- Settings ---
 def test_impossible_sampling():
     with pytest.raises(ValueError, match="steps is 0"):
         Sampling(steps=0)
