@@ -1,9 +1,10 @@
-"""Training that is killed, interrupted, out of memory or out of disk: what is on the disk afterwards, and how it goes on.
+"""Training that is killed, interrupted, out of memory or out of disk: what it leaves, and resuming.
 
     pytest tests/test_faults.py              # three runs killed with -9, and one of everything else
     pytest tests/test_faults.py -m slow      # each stage twenty times
 
-Runs are processes of their own, made by a server that has imported everything: so that a kill is a kill, and starting costs nothing.
+Each training is a process of its own, so that a kill is a kill. A fork server that has imported
+everything starts them, so that starting takes no time.
 """
 
 import json
@@ -16,7 +17,9 @@ import subprocess
 import sys
 import time
 import warnings
+from itertools import count, pairwise
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,112 +29,140 @@ from minimuse import train
 from minimuse.plumbing import checkpoint, lock, stopping
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.t5_files import load_t5
-from minimuse.runs import stages as ours
 from minimuse.runs.stages import NEEDS, STAGES, train_all
 from minimuse.train import training_loop
 
 STEPS = 6
-SETTINGS = [f"stages.{s}.{x}" for s in STAGES for x in (f"steps={STEPS}", "batch=4")] + [
-    "scenes=12",
-    "loss.adversarial_from=0.4",
-]
+
+
+def make_settings():
+    settings = ["scenes=12", "loss.adversarial_from=0.4"]
+    for stage in STAGES:
+        settings += [f"stages.{stage}.steps={STEPS}", f"stages.{stage}.batch=4"]
+    return settings
+
+
+SETTINGS = make_settings()
 CONFIG = configs.override(configs.PRESETS["tiny"], SETTINGS)
 SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["minimuse.train", "test_faults"])
 
 
 def run(stage, out, config=CONFIG, under_way=None):
-    """Train a stage in this process, with a checkpoint after each step; `under_way` is set after the first."""
-    train.SAVE_EVERY, found = -1e9, []
+    """Train a stage in this process, with a checkpoint after each step; the metrics of every step.
+
+    under_way: an event that is set after the first step.
+    """
+    train.SAVE_EVERY = -1e9
     torch.set_num_threads(1)
+    metrics = []
     for record in train_all(
         (stage,), out, config, "shapes", load_t5("t5-toy"), "t5-toy", resume=True
     ):
-        found.append(record.metrics)
+        metrics.append(record.metrics)
         if under_way is not None:
             under_way.set()
-    return found
+    return metrics
 
 
 def elsewhere(work, *arguments):
-    """A process at work."""
+    """Start a process that calls work(*arguments)."""
     process = SERVER.Process(target=work, args=arguments, daemon=True)
     process.start()
     return process
 
 
+def exit_code(work, *arguments):
+    """Call work(*arguments) in a process of its own, and wait for its end."""
+    process = elsewhere(work, *arguments)
+    process.join()
+    return process.exitcode
+
+
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-    """What `run` changes is put back, in the processes that are not thrown away."""
-    monkeypatch.setattr(ours, "SAVE_EVERY", train.SAVE_EVERY)
+    """Restore what `run` changes, where it runs in this process."""
+    monkeypatch.setattr(train, "SAVE_EVERY", train.SAVE_EVERY)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A model whose stages were trained without a stop, each in its process, and how many seconds each took after the first step."""
-    out, took = tmp_path_factory.mktemp("whole") / "model", {}
+    """A model trained without a stop, and the seconds of each stage after its first step."""
+    out = tmp_path_factory.mktemp("whole") / "model"
+    seconds = {}
     for stage in STAGES:
-        process = elsewhere(run, stage, out, CONFIG, under_way := SERVER.Event())
+        under_way = SERVER.Event()
+        process = elsewhere(run, stage, out, CONFIG, under_way)
         assert under_way.wait(120)
-        begun = time.monotonic()
+        begin = time.monotonic()
         process.join()
-        took[stage] = time.monotonic() - begun
+        seconds[stage] = time.monotonic() - begin
         assert process.exitcode == 0
-    return out, took
+    return out, seconds
 
 
 @pytest.fixture
 def begun(whole, tmp_path):
-    """A directory with what a stage needs."""
-    numbers = iter(range(99))
+    """begun(stage): a directory with what a stage needs."""
+    numbers = count()
 
     def make(stage):
-        (out := tmp_path / f"{stage}-{next(numbers)}").mkdir()
-        for name in ("config.json", *(f"{part}.safetensors" for part in NEEDS[stage])):
-            shutil.copy(whole[0] / name, out)
+        out = tmp_path / f"{stage}-{next(numbers)}"
+        out.mkdir()
+        shutil.copy(whole[0] / "config.json", out)
+        for part in NEEDS[stage]:
+            shutil.copy(whole[0] / f"{part}.safetensors", out)
         return out
 
     return make
 
 
 def readable(out, stage):
-    """Whatever lies there under its own name can be read; the steps of its checkpoints."""
+    """Check that every file under its final name can be read; the steps of its checkpoints."""
     json.loads((out / "config.json").read_text())
     for path in out.glob("*.safetensors"):
         load_file(path)
-    return [
-        int(checkpoint.read_checkpoint(path)[0]["step"])
-        for path in checkpoint.checkpoints_at(out / f"{stage}.checkpoint.safetensors")
-    ]
+    steps = []
+    for path in checkpoint.checkpoints_at(out / f"{stage}.checkpoint.safetensors"):
+        header, _ = checkpoint.read_checkpoint(path)
+        steps.append(int(header["step"]))
+    return steps
 
 
-def goes_on(out, stage, whole):
-    """Resumed, it ends in the weights of an undisturbed run, bit for bit, and nothing else is left behind."""
-    (process := elsewhere(run, stage, out)).join()
-    assert process.exitcode == 0
-    ours_, theirs = (load_file(folder / f"{stage}.safetensors") for folder in (out, whole[0]))
-    assert ours_.keys() == theirs.keys() and all(
-        torch.equal(tensor, theirs[name]) for name, tensor in ours_.items()
-    )
-    assert {p.name for p in out.iterdir()} == {
-        "config.json",
-        *(f"{part}.safetensors" for part in (stage, *NEEDS[stage])),
-    }
+def same_part(stage, out, whole):
+    """Whether a stage ended with the weights of an undisturbed run, bit for bit."""
+    ours = load_file(out / f"{stage}.safetensors")
+    theirs = load_file(whole[0] / f"{stage}.safetensors")
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def resumes(out, stage, whole):
+    """Check that resuming ends with the undisturbed weights, and leaves no other files."""
+    assert exit_code(run, stage, out) == 0
+    assert same_part(stage, out, whole)
+    parts = [f"{part}.safetensors" for part in (stage, *NEEDS[stage])]
+    assert {path.name for path in out.iterdir()} == {"config.json", *parts}
 
 
 def killed(stage, whole, begun, chance):
-    """Kill a run at a random moment, seldom before the end of its first step, and resume it; what was left of it."""
-    out, moment = begun(stage), chance.uniform(-0.1, 1) * whole[1][stage]
-    process = elsewhere(run, stage, out, CONFIG, under_way := SERVER.Event())
-    assert moment < 0 or under_way.wait(120)
+    """Kill a run at a random moment and resume it; the steps of its checkpoints, and its files.
+
+    The moment is seldom before the end of the first step.
+    """
+    out = begun(stage)
+    moment = chance.uniform(-0.1, 1) * whole[1][stage]
+    under_way = SERVER.Event()
+    process = elsewhere(run, stage, out, CONFIG, under_way)
+    if moment >= 0:
+        assert under_way.wait(120)
     time.sleep(abs(moment))
     process.kill()
     process.join()
-    left = sorted(p.name for p in out.iterdir() if stage in p.name)
+    files = sorted(path.name for path in out.iterdir() if stage in path.name)
     steps = readable(out, stage)
     assert steps == sorted(steps, reverse=True)
-    goes_on(out, stage, whole)
-    return steps, left
+    resumes(out, stage, whole)
+    return steps, files
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "base", "decoder"])
@@ -142,29 +173,35 @@ def test_killed(stage, whole, begun):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_twenty_moments(stage, whole, begun):
-    found = [killed(stage, whole, begun, chance) for chance in map(random.Random, range(20))]
-    inside, killed_after = (
-        sum(any(name.endswith(".tmp") for name in left) for _, left in found),
-        sorted(max(steps, default=0) for steps, _ in found),
-    )
-    print(f"{stage}: killed after {killed_after} steps, {inside} of them inside a save")
+    killed_after = []
+    inside_a_save = 0
+    for seed in range(20):
+        steps, files = killed(stage, whole, begun, random.Random(seed))
+        killed_after.append(max(steps, default=0))
+        inside_a_save += any(name.endswith(".tmp") for name in files)
+    print(f"{stage}: killed after {sorted(killed_after)} steps, {inside_a_save} inside a save")
 
 
 def dies(stage, out, name, times):
-    """Train, and be killed inside the call of os.NAME, on a checkpoint or an open file, that comes after so many."""
-    left, real = iter(range(times)), getattr(os, name)
+    """Train, and be killed in the call of os.NAME number `times`, counted from 0.
 
-    def deadly(*arguments, **more):
+    Only calls count whose first argument is a checkpoint's path or an open file.
+    """
+    calls = count()
+    real = getattr(os, name)
+
+    def deadly(*arguments, **options):
         if isinstance(arguments[0], int) or "checkpoint" in str(arguments[0]):
-            if next(left, None) is None:
+            if next(calls) == times:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **more)
+        return real(*arguments, **options)
 
-    setattr(checkpoint.os, name, deadly)
+    setattr(os, name, deadly)
     run(stage, out)
 
 
-# The first file on the disk is config.json; from the second checkpoint on, two files change their names; at the end, both are removed
+# The first file that is written is config.json. From the second checkpoint on, a save renames two
+# files. At the end, both checkpoints are removed.
 @pytest.mark.parametrize(
     "name, times, steps",
     [
@@ -177,82 +214,80 @@ def dies(stage, out, name, times):
 )
 def test_killed_inside_a_save(name, times, steps, whole, begun):
     out = begun("base")
-    (process := elsewhere(dies, "base", out, name, times)).join()
-    assert process.exitcode == -signal.SIGKILL
+    assert exit_code(dies, "base", out, name, times) == -signal.SIGKILL
     assert readable(out, "base") == steps
-    goes_on(out, "base", whole)
+    resumes(out, "base", whole)
 
 
-# Checkpoints that do not say what was written
+# Damaged checkpoints
 
 
 @pytest.fixture
-def two(whole, begun):
-    """A run of the base model that has two checkpoints, of steps 3 and 2; its directory and the newer one."""
+def two(begun):
+    """A directory with two checkpoints of the base model, of steps 3 and 2, and the newer one."""
     out = begun("base")
-    (process := elsewhere(dies, "base", out, "fsync", 4)).join()
+    assert exit_code(dies, "base", out, "fsync", 4) == -signal.SIGKILL
     assert readable(out, "base") == [3, 2]
     return out, out / "base.checkpoint.safetensors"
+
+
+def cut_last_byte(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def same_contents(a, b):
+    (header_a, tensors_a), (header_b, tensors_b) = a, b
+    return header_a == header_b and all(torch.equal(x, tensors_b[k]) for k, x in tensors_a.items())
 
 
 def test_any_byte_counts(two):
     """A flipped bit anywhere, in the weights or in the header, is noticed."""
     _, path = two
-    data, chance = path.read_bytes(), random.Random(0)
-    header = 8 + int.from_bytes(data[:8], "little")
-    at = data.index(b'"step":"3"') + 8
-    for place in [
-        at,
-        *(chance.randrange(8, header) for _ in range(100)),
-        *(chance.randrange(header, len(data)) for _ in range(100)),
-    ]:
-        path.write_bytes(
-            data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :]
-        )
+    data = path.read_bytes()
+    contents = checkpoint.read_checkpoint(path)
+    header_end = 8 + int.from_bytes(data[:8], "little")
+    chance = random.Random(0)
+    places = [data.index(b'"step":"3"') + 8]
+    places += [chance.randrange(8, header_end) for _ in range(100)]
+    places += [chance.randrange(header_end, len(data)) for _ in range(100)]
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
         try:
-            found = checkpoint.read_checkpoint(path)
+            read = checkpoint.read_checkpoint(path)
         except ValueError as error:
             assert "base.checkpoint.safetensors" in str(error)
-        else:  # JSON has bits that say nothing: a space may be a tab
-            path.write_bytes(data)
-            wanted = checkpoint.read_checkpoint(path)
-            assert (
-                found[0] == wanted[0]
-                and all(torch.equal(x, wanted[1][k]) for k, x in found[1].items())
-                and place < header
-            )
+        else:
+            # Some bits of JSON have no meaning: a space may be a tab.
+            assert place < header_end
+            assert same_contents(read, contents)
 
 
-def test_the_one_before_is_taken(two, whole):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(two, whole):
     out, path = two
-    path.write_bytes(path.read_bytes()[:-1])
-    with warnings.catch_warnings(record=True) as said:
+    cut_last_byte(path)
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        records = run("base", out)
-    assert (
-        "damaged" in str(said[0].message)
-        and "one before" in str(said[0].message)
-        and len(records) == STEPS - 2
-    )
-    assert all(
-        torch.equal(x, load_file(whole[0] / "base.safetensors")[k])
-        for k, x in load_file(out / "base.safetensors").items()
-    )
+        metrics = run("base", out)
+    message = str(caught[0].message)
+    assert "damaged" in message and "one before" in message
+    assert len(metrics) == STEPS - 2
+    assert same_part("base", out, whole)
 
 
-def test_the_good_one_is_not_given_for_the_damaged(two, whole):
-    """The first save after that: killed between its two changes of names, it leaves the good one still."""
+def test_a_damaged_checkpoint_does_not_replace_the_intact_one(two, whole):
+    """The first save after that, killed between its two renames, leaves the intact one."""
     out, path = two
-    path.write_bytes(path.read_bytes()[:-1])
-    (process := elsewhere(dies, "base", out, "replace", 1)).join()
-    assert process.exitcode == -signal.SIGKILL
-    goes_on(out, "base", whole)
+    cut_last_byte(path)
+    assert exit_code(dies, "base", out, "replace", 1) == -signal.SIGKILL
+    resumes(out, "base", whole)
 
 
 def test_both_are_damaged(two):
     out, path = two
     for p in checkpoint.checkpoints_at(path):
-        p.write_bytes(p.read_bytes()[:-1])
+        cut_last_byte(p)
     with (
         pytest.raises(ValueError, match="base.checkpoint.before is damaged"),
         warnings.catch_warnings(action="ignore"),
@@ -260,146 +295,139 @@ def test_both_are_damaged(two):
         run("base", out)
 
 
-# One at a time
+# One process at a time
 
 
-def holds(out, ready):
-    with lock.only_process(out, "base"):
+def hold_lock(out, ready):
+    with lock.one_process_at_a_time(out, "base"):
         ready.set()
         time.sleep(600)
 
 
 def test_two_runs_in_one_directory(begun, whole):
     out, ready = begun("base"), SERVER.Event()
-    process = elsewhere(holds, out, ready)
+    process = elsewhere(hold_lock, out, ready)
     assert ready.wait(60)
     with pytest.raises(ValueError, match=f"base is being trained in {out} by another process"):
         run("base", out)
     assert readable(out, "base") == [] and not (out / "base.safetensors").exists()
     process.kill()
     process.join()
-    goes_on(out, "base", whole)  # what is left of the lock locks nobody out
+    resumes(out, "base", whole)  # the file of the lock is left, but locks nobody out
 
 
 # Gradients that are not finite
 
 
-def small(folder, bad=(), steps=30, broken=lambda model: None):
-    """A regression whose loss is not finite at some steps; its weights after each step, and its metrics."""
+def run_small(folder, bad=(), steps=30, before_step=None):
+    """Train a regression whose loss is NaN at some steps: its weights and metrics after each step.
+
+    before_step: called with the model before each step.
+    """
     model = torch.nn.Linear(3, 1)
     torch.nn.init.constant_(model.weight, 0.5)
 
-    def parts_of(indices, generator, step):
-        broken(model)
-        yield (
-            (
-                model(torch.randn(4, 3, generator=generator)).square().mean()
-                * (float("nan") if step in bad else 1.0)
-            ),
-            {},
-        )
+    def loss_of(indices, generator, step):
+        if before_step is not None:
+            before_step(model)
+        loss = model(torch.randn(4, 3, generator=generator)).square().mean()
+        yield loss * (float("nan") if step in bad else 1.0), {}
 
-    run = training_loop(
-        "small",
-        model,
-        parts_of,
-        configs.Stage(steps, 4, 0.1),
-        10,
-        0,
-        folder / "small.checkpoint.safetensors",
-        {},
-    )
-    return [(model.weight.detach().clone(), record.metrics) for record in run]
+    settings = configs.Stage(steps, 4, 0.1)
+    path = folder / "small.checkpoint.safetensors"
+    weights, metrics = [], []
+    for record in training_loop("small", model, loss_of, settings, 10, 0, path, {}):
+        weights.append(model.weight.detach().clone())
+        metrics.append(record.metrics)
+    return weights, metrics
 
 
 def test_steps_that_are_skipped(tmp_path):
-    found = small(tmp_path, bad := {3, 4, 10})
-    for step in bad:
-        assert torch.equal(found[step][0], found[step - 1][0]), (
-            "a step without finite gradients moves nothing"
-        )
-    moved = [not torch.equal(now[0], then[0]) for then, now in zip(found, found[1:])]
-    assert [i + 1 for i, moves in enumerate(moved) if not moves] == sorted(bad)
-    assert [int(metrics.get("skipped", 0)) for _, metrics in found] == [
-        0,
-        0,
-        0,
-        1,
-        *[2] * 6,
-        *[3] * 20,
+    bad = [3, 4, 10]
+    weights, metrics = run_small(tmp_path, bad)
+    unchanged = [
+        step for step, (old, new) in enumerate(pairwise(weights), start=1) if torch.equal(old, new)
     ]
-    assert all(
-        torch.isfinite(torch.as_tensor(v)) for _, metrics in found for v in metrics.values()
-    ), "a NaN would stay in a smoothed display"
+    assert unchanged == bad, "a step changes the weights if and only if its gradients are finite"
+    skipped = [int(m.get("skipped", 0)) for m in metrics]
+    assert skipped == [0] * 3 + [1] + [2] * 6 + [3] * 20
+    for m in metrics:
+        for value in m.values():
+            assert torch.as_tensor(value).isfinite(), "a NaN would stay in a smoothed display"
 
 
 def test_too_many(tmp_path):
     with pytest.raises(ValueError, match="not finite in 5 steps in a row.*lower stages.small.lr"):
-        small(tmp_path, range(7, 30))
-    assert len(small(tmp_path / "again", [*range(4), *range(5, 9)])) == 30, "four in a row, twice"
+        run_small(tmp_path, range(7, 30))
+
+
+def test_four_in_a_row_twice_are_not_too_many(tmp_path):
+    weights, _ = run_small(tmp_path, [*range(4), *range(5, 9)])
+    assert len(weights) == 30
 
 
 def test_no_bad_checkpoint(tmp_path, monkeypatch):
     """Weights that are not finite are not written over good ones."""
-    monkeypatch.setattr(ours, "SAVE_EVERY", -1e9)
-    calls = iter(range(99))
-    broken = lambda model: next(calls) == 5 and model.bias.data.fill_(float("inf"))
+    monkeypatch.setattr(train, "SAVE_EVERY", -1e9)
+    calls = count()
+
+    def break_the_sixth_step(model):
+        if next(calls) == 5:
+            model.bias.data.fill_(float("inf"))
+
     with pytest.raises(ValueError, match="bias is not finite"):
-        small(tmp_path, broken=broken)
-    path = tmp_path / "small.checkpoint.safetensors"
-    assert [checkpoint.read_checkpoint(p)[0]["step"] for p in checkpoint.checkpoints_at(path)] == [
-        "5",
-        "4",
-    ]
+        run_small(tmp_path, before_step=break_the_sixth_step)
+    paths = checkpoint.checkpoints_at(tmp_path / "small.checkpoint.safetensors")
+    headers = [checkpoint.read_checkpoint(path)[0] for path in paths]
+    assert [header["step"] for header in headers] == ["5", "4"]
 
 
-def test_a_rate_that_is_too_high(begun):
-    """The real thing: whatever such a training does, what it writes is finite, or it ends in a sentence."""
-    for stage in ("tokenizer", "base"):
-        out = begun(stage)
-        config = configs.override(
-            CONFIG, [f"stages.{stage}.lr=1e30", f"stages.{stage}.steps=40", "stages.base.muon_lr=0"]
-        )
-        (out / "config.json").unlink()
-        with pytest.raises(ValueError, match="finite.*[lL]ower"):
-            run(stage, out, config)
-        readable(out, stage)
+@pytest.mark.parametrize("stage", ["tokenizer", "base"])
+def test_a_rate_that_is_too_high(stage, begun):
+    """Such a training writes finite weights only, or it ends with an error."""
+    out = begun(stage)
+    settings = [f"stages.{stage}.lr=1e30", f"stages.{stage}.steps=40", "stages.base.muon_lr=0"]
+    (out / "config.json").unlink()
+    with pytest.raises(ValueError, match="finite.*[lL]ower"):
+        run(stage, out, configs.override(CONFIG, settings))
+    readable(out, stage)
 
 
 # Too little room
 
 
-def full(out, most):
-    """Train where no file may be larger than so many bytes: what a full disk is like."""
+def train_on_full_disk(out, largest):
+    """Train where no file may be larger than so many bytes, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     try:
         run("base", out)
     except OSError as error:
-        (out / "said").write_text(str(error)[:most])
+        (out / "message").write_text(str(error)[:largest])
         os._exit(3)
 
 
 def test_a_full_disk(two, whole):
     out, path = two
-    data = [p.read_bytes() for p in checkpoint.checkpoints_at(path)]
-    (process := elsewhere(full, out, len(data[0]) // 2)).join()
-    assert process.exitcode == 3
-    said = (out / "said").read_text()
-    (out / "said").unlink()
-    assert "base.checkpoint.safetensors cannot be written" in said and "make room" in said
-    assert [p.read_bytes() for p in checkpoint.checkpoints_at(path)] == data
+    before = [p.read_bytes() for p in checkpoint.checkpoints_at(path)]
+    assert exit_code(train_on_full_disk, out, len(before[0]) // 2) == 3
+    message = (out / "message").read_text()
+    (out / "message").unlink()
+    assert "base.checkpoint.safetensors cannot be written" in message and "make room" in message
+    assert [p.read_bytes() for p in checkpoint.checkpoints_at(path)] == before
     assert not list(out.glob("*.tmp"))
-    goes_on(out, "base", whole)
+    resumes(out, "base", whole)
 
 
-def starved(stage, out, more, config):
-    most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + more
+def train_with_little_memory(stage, out, extra, config):
+    """Train with so many bytes of address space more than this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + extra
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         run(stage, out, config)
     except MemoryError as error:
-        (out / "said").write_text(str(error))
+        (out / "message").write_text(str(error))
         os._exit(3)
 
 
@@ -415,110 +443,90 @@ def test_too_little_memory(stage, remedies, begun):
     out = begun(stage)
     (out / "config.json").unlink()
     config = configs.override(CONFIG, [f"stages.{stage}.batch=50000"])
-    (process := elsewhere(starved, stage, out, 1 << 30, config)).join()
-    assert process.exitcode == 3
-    said = (out / "said").read_text()
-    assert f"train {stage}" in said and all(remedy in said for remedy in remedies)
+    assert exit_code(train_with_little_memory, stage, out, 1 << 30, config) == 3
+    message = (out / "message").read_text()
+    assert f"train {stage}" in message
+    assert all(remedy in message for remedy in remedies)
 
 
 # Interrupted
 
 
-def command(stage, out, *more, by=()):
-    arguments = [
-        "train",
-        stage,
-        "--preset",
-        "tiny",
-        "--data",
-        "shapes",
-        "--out",
-        str(out),
-        *SETTINGS,
-        *more,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    heard = lambda: signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # what a shell starts in the background would not hear it
+def hear_ctrl_c():
+    """What a shell starts in the background ignores Ctrl-C; do not ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start_command(stage, out, *settings, launcher=()):
+    """Start `minimuse train`."""
+    arguments = ["train", stage, "--preset", "tiny", "--data", "shapes", "--out", str(out)]
     return subprocess.Popen(
-        [sys.executable, *by, "-m", "minimuse", *arguments],
+        [sys.executable, *launcher, "-m", "minimuse", *arguments, *SETTINGS, *settings],
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
-        preexec_fn=heard,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        preexec_fn=hear_ctrl_c,
     )
 
 
-def wait_for(what, seconds=120):
+def wait_for(condition, seconds=120):
     until = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def interrupt(process, number, locks):
+    """Send a signal when training is under way: its exit code, and what it printed to stderr."""
+    for path in locks:
+        wait_for(path.exists)
+    time.sleep(1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(number, begun):
     out = begun("base")
     (out / "config.json").unlink()
-    process = command("base", out, "stages.base.steps=100000")
-    wait_for((out / "base.lock").exists)
-    time.sleep(1)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert (
-        process.returncode == 130
-        and "finishing this step" in said
-        and said.endswith("with --resume goes on\n")
-        and "Traceback" not in said
-    )
-    assert (
-        len(readable(out, "base")) == 1
-        and not list(out.glob("*.lock"))
-        and not list(out.glob("*.tmp"))
-    )
+    process = start_command("base", out, "stages.base.steps=100000")
+    code, errors = interrupt(process, number, [out / "base.lock"])
+    assert code == 130
+    assert "finishing this step" in errors and "Traceback" not in errors
+    assert errors.endswith("with --resume goes on\n")
+    assert len(readable(out, "base")) == 1
+    assert not list(out.glob("*.lock")) and not list(out.glob("*.tmp"))
 
 
 def test_interrupted_all(tmp_path):
     """Of stages that train side by side each finishes its step, and saves."""
-    process = command(
-        "all",
-        out := tmp_path / "model",
-        "stages.tokenizer.steps=100000",
-        "stages.tokenizer_hi.steps=100000",
-    )
-    wait_for(lambda: all((out / f"{stage}.lock").exists() for stage in STAGES[:2]))
-    time.sleep(1)
-    process.terminate()
-    _, said = process.communicate(timeout=120)
-    assert (
-        process.returncode == 130
-        and "Traceback" not in said
-        and said.endswith("with --resume goes on\n")
-    )
-    assert all(len(readable(out, stage)) == 1 for stage in STAGES[:2])
-    assert (
-        not list(out.glob("*.lock"))
-        and not list(out.glob("*.tmp"))
-        and not (out / "base.lock").exists()
-    )
+    out = tmp_path / "model"
+    tokenizers = STAGES[:2]
+    steps = [f"stages.{stage}.steps=100000" for stage in tokenizers]
+    process = start_command("all", out, *steps)
+    locks = [out / f"{stage}.lock" for stage in tokenizers]
+    code, errors = interrupt(process, signal.SIGTERM, locks)
+    assert code == 130
+    assert "Traceback" not in errors and errors.endswith("with --resume goes on\n")
+    assert all(len(readable(out, stage)) == 1 for stage in tokenizers)
+    assert not list(out.glob("*.lock")) and not list(out.glob("*.tmp"))
 
 
 def test_interrupted_processes(begun):
-    """Under torchrun, one that is told to stop stops all, at the same step."""
+    """Under torchrun, a signal to one process stops all, at the same step."""
     out = begun("base")
     (out / "config.json").unlink()
-    by = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = command("base", out, "stages.base.steps=100000", "stages.base.muon_lr=0", by=by)
-    wait_for((out / "base.lock").exists)
-    time.sleep(1)
-    process.terminate()
-    _, said = process.communicate(timeout=120)
-    assert said.count("with --resume goes on") == 2 and len(readable(out, "base")) == 1, said
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = ["stages.base.steps=100000", "stages.base.muon_lr=0"]
+    process = start_command("base", out, *settings, launcher=launcher)
+    _, errors = interrupt(process, signal.SIGTERM, [out / "base.lock"])
+    assert errors.count("with --resume goes on") == 2, errors
+    assert len(readable(out, "base")) == 1, errors
 
 
-def test_the_second_does_not_wait():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
+def test_a_second_signal_stops_at_once():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     with pytest.raises(KeyboardInterrupt), stopping.finish_step_on_signal():
         signal.raise_signal(signal.SIGINT)
         assert stopping.stop_signals == {signal.SIGINT}

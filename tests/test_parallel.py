@@ -1,68 +1,95 @@
-"""Several processes, several passes, recomputed and compiled blocks: all must compute what one plain process does.
+"""Several processes, micro-batches, recomputed and compiled blocks compute what one process does.
 
-Two gloo processes on a CPU take the way that NCCL takes on GPUs: `pytest tests/test_parallel.py`.
+    pytest tests/test_parallel.py
+
+Two gloo processes on a CPU run the same code as NCCL processes on GPUs.
 """
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from minimuse import losses
 from minimuse.plumbing import collectives
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.config import override
 from minimuse.plumbing.t5_files import load_t5
-from minimuse.runs import stages as ours
-from minimuse.runs.stages import STAGES, train_all
+from minimuse.runs import parallel
+from minimuse.runs.stages import STAGES, TOKEN_STAGES, train_all
 
-STEPS, WORKER = 6, Path(__file__).with_name("spread.py")
-TOKEN_STAGES = ("base", "superres")
-SETTINGS = [
-    f"stages.{s}.{x}" for s in TOKEN_STAGES for x in ("muon_lr=0", "batch=8", f"steps={STEPS}")
-] + ["scenes=24", "caption_dropout=0.3"]
+STEPS = 6
+WORKER = Path(__file__).with_name("spread.py")
+TIMEOUT = 300  # seconds
 
 
-def run(processes, stage, out, stop=STEPS, *more, check=True):
-    """The metrics of every step, from a process of its own, or from several, up to a step."""
+def make_settings():
+    settings = ["scenes=24", "caption_dropout=0.3"]
+    for stage in TOKEN_STAGES:
+        for setting in ("muon_lr=0", "batch=8", f"steps={STEPS}"):
+            settings.append(f"stages.{stage}.{setting}")
+    return settings
+
+
+def start(processes, stage, out, stop, *more):
+    """Train a stage up to a step, in one or several processes of their own."""
+    torchrun = []
+    if processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone"]
+        torchrun += ["--nproc-per-node", str(processes)]
+    arguments = [stage, str(out), str(out / "metrics.json"), str(stop), *more]
+    command = [sys.executable, *torchrun, str(WORKER), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+
+
+def train_elsewhere(processes, stage, out, stop=STEPS):
+    """The metrics of every step up to `stop`, from one or several processes of their own."""
     metrics = out / "metrics.json"
     metrics.unlink(missing_ok=True)
-    torchrun = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        if processes > 1
-        else []
-    )
-    command = [
-        sys.executable,
-        *torchrun,
-        str(WORKER),
-        stage,
-        str(out),
-        str(metrics),
-        str(stop),
-        *more,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    if not check:
-        return done
+    done = start(processes, stage, out, stop)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(metrics.read_text())
 
 
+def records_of(stage, out):
+    """Train a stage in this process; its records."""
+    config = configs.from_json(json.loads((out / "config.json").read_text())["config"])
+    return train_all((stage,), out, config, "shapes", load_t5("t5-toy"), "t5-toy", resume=True)
+
+
+def metrics_of(records):
+    return [{k: float(v) for k, v in record.metrics.items()} for record in records]
+
+
+def train_here(stage, out, stop=None):
+    """The metrics of every step up to `stop`, in this process; None: to the end, with weights."""
+    return metrics_of(islice(records_of(stage, out), stop))
+
+
+def stop_after(records, step):
+    for record in records:
+        if record.step == step:
+            break
+    records.close()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def fp32():
-    """In bf16, where a CPU has it, equal sums in another order differ by some 1e-4: too much to tell them from other sums."""
+    """Compute in fp32 in this process, too.
+
+    In bf16, sums in another order differ by about 1e-4, as much as wrong sums do.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            torch.backends.cpu, "get_cpu_capability", lambda: "AVX2"
-        )  # as in the other processes
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
         yield
 
 
@@ -70,24 +97,23 @@ def fp32():
 def tokenized(tmp_path_factory):
     """A model directory with both tokenizers."""
     out = tmp_path_factory.mktemp("spread") / "model"
-    config = override(configs.PRESETS["tiny"], SETTINGS)
+    config = override(configs.PRESETS["tiny"], make_settings())
     list(train_all(STAGES[:2], out, config, "shapes", load_t5("t5-toy"), "t5-toy"))
     return out
 
 
 @pytest.fixture
 def copy(tokenized, tmp_path):
-    """A copy of it, with settings."""
-    numbers = iter(range(99))
+    """copy(*settings): a copy of that directory, with some settings changed."""
+    numbers = count()
 
     def make(*settings):
         out = shutil.copytree(tokenized, tmp_path / f"copy{next(numbers)}")
-        for path in out.glob("config.json"):
-            about = json.loads(path.read_text())
-            about["config"] = configs.dataclasses.asdict(
-                override(configs.from_json(about["config"]), list(settings))
-            )
-            path.write_text(json.dumps(about))
+        path = out / "config.json"
+        about = json.loads(path.read_text())
+        config = override(configs.from_json(about["config"]), list(settings))
+        about["config"] = dataclasses.asdict(config)
+        path.write_text(json.dumps(about))
         return out
 
     return make
@@ -96,81 +122,74 @@ def copy(tokenized, tmp_path):
 @pytest.fixture(scope="module")
 def alone(tokenized, tmp_path_factory):
     """Metrics and weights of each token stage, from this plain process."""
-    found = {}
+    results = {}
     for stage in TOKEN_STAGES:
         out = shutil.copytree(tokenized, tmp_path_factory.mktemp(f"alone-{stage}") / "model")
-        found[stage] = here(stage, out), load_file(out / f"{stage}.safetensors")
-    return found
+        metrics = train_here(stage, out)
+        results[stage] = metrics, load_file(out / f"{stage}.safetensors")
+    return results
 
 
-def trained(stage, out):
-    """Records of the same in this process."""
-    config = configs.from_json(json.loads((out / "config.json").read_text())["config"])
-    return train_all((stage,), out, config, "shapes", load_t5("t5-toy"), "t5-toy", resume=True)
-
-
-def here(stage, out, stop=None):
-    """Their metrics, up to a step. Without one the records are read to their end, at which the weights are saved."""
-    return [
-        {k: float(v) for k, v in record.metrics.items()}
-        for record in islice(trained(stage, out), stop)
-    ]
-
-
-def same(metrics, weights, wanted, first=0):
+def same(metrics, weights, expected, first=0):
+    """Metrics from step `first` on, and weights at the end, are those of a plain process."""
+    expected_metrics, expected_weights = expected
     assert len(metrics) == STEPS - first
-    for now, then in zip(metrics, wanted[0][first:]):
-        assert now["loss"] == pytest.approx(then["loss"], rel=1e-5) and now[
-            "accuracy"
-        ] == pytest.approx(then["accuracy"], abs=1e-5)
-        assert now["chance"] == pytest.approx(then["chance"], rel=1e-6)
-    assert weights.keys() == wanted[1].keys()
-    for (
-        name,
-        tensor,
-    ) in weights.items():  # AdamW's first steps divide by a gradient's size: where that is about 0, its last bits decide
-        assert torch.allclose(tensor, wanted[1][name], atol=2e-3), name
-        assert (tensor - wanted[1][name]).abs().mean() < 1e-5, name
+    for ours, theirs in zip(metrics, expected_metrics[first:], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=1e-5)
+        assert ours["chance"] == pytest.approx(theirs["chance"], rel=1e-6)
+    assert weights.keys() == expected_weights.keys()
+    for name, tensor in weights.items():
+        # AdamW's first steps divide by the size of a gradient. Where that is about 0, its last
+        # bits decide, so single weights may differ.
+        assert torch.allclose(tensor, expected_weights[name], atol=2e-3), name
+        assert (tensor - expected_weights[name]).abs().mean() < 1e-5, name
 
 
 @pytest.mark.parametrize("stage", TOKEN_STAGES)
 def test_two_processes_are_one(stage, copy, alone):
-    out = copy("scale.micro_batch=2", "scale.recompute=True")  # in two passes each
-    metrics = run(2, stage, out)
-    print(
-        f"largest relative difference of a loss: {max(abs(a['loss'] / b['loss'] - 1) for a, b in zip(metrics, alone[stage][0])):.1e}"
-    )
+    out = copy("scale.micro_batch=2", "scale.recompute=True")  # two passes in each process
+    metrics = train_elsewhere(2, stage, out)
+    pairs = zip(metrics, alone[stage][0], strict=True)
+    largest = max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in pairs)
+    print(f"largest relative difference of a loss: {largest:.1e}")
     same(metrics, load_file(out / f"{stage}.safetensors"), alone[stage])
     assert not list(out.glob("*checkpoint*")) and not list(out.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
-def test_a_checkpoint_of_some_resumes_on_others(before, after, copy, alone):
+def test_a_checkpoint_of_two_processes_resumes_on_one(copy, alone):
     out = copy()
-    train = lambda processes, stop=STEPS: (
-        run(processes, "base", out, stop)
-        if processes > 1
-        else here("base", out, stop if stop < STEPS else None)
-    )
-    assert (
-        len(train(before, 3)) == 3
-        and (out / "base.checkpoint.safetensors").is_file()
-        and not (out / "base.safetensors").exists()
-    )
-    metrics = train(after)
+    assert len(train_elsewhere(2, "base", out, 3)) == 3
+    assert (out / "base.checkpoint.safetensors").is_file()
+    assert not (out / "base.safetensors").exists()
+    metrics = train_here("base", out)
+    # Two processes save when a checkpoint is due: before step 3 is reported, and not when closed.
     first = STEPS - len(metrics)
-    assert first in (2, 3), "one process saves when it is stopped, two when it is time"
+    assert first in (2, 3)
+    same(metrics, load_file(out / "base.safetensors"), alone["base"], first)
+
+
+def test_a_checkpoint_of_one_process_resumes_on_two(copy, alone):
+    out = copy()
+    assert len(train_here("base", out, 3)) == 3
+    assert (out / "base.checkpoint.safetensors").is_file()
+    assert not (out / "base.safetensors").exists()
+    metrics = train_elsewhere(2, "base", out)
+    first = STEPS - len(metrics)
+    assert first in (2, 3)
     same(metrics, load_file(out / "base.safetensors"), alone["base"], first)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_while_writing(processes, copy, alone):
-    """Half a file in a folder aside; the checkpoint before is whole, and found."""
+    """Half a file is left in the temporary folder; the checkpoint before it is complete."""
     out = copy()
-    assert run(processes, "base", out, 4, "die", check=False).returncode != 0
-    torn = out / "base.checkpoint.safetensors.tmp" / "base.checkpoint.safetensors"
-    assert torn.stat().st_size < (out / "base.checkpoint.safetensors").stat().st_size
-    same(here("base", out), load_file(out / "base.safetensors"), alone["base"], first=3)
+    assert start(processes, "base", out, 4, "die").returncode != 0
+    checkpoint = out / "base.checkpoint.safetensors"
+    half = out / "base.checkpoint.safetensors.tmp" / "base.checkpoint.safetensors"
+    assert half.stat().st_size < checkpoint.stat().st_size
+    metrics = train_here("base", out)
+    same(metrics, load_file(out / "base.safetensors"), alone["base"], first=3)
 
 
 @pytest.mark.parametrize(
@@ -186,82 +205,80 @@ def test_killed_while_writing(processes, copy, alone):
 @pytest.mark.parametrize("stage", TOKEN_STAGES)
 def test_scaling_changes_nothing(stage, settings, copy, alone):
     out = copy(*settings)
-    same(here(stage, out), load_file(out / f"{stage}.safetensors"), alone[stage])
+    metrics = train_here(stage, out)
+    same(metrics, load_file(out / f"{stage}.safetensors"), alone[stage])
 
 
-def test_how_it_fits_may_change_on_the_way(copy, alone):
-    """A run that went out of memory goes on with smaller passes; no other setting may change."""
+def test_scale_may_change_when_resuming(copy, alone):
+    """A run that went out of memory resumes with smaller passes; no other setting may change."""
     out = copy()
-    for record in (run_ := trained("base", out)):
-        if record.step == 3:
-            break
-    run_.close()
+    stop_after(records_of("base", out), 3)
     about = json.loads((out / "config.json").read_text())
     config = configs.from_json(about["config"])
+
+    def resume(settings):
+        text = load_t5("t5-toy")
+        changed = override(config, settings)
+        return train_all(("base",), out, changed, "shapes", text, "t5-toy", resume=True)
+
     with pytest.raises(ValueError, match="other settings"):
-        next(
-            train_all(
-                ("base",),
-                out,
-                override(config, ["caption_dropout=0.2"]),
-                "shapes",
-                load_t5("t5-toy"),
-                "t5-toy",
-                resume=True,
-            )
-        )
-    smaller = override(config, ["scale.micro_batch=2"])
-    metrics = [
-        {k: float(v) for k, v in r.metrics.items()}
-        for r in train_all(
-            ("base",), out, smaller, "shapes", load_t5("t5-toy"), "t5-toy", resume=True
-        )
-    ]
+        next(resume(["caption_dropout=0.2"]))
+    metrics = metrics_of(resume(["scale.micro_batch=2"]))
     same(metrics, load_file(out / "base.safetensors"), alone["base"], first=3)
 
 
 def test_the_mean_of_means_is_refused(copy, alone, refuses, monkeypatch):
-    """The check notices parts that count alike, whatever is hidden in them."""
-    mean = ours.masked_token_loss
+    """The check notices micro-batches that count by their rows, whatever is hidden in them."""
+    token_loss, hide = losses.masked_token_loss, losses.hide
+    hidden_in_batch = []
 
-    def alike(
-        logits, ids, hidden
-    ):  # what every part would weigh if B rows made a part of 1 / (B / rows)
-        found = mean(logits, ids, hidden)
-        return found._replace(loss=found.loss * (len(ids) / 8) / (hidden.sum() / whole[-1]))
+    def noting_hide(*arguments):
+        corrupted = hide(*arguments)
+        hidden_in_batch.append(corrupted.hidden.sum())
+        return corrupted
 
-    whole, hide = [], ours.hide
-    monkeypatch.setattr(ours, "hide", lambda *a: (c := hide(*a), whole.append(c.hidden.sum()))[0])
-    monkeypatch.setattr(ours, "masked_token_loss", alike)
+    def mean_of_means(logits, ids, hidden):
+        right = token_loss(logits, ids, hidden)
+        fraction_of_rows = len(ids) / 8
+        fraction_of_hidden = hidden.sum() / hidden_in_batch[-1]
+        return right._replace(loss=right.loss * fraction_of_rows / fraction_of_hidden)
+
+    monkeypatch.setattr(losses, "hide", noting_hide)
+    monkeypatch.setattr(losses, "masked_token_loss", mean_of_means)
     out = copy("scale.micro_batch=3")
-    refuses(same, here("base", out), load_file(out / "base.safetensors"), alone["base"])
+    metrics = train_here("base", out)
+    refuses(same, metrics, load_file(out / "base.safetensors"), alone["base"])
 
 
-def test_what_several_processes_cannot_do(copy, monkeypatch):
-    monkeypatch.setattr(collectives, "place", lambda: (0, 2))
-    monkeypatch.setattr(collectives, "fit", lambda model, compile, recompute, device: None)
-    for stage, settings, message in (
+@pytest.mark.parametrize(
+    "stage, settings, message",
+    [
         ("base", ["stages.base.muon_lr=0.01"], "several processes need AdamW"),
         ("base", ["stages.base.optimizer=adafactor"], "several processes need AdamW"),
         ("base", ["stages.base.batch=7"], "batch of 7 cannot be shared evenly by 2"),
         ("decoder", [], "decoder trains in one process"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            next(trained(stage, copy(*settings)))
+    ],
+)
+def test_what_several_processes_cannot_do(stage, settings, message, copy, monkeypatch):
+    monkeypatch.setattr(collectives, "rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr(parallel, "fit", lambda model, compile, recompute, device: None)
+    with pytest.raises(ValueError, match=message):
+        next(records_of(stage, copy(*settings)))
 
 
 def test_adafactor_learns_and_resumes(copy):
-    """Its state is not of its parameters' shape: rows and columns. Bit for bit, as with AdamW."""
-    losses = []
-    for stops in ((), (2,)):
+    """Bit for bit, as with AdamW. Its state has the shape of rows and columns of the parameters."""
+
+    def train(stops):
         out = copy("stages.base.optimizer=adafactor", "stages.base.lr=0.05")
         for stop in stops:
-            run_ = trained("base", out)
-            for record in run_:
-                if record.step == stop:
-                    break
-            run_.close()
-        losses.append([float(r.metrics["loss"]) for r in trained("base", out)])
-        weights = load_file(out / "base.safetensors")
-    assert losses[1] == losses[0][2:] and losses[0][-1] < losses[0][0]
+            stop_after(records_of("base", out), stop)
+        metrics = train_here("base", out)
+        return [m["loss"] for m in metrics], load_file(out / "base.safetensors")
+
+    whole, weights = train(stops=())
+    resumed, resumed_weights = train(stops=(2,))
+    assert resumed == whole[2:]
+    assert whole[-1] < whole[0]
     assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert all(torch.equal(tensor, resumed_weights[name]) for name, tensor in weights.items())
