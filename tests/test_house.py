@@ -1,4 +1,4 @@
-"""The layout of the package: which file may import which, and how long files may be.
+"""The layout of the package: which file may import which, and how long files and lines may be.
 
 The files directly in `minimuse/` are the paper, read in order; folders hold what a product needs.
 Imports go one way, from the command line down to the schedules, so that a reader can stop at any
@@ -6,11 +6,13 @@ level. The test reads the syntax tree: nothing is imported.
 """
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "minimuse"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minimuse"
 
 # Each level may import from levels below it, and a folder from itself.
 LEVELS = [
@@ -134,3 +136,31 @@ def test_files_stay_short_enough_to_read():
     assert not {p.name: n for p, n in lengths.items() if n > 350}
     flat = sum(n for p, n in lengths.items() if p.parent == PACKAGE)
     assert flat <= 3600, f"the files directly in minimuse/ have {flat} lines"
+
+
+def python_files() -> list[Path]:
+    """Every Python file of the repository that git knows and that is still there."""
+    listing = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    files = [ROOT / name for name in listing.stdout.splitlines()]
+    return [path for path in files if path.is_file()]
+
+
+def test_no_line_is_long_and_walruses_are_rare():
+    """At most 100 columns, and 2 walruses in 1,000 lines over the whole repository."""
+    long_lines = []
+    walruses = []
+    total = 0
+    for path in python_files():
+        text = path.read_text()
+        lines = text.splitlines()
+        total += len(lines)
+        name = path.relative_to(ROOT)
+        long_lines += [f"{name}:{i}" for i, line in enumerate(lines, 1) if len(line) > 100]
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.NamedExpr):
+                walruses.append(f"{name}:{node.lineno}")
+    assert total > 0, "git lists no Python file"
+    assert not long_lines, f"{len(long_lines)} lines over 100 columns: {long_lines[:20]}"
+    assert len(walruses) <= 2 * total / 1000, f"{len(walruses)} in {total} lines: {walruses}"

@@ -1,3 +1,8 @@
+"""Lesson 13: masked models as diffusion, parallel passes, revisions, and a partly random start.
+
+A world is a table `joint` with N axes of K codes: the probability of every image of N tokens.
+"""
+
 import itertools
 import math
 
@@ -12,55 +17,68 @@ from minimuse.decode import Sampling
 
 TITLE = "beyond Muse"
 
-# Ours. The package has the sampler and the masks; the rest are references.
+
+# --- Our solutions. The package has the sampler and the masks; the rest are references. ---
 
 
 def our_weight(counts, tokens):
-    share = (
-        (torch.arange(tokens + 1, dtype=torch.float64) / tokens).asin().diff() * 2 / math.pi
-    )  # P(n), n = 1 ..
-    return 1 / share[counts - 1]
+    """One over the probability that n tokens are hidden, n = 1 .. tokens."""
+    ratios = torch.arange(tokens + 1, dtype=torch.float64) / tokens
+    probabilities = ratios.asin().diff() * 2 / math.pi
+    return 1 / probabilities[counts - 1]
 
 
 def marginal(joint, keep):
-    """Of the places `keep`; the others' axes have length 1."""
+    """The marginal of the places `keep`. The axes of the others have length 1."""
     others = [i for i in range(joint.dim()) if i not in keep]
-    return joint.sum(dim=others, keepdim=True) if others else joint
+    if not others:
+        return joint
+    return joint.sum(dim=others, keepdim=True)
 
 
-def our_dependence(joint):
+def product_of_marginals(joint):
     product = torch.ones_like(joint)
     for i in range(joint.dim()):
         product = product * marginal(joint, [i])
-    return float(torch.special.xlogy(joint, joint / product.where(joint > 0, 1)).sum())
+    return product
+
+
+def marginal_entropies(joint):
+    """The entropy of each token alone, in nats."""
+    return [float(torch.special.entr(marginal(joint, [i])).sum()) for i in range(joint.dim())]
+
+
+def our_dependence(joint):
+    product = product_of_marginals(joint).where(joint > 0, 1)
+    return float(torch.special.xlogy(joint, joint / product).sum())
+
+
+def two_codes_with_entropy(entropies):
+    """Logits (1, M, 2) of two codes each, with these entropies, by bisection."""
+    low = torch.zeros_like(entropies)  # of the probability of the rarer code
+    high = torch.full_like(entropies, 0.5)
+    for _ in range(60):
+        middle = (low + high) / 2
+        entropy = torch.special.entr(torch.stack([middle, 1 - middle])).sum(0)
+        low = torch.where(entropy < entropies, middle, low)
+        high = torch.where(entropy < entropies, high, middle)
+    return torch.stack([1 - low, low], dim=-1).log()[None]
 
 
 def our_count(entropies, bound):
-    """As the entropy sampler has it: two codes, of which the rarer has the probability that gives each entropy."""
-    M, low, high = (
-        len(entropies),
-        torch.zeros(len(entropies), dtype=torch.float64),
-        torch.full((len(entropies),), 0.5, dtype=torch.float64),
-    )
-    for _ in range(60):
-        middle = (low + high) / 2
-        less = torch.special.entr(torch.stack([middle, 1 - middle])).sum(0) < entropies
-        low, high = torch.where(less, middle, low), torch.where(less, high, middle)
-    logits = torch.stack([1 - low, low], dim=-1).log()[None]
+    """What the package's entropy sampler reveals."""
+    M = len(entropies)
     hidden = torch.ones(1, M, dtype=torch.bool)
-    _, left = decode.entropy(
-        logits,
-        None,
-        hidden,
-        torch.tensor([M - 1]),
-        None,
-        Sampling(sampler="entropy", entropy_bound=bound),
-    )
+    left = torch.tensor([M - 1])
+    sampling = Sampling(sampler="entropy", entropy_bound=bound)
+    logits = two_codes_with_entropy(entropies)
+    _, left = decode.entropy(logits, None, hidden, left, None, sampling)
     return M - int(left)
 
 
 def our_decoded(joint, passes):
-    q, seen = torch.ones_like(joint), []
+    q = torch.ones_like(joint)
+    seen = []
     for places in passes:
         for i in places:
             q = q * marginal(joint, [*seen, i]) / marginal(joint, seen)
@@ -68,25 +86,27 @@ def our_decoded(joint, passes):
     return q
 
 
+def redrawn(current, joint, i):
+    """The distribution after place i is hidden and drawn anew."""
+    return current.sum(dim=i, keepdim=True) * joint / joint.sum(dim=i, keepdim=True)
+
+
 def our_revised(current, joint):
     N = joint.dim()
-    return (
-        sum(
-            current.sum(dim=i, keepdim=True) * joint / joint.sum(dim=i, keepdim=True)
-            for i in range(N)
-        )
-        / N
-    )
+    return sum(redrawn(current, joint, i) for i in range(N)) / N
+
+
+def random_codes(batch, tokens, codes, generator):
+    return torch.randint(codes, (batch, tokens), generator=generator)
 
 
 def our_start(batch, tokens, codes, share, generator):
-    hidden = schedule.random_masks(
-        torch.full((batch,), math.ceil(share * tokens)), tokens, generator
-    )
-    return torch.randint(codes, (batch, tokens), generator=generator).masked_fill(hidden, codes)
+    counts = torch.full((batch,), math.ceil(share * tokens))
+    hidden = schedule.random_masks(counts, tokens, generator)
+    return random_codes(batch, tokens, codes, generator).masked_fill(hidden, codes)
 
 
-# Properties
+# --- Worlds to check on ---
 
 
 def table(weights, N, K):
@@ -96,15 +116,34 @@ def table(weights, N, K):
 
 @st.composite
 def worlds(draw, least=1):
-    """Of up to three tokens of up to three codes; small integers as weights, so that a counterexample can be read."""
-    N, K = draw(st.integers(1, 3)), draw(st.integers(2, 3))
+    """Worlds of up to three tokens of up to three codes.
+
+    The weights are small integers, so that a counterexample can be read.
+    """
+    N = draw(st.integers(1, 3))
+    K = draw(st.integers(2, 3))
     weights = draw(st.lists(st.integers(least, 9), min_size=K**N, max_size=K**N).filter(any))
     return table(weights, N, K)
 
 
 TWINS = table([1, 0, 0, 1], 2, 2)  # 00 and 11
 UNEVEN = table([4, 1, 1, 2, 3, 1, 1, 7], 3, 2)
-shown = lambda joint: [round(float(x), 3) for x in joint.flatten()]
+
+
+def images_of(joint):
+    """Every image of a world, as a tuple of codes."""
+    return list(itertools.product(range(joint.shape[0]), repeat=joint.dim()))
+
+
+def shown(joint):
+    return [round(float(x), 3) for x in joint.flatten()]
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- Properties of picture_weight ---
 
 
 def undoes_the_law_of_the_masks(picture_weight):
@@ -116,34 +155,53 @@ def undoes_the_law_of_the_masks(picture_weight):
     @example(256, 1)
     def check(tokens, seed):
         points = 200_000
-        ratios = torch.cos(math.pi / 2 * (torch.arange(points, dtype=torch.float64) + 0.5) / points)
-        counts = schedule.mask_counts(ratios, tokens)
-        L = (
-            torch.rand(tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            + 0.5
-        )
+        u = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+        counts = schedule.mask_counts(torch.cos(math.pi / 2 * u), tokens)
+        L = torch.rand(tokens, generator=seeded(seed), dtype=torch.float64) + 0.5
         weight = picture_weight(counts, tokens)
         assert weight.shape == counts.shape and weight.dtype == torch.float64, (
             f"weights {tuple(weight.shape)} {weight.dtype}"
         )
-        got, bound = float((weight * L[counts - 1]).mean()), float(L.sum())
-        assert math.isclose(got, bound, rel_tol=1e-2), (
-            f"{tokens} tokens: the expectation is {got:.4f}, the bound {bound:.4f}"
+        expectation = float((weight * L[counts - 1]).mean())
+        bound = float(L.sum())
+        assert math.isclose(expectation, bound, rel_tol=1e-2), (
+            f"{tokens} tokens: the expectation is {expectation:.4f}, the bound {bound:.4f}"
         )
 
     check()
 
 
 def weights_are_finite_for_all_counts(picture_weight):
-    """Each weight is one over how often its count occurs; a count of its own, in any order."""
+    """Each weight is one over how often its count occurs, whatever the order of the counts."""
     for tokens in (1, 2, 16, 256):
-        order = torch.randperm(tokens, generator=torch.Generator().manual_seed(0)) + 1
-        got = picture_weight(order, tokens)
-        for n, weight in zip(order.tolist(), got.tolist()):
+        order = torch.randperm(tokens, generator=seeded(0)) + 1
+        weights = picture_weight(order, tokens)
+        for n, weight in zip(order.tolist(), weights.tolist(), strict=True):
             wanted = math.pi / 2 / (math.asin(n / tokens) - math.asin((n - 1) / tokens))
             assert math.isclose(weight, wanted, rel_tol=1e-9), (
                 f"{n} of {tokens} hidden: {weight}, not {wanted}"
             )
+
+
+# --- Properties of dependence ---
+
+
+def slow_dependence(joint):
+    """The KL divergence to the product of marginals, image by image."""
+    N = joint.dim()
+    images = images_of(joint)
+    alone = []  # for each place, the probability of each code
+    for i in range(N):
+        probabilities = [0.0] * joint.shape[0]
+        for x in images:
+            probabilities[x[i]] += float(joint[x])
+        alone.append(probabilities)
+    total = 0.0
+    for x in images:
+        p = float(joint[x])
+        if p > 0:
+            total += p * math.log(p / math.prod(alone[i][x[i]] for i in range(N)))
+    return total
 
 
 def is_the_kl_to_the_product(dependence):
@@ -153,23 +211,10 @@ def is_the_kl_to_the_product(dependence):
     @example(table([1, 1, 1, 1], 2, 2))
     @example(table([0, 1], 1, 2))
     def check(joint):
-        N, K = joint.dim(), joint.shape[0]
-        alone = [
-            [
-                sum(float(joint[x]) for x in itertools.product(range(K), repeat=N) if x[i] == code)
-                for code in range(K)
-            ]
-            for i in range(N)
-        ]
-        wanted = sum(
-            float(joint[x])
-            * math.log(float(joint[x]) / math.prod(alone[i][x[i]] for i in range(N)))
-            for x in itertools.product(range(K), repeat=N)
-            if joint[x] > 0
-        )
-        got = float(dependence(joint))
-        assert math.isclose(got, wanted, abs_tol=1e-9), (
-            f"world {shown(joint)}, {N} tokens: {got} nats, not {wanted}"
+        nats = float(dependence(joint))
+        wanted = slow_dependence(joint)
+        assert math.isclose(nats, wanted, abs_tol=1e-9), (
+            f"world {shown(joint)}, {joint.dim()} tokens: {nats} nats, not {wanted}"
         )
 
     check()
@@ -181,17 +226,23 @@ def is_at_most_the_bound_of_entropies(dependence):
     @given(worlds(least=0))
     @example(TWINS)
     def check(joint):
-        H = [float(torch.special.entr(marginal(joint, [i])).sum()) for i in range(joint.dim())]
-        got = float(dependence(joint))
-        assert -1e-9 <= got <= sum(H) - max(H) + 1e-9, (
-            f"world {shown(joint)}: {got} nats, bound {sum(H) - max(H)}"
-        )
+        H = marginal_entropies(joint)
+        bound = sum(H) - max(H)
+        nats = float(dependence(joint))
+        assert -1e-9 <= nats <= bound + 1e-9, f"world {shown(joint)}: {nats} nats, bound {bound}"
 
     check()
 
 
+# --- Properties of safe_to_reveal ---
+
+
 def reveals_as_many_as_the_bound_allows(safe_to_reveal):
-    """Against trying every number; entropies in any order, with equal ones and zeros, as far from the bound as rounding needs."""
+    """Against trying every number.
+
+    The entropies come in any order, some are equal, some are zero. Their sums are as far from the
+    bound as rounding needs.
+    """
 
     @given(st.lists(st.integers(0, 13), min_size=1, max_size=8), st.integers(0, 20))
     @example([5], 0)
@@ -201,34 +252,43 @@ def reveals_as_many_as_the_bound_allows(safe_to_reveal):
     @example([1, 2, 10], 3)
     @example([1, 1, 1, 13], 9)
     def check(twentieths, bound):
-        entropies, limit = torch.tensor(twentieths, dtype=torch.float64) / 20, bound / 20 + 0.01
+        entropies = torch.tensor(twentieths, dtype=torch.float64) / 20
+        limit = bound / 20 + 0.01
         ascending = sorted(twentieths)
-        wanted = max(
-            n for n in range(1, len(ascending) + 1) if n == 1 or sum(ascending[: n - 1]) <= bound
+        wanted = 1
+        for n in range(2, len(ascending) + 1):
+            if sum(ascending[: n - 1]) <= bound:
+                wanted = n
+        count = int(safe_to_reveal(entropies, limit))
+        assert count == wanted, (
+            f"entropies {entropies.tolist()}, bound {limit}: {count}, not {wanted}"
         )
-        got = int(safe_to_reveal(entropies, limit))
-        assert got == wanted, f"entropies {entropies.tolist()}, bound {limit}: {got}, not {wanted}"
 
     check()
 
 
+# --- Properties of decoded ---
+
+
 @st.composite
-def schedules(draw):
+def worlds_and_passes(draw):
+    """A world, and its places in random order, cut into passes."""
     joint = draw(worlds())
-    order = draw(st.permutations(range(joint.dim())))
-    cuts = sorted(draw(st.sets(st.integers(1, joint.dim())))) if joint.dim() > 1 else []
-    edges = sorted({0, *cuts, joint.dim()})
-    return joint, [list(order[a:b]) for a, b in zip(edges, edges[1:])]
+    N = joint.dim()
+    order = draw(st.permutations(range(N)))
+    cuts = draw(st.sets(st.integers(1, N))) if N > 1 else set()
+    edges = sorted({0, *cuts, N})
+    passes = [list(order[start:end]) for start, end in itertools.pairwise(edges)]
+    return joint, passes
 
 
 def slowly_decoded(joint, passes):
-    N, K = joint.dim(), joint.shape[0]
-    every = [*itertools.product(range(K), repeat=N)]
+    images = images_of(joint)
     q = torch.ones_like(joint)
-    for x in every:
+    for x in images:
         seen = []
         for places in passes:
-            fits = [y for y in every if all(y[j] == x[j] for j in seen)]
+            fits = [y for y in images if all(y[j] == x[j] for j in seen)]
             total = sum(float(joint[y]) for y in fits)
             for i in places:
                 q[x] *= sum(float(joint[y]) for y in fits if y[i] == x[i]) / total
@@ -237,7 +297,7 @@ def slowly_decoded(joint, passes):
 
 
 def multiplies_what_each_pass_says(decoded):
-    @given(schedules())
+    @given(worlds_and_passes())
     @example((UNEVEN, [[0, 1, 2]]))
     @example((UNEVEN, [[2], [0, 1]]))
     @example((UNEVEN, [[1, 2], [0]]))
@@ -245,11 +305,12 @@ def multiplies_what_each_pass_says(decoded):
     def check(case):
         joint, passes = case
         given_passes = [list(p) for p in passes]
-        got, wanted = decoded(joint, given_passes), slowly_decoded(joint, passes)
+        q = decoded(joint, given_passes)
+        wanted = slowly_decoded(joint, passes)
         assert given_passes == passes, f"passes {passes} became {given_passes}"
-        assert got.shape == joint.shape, f"shape {tuple(got.shape)}, not {tuple(joint.shape)}"
-        assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12), (
-            f"world {shown(joint)}, passes {passes}: {shown(got)}, not {shown(wanted)}"
+        assert q.shape == joint.shape, f"shape {tuple(q.shape)}, not {tuple(joint.shape)}"
+        assert torch.allclose(q, wanted, rtol=1e-9, atol=1e-12), (
+            f"world {shown(joint)}, passes {passes}: {shown(q)}, not {shown(wanted)}"
         )
 
     check()
@@ -257,46 +318,56 @@ def multiplies_what_each_pass_says(decoded):
 
 def one_by_one_is_the_world(decoded):
     for order in itertools.permutations(range(3)):
-        got = decoded(UNEVEN, [[i] for i in order])
-        assert torch.allclose(got, UNEVEN, rtol=1e-9), (
-            f"order {order}: {shown(got)}, not the world {shown(UNEVEN)}"
+        q = decoded(UNEVEN, [[i] for i in order])
+        assert torch.allclose(q, UNEVEN, rtol=1e-9), (
+            f"order {order}: {shown(q)}, not the world {shown(UNEVEN)}"
         )
 
 
+# --- Properties of revised ---
+
+
+def slowly_revised(current, joint):
+    """All images, all places and all codes, one by one."""
+    N, K = joint.dim(), joint.shape[0]
+    revised = torch.zeros_like(joint)
+    for x in images_of(joint):
+        for i in range(N):
+            candidates = [(*x[:i], code, *x[i + 1 :]) for code in range(K)]
+            total = sum(joint[y] for y in candidates)
+            for y in candidates:
+                revised[y] += current[x] / N * joint[y] / total
+    return revised
+
+
 def redraws_one_token(revised):
-    """Against all pictures, all places and all codes, one by one; `current` is another distribution."""
+    """Against the slow way, from a distribution that is not the world."""
 
     @given(worlds(), st.integers(0, 99))
     @example(UNEVEN, 0)
     @example(table([1, 2], 1, 2), 0)
     def check(joint, seed):
-        N, K = joint.dim(), joint.shape[0]
-        current = torch.rand(
-            joint.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-        )
-        current, wanted = current / current.sum(), torch.zeros_like(joint)
-        for x in itertools.product(range(K), repeat=N):
-            for i in range(N):
-                ways = [(*x[:i], code, *x[i + 1 :]) for code in range(K)]
-                for y in ways:
-                    wanted[y] += current[x] / N * joint[y] / sum(joint[z] for z in ways)
+        current = torch.rand(joint.shape, generator=seeded(seed), dtype=torch.float64)
+        current = current / current.sum()
+        wanted = slowly_revised(current, joint)
         before = current.clone(), joint.clone()
-        got = revised(current, joint)
+        q = revised(current, joint)
         assert torch.equal(current, before[0]) and torch.equal(joint, before[1]), (
-            "what was given has changed"
+            "the given distributions have changed"
         )
-        assert got.shape == joint.shape, f"shape {tuple(got.shape)}, not {tuple(joint.shape)}"
-        assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12), (
-            f"world {shown(joint)}, from {shown(current)}: {shown(got)}, not {shown(wanted)}"
+        assert q.shape == joint.shape, f"shape {tuple(q.shape)}, not {tuple(joint.shape)}"
+        assert torch.allclose(q, wanted, rtol=1e-9, atol=1e-12), (
+            f"world {shown(joint)}, from {shown(current)}: {shown(q)}, not {shown(wanted)}"
         )
 
     check()
 
 
 def stays_with_the_world(revised):
-    """The world itself is what revisions do not change, and where they lead."""
-    assert torch.allclose(revised(UNEVEN, UNEVEN), UNEVEN, rtol=1e-9), (
-        f"the world {shown(UNEVEN)} became {shown(revised(UNEVEN, UNEVEN))}"
+    """Revisions do not change the world, and they lead to it."""
+    once = revised(UNEVEN, UNEVEN)
+    assert torch.allclose(once, UNEVEN, rtol=1e-9), (
+        f"the world {shown(UNEVEN)} became {shown(once)}"
     )
     current = torch.full_like(UNEVEN, 1 / 8)
     for _ in range(200):
@@ -306,7 +377,10 @@ def stays_with_the_world(revised):
     )
 
 
-def hides_exactly_the_share(partly_random):
+# --- Properties of partly_random ---
+
+
+def hides_exactly_the_fraction(partly_random):
     @given(
         st.integers(1, 4),
         st.integers(1, 12),
@@ -320,58 +394,47 @@ def hides_exactly_the_share(partly_random):
     @example(3, 7, 1, 1, 0)
     def check(batch, tokens, codes, twentieths, seed):
         share = twentieths / 20
-        ids = partly_random(batch, tokens, codes, share, torch.Generator().manual_seed(seed))
-        said = f"{batch} x {tokens} tokens of {codes} codes, share {share}: {ids.tolist()}"
+        ids = partly_random(batch, tokens, codes, share, seeded(seed))
+        case = f"{batch} x {tokens} tokens of {codes} codes, share {share}: {ids.tolist()}"
         assert ids.shape == (batch, tokens) and ids.dtype == torch.int64, (
             f"ids are {tuple(ids.shape)} {ids.dtype}"
         )
-        assert int(ids.min()) >= 0 and int(ids.max()) <= codes, said
-        assert (ids == codes).sum(-1).tolist() == [math.ceil(share * tokens)] * batch, said
-        again = partly_random(batch, tokens, codes, share, torch.Generator().manual_seed(seed))
-        assert torch.equal(ids, again), f"{said}; the same generator, again: {again.tolist()}"
+        assert int(ids.min()) >= 0, case
+        assert int(ids.max()) <= codes, case
+        assert (ids == codes).sum(-1).tolist() == [math.ceil(share * tokens)] * batch, case
+        again = partly_random(batch, tokens, codes, share, seeded(seed))
+        assert torch.equal(ids, again), f"{case}; the same generator, again: {again.tolist()}"
 
     check()
 
 
+def assert_near(events, wanted, description):
+    """A fraction of events (booleans), within five standard deviations."""
+    fraction = float(events.mean())
+    limit = 5 * (wanted * (1 - wanted) / len(events)) ** 0.5
+    assert abs(fraction - wanted) < limit, f"{description}: {fraction:.3f}, not {wanted:.3f}"
+
+
 def is_uniform_over_places_and_codes(partly_random):
-    """20,000 rows, within five standard deviations; and no two tokens know of each other."""
+    """20,000 rows, within five standard deviations. No two tokens depend on each other."""
     batch, tokens, codes = 20_000, 5, 3
-    ids = partly_random(batch, tokens, codes, 0.4, torch.Generator().manual_seed(0)).numpy()
-
-    def near(share, wanted, n, what):
-        assert abs(share - wanted) < 5 * (wanted * (1 - wanted) / n) ** 0.5, (
-            f"{what}: {share:.3f}, not {wanted:.3f}"
-        )
-
+    ids = partly_random(batch, tokens, codes, 0.4, seeded(0)).numpy()
     for i in range(tokens):
-        near(float((ids[:, i] == codes).mean()), 0.4, batch, f"how often place {i} is hidden")
-        there = ids[ids[:, i] < codes, i]
+        assert_near(ids[:, i] == codes, 0.4, f"how often place {i} is hidden")
+        visible = ids[ids[:, i] < codes, i]
         for code in range(codes):
-            near(
-                float((there == code).mean()),
-                1 / codes,
-                len(there),
-                f"how often place {i} has code {code}",
-            )
+            assert_near(visible == code, 1 / codes, f"how often place {i} has code {code}")
     for i, j in itertools.combinations(range(tokens), 2):
-        near(
-            float(((ids[:, i] == codes) & (ids[:, j] == codes)).mean()),
-            0.1,
-            batch,
-            f"how often places {i} and {j} are hidden together",
-        )
-        both = ids[(ids[:, i] < codes) & (ids[:, j] < codes)]
-        near(
-            float((both[:, i] == both[:, j]).mean()),
-            1 / codes,
-            len(both),
-            f"how often places {i} and {j} have the same code",
-        )
+        both_hidden = (ids[:, i] == codes) & (ids[:, j] == codes)
+        assert_near(both_hidden, 0.1, f"how often places {i} and {j} are hidden together")
+        visible = ids[(ids[:, i] < codes) & (ids[:, j] < codes)]
+        same_code = visible[:, i] == visible[:, j]
+        assert_near(same_code, 1 / codes, f"how often places {i} and {j} have the same code")
     same = float(np.mean((ids[:-1] == codes) == (ids[1:] == codes)))
     assert same < 0.6, f"neighbouring rows hide the same places in {same:.2f} of the cases"
 
 
-# Planted bugs
+# --- Planted bugs: picture_weight ---
 
 
 def weight_of(change):
@@ -393,22 +456,20 @@ def looked_up_by_row(counts, tokens):
 
 def rounded_down(counts, tokens):
     """floor(r N) in place of ceil(r N)."""
-    share = (
-        (torch.arange(tokens + 2, dtype=torch.float64) / tokens).clamp(max=1).asin().diff()
-        * 2
-        / math.pi
-    )
-    return 1 / share[counts].clamp(min=1e-9)
+    ratios = (torch.arange(tokens + 2, dtype=torch.float64) / tokens).clamp(max=1)
+    probabilities = ratios.asin().diff() * 2 / math.pi
+    return 1 / probabilities[counts].clamp(min=1e-9)
+
+
+# --- Planted bugs: dependence ---
 
 
 def entropies_only(joint):
-    return float(sum(torch.special.entr(marginal(joint, [i])).sum() for i in range(joint.dim())))
+    return sum(marginal_entropies(joint))
 
 
 def other_way_round(joint):
-    product = math.prod(
-        (marginal(joint, [i]) for i in range(joint.dim())), start=torch.ones_like(joint)
-    )
+    product = product_of_marginals(joint)
     return float((product * (product / joint.clamp(min=1e-12)).log()).nan_to_num().sum())
 
 
@@ -417,23 +478,22 @@ def in_bits(joint):
 
 
 def zeros_are_nan(joint):
-    product = math.prod(
-        (marginal(joint, [i]) for i in range(joint.dim())), start=torch.ones_like(joint)
-    )
+    product = product_of_marginals(joint)
     return float((joint * (joint / product).log()).sum())
 
 
 def first_two_only(joint):
-    return (
-        our_dependence(joint.sum(dim=[*range(2, joint.dim())]))
-        if joint.dim() > 2
-        else our_dependence(joint)
-    )
+    if joint.dim() > 2:
+        joint = joint.sum(dim=list(range(2, joint.dim())))
+    return our_dependence(joint)
 
 
 def the_bound_itself(joint):
-    H = [float(torch.special.entr(marginal(joint, [i])).sum()) for i in range(joint.dim())]
+    H = marginal_entropies(joint)
     return sum(H) - max(H)
+
+
+# --- Planted bugs: safe_to_reveal ---
 
 
 def with_the_largest(entropies, bound):
@@ -462,6 +522,9 @@ def first_left_out(entropies, bound):
     return int((ordered.cumsum(0) - ordered[0] <= bound).sum())
 
 
+# --- Planted bugs: decoded ---
+
+
 def all_at_once(joint, passes):
     return our_decoded(joint, [[i for places in passes for i in places]])
 
@@ -471,10 +534,9 @@ def one_at_a_time(joint, passes):
 
 
 def from_left_to_right(joint, passes):
-    places, found = iter(range(joint.dim())), []
-    for p in passes:
-        found.append([next(places) for _ in p])
-    return our_decoded(joint, found)
+    in_order = iter(range(joint.dim()))
+    ordered_passes = [[next(in_order) for _ in places] for places in passes]
+    return our_decoded(joint, ordered_passes)
 
 
 def joint_within_a_pass(joint, passes):
@@ -483,8 +545,9 @@ def joint_within_a_pass(joint, passes):
 
 
 def last_pass_only(joint, passes):
-    """Given what the pass before revealed, and nothing earlier."""
-    q, seen = torch.ones_like(joint), []
+    """Given what the last pass revealed, and nothing earlier."""
+    q = torch.ones_like(joint)
+    seen = []
     for places in passes:
         for i in places:
             q = q * marginal(joint, [*seen, i]) / marginal(joint, seen)
@@ -496,16 +559,22 @@ def backwards(joint, passes):
     return our_decoded(joint, passes[::-1])
 
 
+# --- Planted bugs: revised ---
+
+
 def all_places_in_turn(current, joint):
     for i in range(joint.dim()):
-        current = current.sum(dim=i, keepdim=True) * joint / joint.sum(dim=i, keepdim=True)
+        current = redrawn(current, joint, i)
     return current
 
 
 def without_the_others(current, joint):
     """The new token comes from its own distribution, whatever the others are."""
     N = joint.dim()
-    return sum(current.sum(dim=i, keepdim=True) * marginal(joint, [i]) for i in range(N)) / N
+    total = torch.zeros_like(joint)
+    for i in range(N):
+        total = total + current.sum(dim=i, keepdim=True) * marginal(joint, [i])
+    return total / N
 
 
 def the_world_at_once(current, joint):
@@ -513,7 +582,7 @@ def the_world_at_once(current, joint):
 
 
 def first_place_only(current, joint):
-    return current.sum(dim=0, keepdim=True) * joint / joint.sum(dim=0, keepdim=True)
+    return redrawn(current, joint, 0)
 
 
 def not_divided(current, joint):
@@ -528,9 +597,16 @@ def nothing_moves(current, joint):
     return current.clone()
 
 
+# --- Planted bugs: partly_random ---
+
+
+def hidden_places(batch, tokens, codes, share, generator):
+    return our_start(batch, tokens, codes, share, generator) == codes
+
+
 def coin_for_each(batch, tokens, codes, share, generator):
     hidden = torch.rand(batch, tokens, generator=generator) < share
-    return torch.randint(codes, (batch, tokens), generator=generator).masked_fill(hidden, codes)
+    return random_codes(batch, tokens, codes, generator).masked_fill(hidden, codes)
 
 
 def counted_down(batch, tokens, codes, share, generator):
@@ -538,37 +614,37 @@ def counted_down(batch, tokens, codes, share, generator):
 
 
 def random_hidden(batch, tokens, codes, share, generator):
-    """The other way round: the share is random, the rest is hidden."""
+    """The other way round: the fraction `share` is random, the rest is hidden."""
     return our_start(batch, tokens, codes, 1 - share, generator)
 
 
 def same_places(batch, tokens, codes, share, generator):
     hidden = schedule.random_masks(torch.tensor([math.ceil(share * tokens)]), tokens, generator)
-    return torch.randint(codes, (batch, tokens), generator=generator).masked_fill(hidden, codes)
+    return random_codes(batch, tokens, codes, generator).masked_fill(hidden, codes)
 
 
 def left_ones(batch, tokens, codes, share, generator):
     hidden = torch.arange(tokens) < math.ceil(share * tokens)
-    return torch.randint(codes, (batch, tokens), generator=generator).masked_fill(hidden, codes)
+    return random_codes(batch, tokens, codes, generator).masked_fill(hidden, codes)
 
 
 def the_mask_among_them(batch, tokens, codes, share, generator):
-    hidden = our_start(batch, tokens, codes, share, generator) == codes
-    return torch.randint(codes + 1, (batch, tokens), generator=generator).masked_fill(hidden, codes)
+    hidden = hidden_places(batch, tokens, codes, share, generator)
+    return random_codes(batch, tokens, codes + 1, generator).masked_fill(hidden, codes)
 
 
-def one_die_a_row(batch, tokens, codes, share, generator):
-    hidden = our_start(batch, tokens, codes, share, generator) == codes
-    return (
-        torch.randint(codes, (batch, 1), generator=generator)
-        .repeat(1, tokens)
-        .masked_fill(hidden, codes)
-    )
+def one_code_a_row(batch, tokens, codes, share, generator):
+    hidden = hidden_places(batch, tokens, codes, share, generator)
+    of_row = random_codes(batch, 1, codes, generator)
+    return of_row.repeat(1, tokens).masked_fill(hidden, codes)
 
 
-def global_dice(batch, tokens, codes, share, generator):
-    hidden = our_start(batch, tokens, codes, share, generator) == codes
-    return torch.randint(codes, (batch, tokens)).masked_fill(hidden, codes)
+def global_randomness(batch, tokens, codes, share, generator):
+    hidden = hidden_places(batch, tokens, codes, share, generator)
+    return random_codes(batch, tokens, codes, None).masked_fill(hidden, codes)
+
+
+# --- Exercises ---
 
 
 EXERCISES = (
@@ -576,7 +652,8 @@ EXERCISES = (
         "picture_weight",
         our_weight,
         (undoes_the_law_of_the_masks, weights_are_finite_for_all_counts),
-        "how often are exactly n hidden? Between which two ratios does r lie then, and what is the law's distribution function (lesson 04)?",
+        "how often are exactly n hidden? Between which two ratios does r lie then, and what is the "
+        "distribution function of the cosine schedule (lesson 04)?",
         (
             weight_of(lambda n, N, w: torch.ones_like(n)),
             weight_of(lambda n, N, w: 1 / w),
@@ -592,21 +669,23 @@ EXERCISES = (
         "dependence",
         our_dependence,
         (is_the_kl_to_the_product, is_at_most_the_bound_of_entropies),
-        "sums over all axes but one are the marginals; keepdim=True lets them be multiplied; torch.special.xlogy knows 0 log 0",
+        "sums over all axes but one are the marginals; with keepdim=True you can multiply them; "
+        "torch.special.xlogy handles 0 log 0",
         (entropies_only, other_way_round, in_bits, zeros_are_nan, first_two_only, the_bound_itself),
     ),
     Exercise(
         "safe_to_reveal",
         our_count,
         (reveals_as_many_as_the_bound_allows,),
-        "in ascending order the largest is the last: the sum without it is the sum of those before it",
+        "in ascending order the largest is the last: the sum without it is the sum of those before",
         (with_the_largest, perhaps_none, unsorted, descending, each_below, first_left_out),
     ),
     Exercise(
         "decoded",
         our_decoded,
         (multiplies_what_each_pass_says, one_by_one_is_the_world),
-        "p(token i | seen) = p(i and seen) / p(seen), two marginals; `seen` grows after a pass, not within it",
+        "p(token i | seen) = p(i and seen) / p(seen), two marginals; `seen` grows after a pass, "
+        "not within it",
         (
             all_at_once,
             one_at_a_time,
@@ -620,7 +699,8 @@ EXERCISES = (
         "revised",
         our_revised,
         (redraws_one_token, stays_with_the_world),
-        "hide place i: sum `current` over axis i. Draw it: multiply with what `joint` says of it, given the others. Then the mean over i",
+        "hide place i: sum `current` over axis i. Draw it: multiply by its probability in `joint`, "
+        "given the others. Then take the mean over i",
         (
             all_places_in_turn,
             without_the_others,
@@ -634,8 +714,8 @@ EXERCISES = (
     Exercise(
         "partly_random",
         our_start,
-        (hides_exactly_the_share, is_uniform_over_places_and_codes),
-        "lesson 04 hides exactly so many in each row; dice first, masks on top",
+        (hides_exactly_the_fraction, is_uniform_over_places_and_codes),
+        "lesson 04 hides exactly so many in each row; draw random codes first, then mask them",
         (
             coin_for_each,
             counted_down,
@@ -643,8 +723,8 @@ EXERCISES = (
             same_places,
             left_ones,
             the_mask_among_them,
-            one_die_a_row,
-            global_dice,
+            one_code_a_row,
+            global_randomness,
         ),
     ),
 )
