@@ -123,17 +123,17 @@ def tokenizer_loss(
 ) -> LossOf:
     """The loss of a VQGAN: the loss of its images, and the commitment of latents to their codes.
 
-    model: {"part": the tokenizer, "loss": its PictureLoss}; a step moves the codebook, too.
+    model: {"part": the tokenizer, "loss": its ImageLoss}; a step moves the codebook, too.
     low: train on whole images at half the size. Otherwise on crops as large as those, since the
         high-res tokenizer is fully convolutional.
-    `loss_of` yields once. Metrics are those of PictureLoss, and the perplexity of the codes.
+    `loss_of` yields once. Metrics are those of ImageLoss, and the perplexity of the codes.
 
     In the first steps, a fraction `quantize_from`, the model is an autoencoder without codes. Then
     k-means places the codes. With codes at random places, the encoder would learn to use those few
     that it can tell apart.
     """
     tokenizer = model["part"]
-    picture_loss = model["loss"]
+    image_loss = model["loss"]
     quantize_from = round(config.loss.quantize_from * settings.steps)
     adversarial_from = config.loss.adversarial_from * settings.steps
 
@@ -149,7 +149,7 @@ def tokenizer_loss(
         if step < quantize_from:
             with autocast(device):
                 fake = tokenizer.autoencode(real)
-                loss, metrics = picture_loss(fake, real, last_layer, adversarial=False)
+                loss, metrics = image_loss(fake, real, last_layer, adversarial=False)
             yield loss, metrics
             return
 
@@ -161,7 +161,7 @@ def tokenizer_loss(
         with autocast(device):
             fake, latents, ids, commitment = tokenizer(real)
             adversarial = step >= adversarial_from
-            loss, metrics = picture_loss(fake, real, last_layer, adversarial)
+            loss, metrics = image_loss(fake, real, last_layer, adversarial)
         tokenizer.quantizer.update(latents, ids, generator)
         loss = loss + config.loss.commitment * commitment
         yield loss, {**metrics, "perplexity": perplexity(ids, tokenizer.config.codes)[0]}
@@ -192,12 +192,12 @@ def decoder_loss(
 ) -> LossOf:
     """The loss of the finetuned decoder: that of its images from the codes of a frozen encoder.
 
-    model: {"part": the decoder, "loss": its PictureLoss}.
+    model: {"part": the decoder, "loss": its ImageLoss}.
     frozen: the high-res tokenizer, whose encoder and codebook stay as they are.
     `loss_of` yields once, for crops as large as those of the tokenizer's training.
     """
     decoder = model["part"]
-    picture_loss = model["loss"]
+    image_loss = model["loss"]
     adversarial_from = config.loss.adversarial_from * settings.steps
 
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
@@ -207,7 +207,7 @@ def decoder_loss(
             codes = frozen.quantizer.lookup(frozen.encode(real))  # B h w D
             fake = decoder(rearrange(codes, "B h w D -> B D h w"))
             adversarial = step >= adversarial_from
-            loss, metrics = picture_loss(fake, real, decoder[-1].weight, adversarial)
+            loss, metrics = image_loss(fake, real, decoder[-1].weight, adversarial)
         yield loss, metrics
 
     return loss_of
