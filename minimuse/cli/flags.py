@@ -1,7 +1,5 @@
 """The commands and their flags: one `add_` function for each command, and its `run_` elsewhere."""
 
-import argparse
-import typing
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,17 +10,19 @@ from minimuse.cli.describe import run_describe
 from minimuse.cli.draw import run_edit, run_generate, run_inpaint, run_outpaint
 from minimuse.cli.evaluate import run_evaluate
 from minimuse.cli.lessons import run_check, run_notebooks
+from minimuse.cli.shared_flags import (
+    Parser,
+    add_device,
+    add_drawing_flags,
+    add_edit_prompt,
+    add_hole_flags,
+    add_model_flags,
+    add_seed,
+    add_sheet,
+)
 from minimuse.cli.train import run_cache, run_train
-from minimuse.decode import Sampling
 from minimuse.plumbing.config import PRESETS
 from minimuse.runs.stages import STAGES
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"minimuse: {message} (see: {self.prog} --help)\n")
 
 
 def make_parser() -> Parser:
@@ -259,95 +259,3 @@ def add_notebooks(commands: Any) -> None:
         commands, "notebooks", run_notebooks, "write the lessons as Jupyter notebooks"
     )
     parser.add_argument("folder", type=Path, help="the folder to write them into")
-
-
-# --- Flags of several commands ---
-def add_seed(parser: Parser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
-
-
-def add_device(parser: Parser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
-
-
-def add_edit_prompt(parser: Parser) -> None:
-    parser.add_argument("prompt", help="a caption of the whole image, as it should become")
-
-
-def add_hole_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "--keep-pixels",
-        action="store_true",
-        help="keep the original pixels outside of the hole (default: decode their tokens)",
-    )
-    parser.add_argument(
-        "--tile",
-        action="store_true",
-        help="allow images of any size, drawn in many windows "
-        "(default: at most 4 times the model's own size)",
-    )
-
-
-def add_sheet(parser: Parser) -> None:
-    parser.add_argument(
-        "--sheet",
-        type=Path,
-        help="also write before and after side by side, as one image (default: no such file)",
-    )
-
-
-def add_model_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "--model",
-        default="toy",
-        help="a directory, or a model in data/: toy draws emoji, toy-shapes scenes (default toy)",
-    )
-    parser.add_argument(
-        "--t5",
-        help="the directory of the model's text encoder, if it has moved "
-        "(default: where it was in training)",
-    )
-    add_device(parser)
-
-
-def add_drawing_flags(parser: Parser) -> None:
-    """Add what all commands that draw have in common, and a flag for each field of `Sampling`."""
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("picture.png"),
-        help="the file to write; NAME-0.png, NAME-1.png, ... if --n is above 1 "
-        "(default picture.png)",
-    )
-    parser.add_argument("--n", type=int, default=1, help="how many images to draw (default 1)")
-    parser.add_argument(
-        "--negative", default="", help="a prompt to steer away from (default: no caption)"
-    )
-    add_seed(parser)
-    add_model_flags(parser)
-    group = parser.add_argument_group(
-        "sampling", "See minimuse/decode.py. The model's defaults are in its config.json."
-    )
-    for name, kind in typing.get_type_hints(Sampling).items():
-        help_text = f"{SAMPLING_HELP[name]} (default: the model's)"
-        options: dict[str, Any] = {"dest": f"sampling.{name}", "help": help_text}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options["metavar"] = name.upper()
-        group.add_argument(f"--{name.replace('_', '-')}", **options)
-
-
-SAMPLING_HELP = {
-    "steps": "decoding steps of the base model",
-    "guidance": "t in (1 + t) conditional - t unconditional logits; 0 is no guidance",
-    "ramp": "let guidance rise linearly to its value",
-    "guided": "the fractions of the steps between which guidance is on, such as 0.5,1",
-    "temperature": "of the softmax that tokens are drawn from; 0 takes the most likely",
-    "top_k": "draw from the k most likely codes only; 0 is all",
-    "sampler": "which tokens to keep in a step: confidence, halton, random or entropy",
-    "choice_temperature": "of the noise on confidences; it falls to 0 in the last step",
-    "entropy_bound": "of the entropy sampler, in nats",
-    "law": "the mask schedule, such as cosine or linear",
-}
