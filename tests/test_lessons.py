@@ -47,7 +47,8 @@ def test_lessons_have_one_form(lesson):
     for figure in figures:
         assert f'FIGURES / "{figure}"' in text, f"{figure} is drawn by no fence"
     assert "<details" not in text and "```bash" not in text and not text.startswith("---")
-    assert 1500 <= len(text.split()) <= 3100, f"{len(text.split())} words"
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert 1300 <= len(prose.split()) <= 2000, f"{len(prose.split())} words beside the code"
 
 
 def test_no_figure_is_left_over():

@@ -17,6 +17,7 @@ from minimuse.cli.shared_flags import (
     add_edit_prompt,
     add_hole_flags,
     add_model_flags,
+    add_required_out,
     add_seed,
     add_sheet,
 )
@@ -148,12 +149,7 @@ def add_edit(commands: Any) -> None:
 def add_evaluate(commands: Any) -> None:
     parser = add_command(commands, "evaluate", run_evaluate, "measure a model")
     add_model_flags(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the folder for report and figures; it may be the model's (required)",
-    )
+    add_required_out(parser, "the folder for report and figures; it may be the model's")
     parser.add_argument(
         "--n", type=int, default=256, help="at most so many images of each kind (default 256)"
     )
@@ -176,9 +172,7 @@ def add_train(commands: Any) -> None:
         help="shapes, emoji, or a folder of images with captions "
         "(default: that of the model in --out or --start, else emoji)",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the directory of the model (required)"
-    )
+    add_required_out(parser, "the directory of the model")
     parser.add_argument(
         "--t5",
         help="the text encoder: a name in data/ or a directory "
@@ -212,12 +206,7 @@ def add_cache(commands: Any) -> None:
     parser = add_command(
         commands, "cache", run_cache, "compute token ids and text embeddings once, as files"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the directory of a model whose tokenizers are trained (required)",
-    )
+    add_required_out(parser, "the directory of a model whose tokenizers are trained")
     add_device(parser)
 
 

@@ -22,6 +22,10 @@ def add_device(parser: Parser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
 
 
+def add_required_out(parser: Parser, what: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, help=f"{what} (required)")
+
+
 def add_edit_prompt(parser: Parser) -> None:
     parser.add_argument("prompt", help="a caption of the whole image, as it should become")
 

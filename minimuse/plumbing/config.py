@@ -200,7 +200,7 @@ def check_keys(values: dict[str, Any], kind: type, prefix: str) -> None:
     if wrong:
         # Keys of a dict that a user typed need not be strings: base={1: 2}.
         names = ", ".join(repr(f"{prefix}{name}") for name in sorted(wrong, key=str))
-        raise ValueError(f"unknown or missing: {names}; there is {', '.join(fields)}")
+        raise ValueError(f"unknown or missing: {names}; choose among {', '.join(fields)}")
 
 
 def convert(value: Any, kind: Any, key: str) -> Any:
