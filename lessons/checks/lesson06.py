@@ -1,3 +1,5 @@
+"""Lesson 06: the exercises on parallel decoding, their properties, and broken versions of them."""
+
 import functools
 
 import numpy as np
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from minimuse.checks import Exercise
 from minimuse.checks.properties import decoding
-from minimuse.checks.properties import schedule as laws
+from minimuse.checks.properties import schedule as schedules
 
 from minimuse import decode as ours
 from minimuse import schedule
@@ -16,18 +18,18 @@ from minimuse.decode import Sampling, Step
 TITLE = "parallel decoding"
 
 
-# Properties that only this lesson needs
-
-
+# --- Properties that only this lesson needs ---
 @st.composite
 def draws(draw):
-    N, K = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    """Logits (N, K), noise (N, K) and a temperature."""
+    N = draw(st.integers(1, 4))
+    K = draw(st.integers(1, 5))
     table = hnp.arrays(np.float32, (N, K), elements=decoding.quarters)
     return draw(table), draw(table), draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
 
 
 def takes_the_highest_of_logits_and_noise(tempered_draw):
-    """Whatever else is drawn, the noise given decides; temperature 0 takes the most likely.
+    """The noise that is given decides, and nothing else is random; temperature 0 ignores the noise.
 
     tempered_draw(logits, noise, temperature).
     """
@@ -38,46 +40,49 @@ def takes_the_highest_of_logits_and_noise(tempered_draw):
     @example((np.float32([[0, 1], [1, 0]]), np.zeros((2, 2), np.float32), 1.0))
     def check(case):
         logits, noise, temperature = case
-        got = tempered_draw(torch.from_numpy(logits), torch.from_numpy(noise), temperature)
-        said = f"logits {logits.tolist()}, noise {noise.tolist()}, temperature {temperature}: {got.tolist()}"
-        assert got.shape == logits.shape[:1] and got.dtype == torch.int64, (
-            f"ids are {tuple(got.shape)} {got.dtype}, not {logits.shape[:1]} int64"
+        ids = tempered_draw(torch.from_numpy(logits), torch.from_numpy(noise), temperature)
+        assert ids.shape == logits.shape[:1] and ids.dtype == torch.int64, (
+            f"ids are {tuple(ids.shape)} {ids.dtype}, not {logits.shape[:1]} int64"
         )
-        for row, id in enumerate(got.tolist()):
-            score = [
-                float(x) + temperature * float(g)
-                for x, g in zip(logits[row], noise[row], strict=True)
-            ]  # quarters: exact
-            assert 0 <= id < len(score) and score[id] == max(score), said
+        for row, id in enumerate(ids.tolist()):
+            scores = []  # in multiples of 1/8: exact
+            for x, g in zip(logits[row], noise[row], strict=True):
+                scores.append(float(x) + temperature * float(g))
+            assert 0 <= id < len(scores) and scores[id] == max(scores), (
+                f"logits {logits.tolist()}, noise {noise.tolist()}, temperature {temperature}: "
+                f"{ids.tolist()}"
+            )
 
     check()
 
 
 def frequencies_follow_the_tempered_softmax(tempered_draw):
-    """20,000 draws with true Gumbel noise, within five standard deviations of softmax(logits / temperature)."""
-    logits, n = torch.tensor([2.0, 1.0, 0.0, -1.0]), 20_000
+    """Of 20,000 draws with true Gumbel noise, codes come as often as softmax(logits / temperature).
+
+    Within five standard deviations.
+    """
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    n = 20_000
     for temperature in (0.5, 1.0, 2.0):
         noise = ours.gumbel((n, 4), decoding.generator(1))
-        share = (
-            torch.bincount(
-                tempered_draw(logits.expand(n, 4), noise, temperature), minlength=4
-            ).double()
-            / n
-        )
+        ids = tempered_draw(logits.expand(n, 4), noise, temperature)
+        frequencies = torch.bincount(ids, minlength=4).double() / n
         wanted = (logits.double() / temperature).softmax(-1)
-        off = (share - wanted).abs() / (wanted * (1 - wanted) / n).sqrt()
+        off = (frequencies - wanted).abs() / (wanted * (1 - wanted) / n).sqrt()
         assert off.max() < 5, (
-            f"temperature {temperature}: drawn {share.tolist()}, softmax {wanted.tolist()}"
+            f"temperature {temperature}: drawn {frequencies.tolist()}, softmax {wanted.tolist()}"
         )
 
 
 @st.composite
 def rankings(draw):
-    """Scores of few values, so that ties are common; those of known tokens too."""
-    B, N = draw(st.integers(1, 3)), draw(st.integers(1, 7))
+    """Scores (B, N) of few values, so that equal ones are common; hidden (B, N); left (B,)."""
+    B = draw(st.integers(1, 3))
+    N = draw(st.integers(1, 7))
     scores = draw(hnp.arrays(np.float32, (B, N), elements=st.integers(-2, 2).map(float)))
     hidden = draw(hnp.arrays(bool, (B, N)))
-    return scores, hidden, np.array([draw(st.integers(0, int(n))) for n in hidden.sum(-1)])
+    left = [draw(st.integers(0, int(count))) for count in hidden.sum(-1)]
+    return scores, hidden, np.array(left)
 
 
 ALL_EQUAL = (np.zeros((2, 4), np.float32), np.ones((2, 4), bool), np.array([1, 3]))
@@ -86,9 +91,9 @@ NONE_LEFT = (np.float32([[0, 1]]), np.array([[True, True]]), np.array([0]))
 
 
 def hides_the_lowest_again(hidden_again):
-    """Exactly left[b], hidden before, the lowest scores; of equal scores the leftmost are revealed.
+    """Exactly left[b] hidden positions stay hidden: those with the lowest scores.
 
-    hidden_again(scores, hidden, left).
+    Of equal scores the leftmost are revealed. hidden_again(scores, hidden, left).
     """
 
     @given(rankings())
@@ -97,51 +102,64 @@ def hides_the_lowest_again(hidden_again):
     @example(NONE_LEFT)
     def check(case):
         scores, hidden, left = case
-        got = hidden_again(*map(torch.from_numpy, case))
-        assert got.dtype == torch.bool and got.shape == hidden.shape, (
-            f"{tuple(got.shape)} {got.dtype}, not {hidden.shape} bool"
+        result = hidden_again(*map(torch.from_numpy, case))
+        assert result.dtype == torch.bool and result.shape == hidden.shape, (
+            f"{tuple(result.shape)} {result.dtype}, not {hidden.shape} bool"
         )
         for b in range(len(scores)):
-            listed = sorted(np.flatnonzero(hidden[b]).tolist(), key=lambda i: (-scores[b, i], i))
-            wanted = sorted(listed[len(listed) - left[b] :])
-            mine = got[b].nonzero().flatten().tolist()
-            assert mine == wanted, (
-                f"scores {scores[b].tolist()}, hidden {hidden[b].tolist()}, {left[b]} stay: {mine}, not {wanted}"
+            best_first = by_score(scores[b], np.flatnonzero(hidden[b]).tolist())
+            wanted = sorted(best_first[len(best_first) - left[b] :])
+            positions = result[b].nonzero().flatten().tolist()
+            assert positions == wanted, (
+                f"scores {scores[b].tolist()}, hidden {hidden[b].tolist()}, {left[b]} stay: "
+                f"{positions}, not {wanted}"
             )
 
     check()
 
 
+def by_score(scores, positions):
+    """The positions with the highest score first; of equal scores, the leftmost first."""
+    return sorted(positions, key=lambda i: (-scores[i], i))
+
+
+# --- The package's properties of `decode`, for one without guidance ---
 def with_guidance(decode):
-    """A decode without guidance -> one with: the model mixes the logits, in the passes that a right decode makes."""
+    """Give guidance to a decode that has none: let its model mix the logits.
+
+    The model then runs in the passes that a correct decode makes.
+    """
 
     def run(model, ids, mask_id, context, uncond, sampling, generator):
         if uncond is None:
             yield from decode(model, ids, mask_id, context, sampling, generator)
             return
-        rows = [
-            (int(n), *laws.maskgit_counts(int(n), sampling.steps)) for n in (ids == mask_id).sum(-1)
-        ]
-        due = iter([k for k in range(sampling.steps) if any(row[k] != row[k + 1] for row in rows)])
+        steps = iter(steps_with_a_pass(ids == mask_id, sampling.steps))
         both = context.join(uncond)
 
         def mixed(inputs, context, where=...):
-            t = schedule.guidance_at(
-                next(due, sampling.steps - 1), sampling.steps, sampling.guidance, sampling.ramp
-            )
-            return (
-                ours.guide(*model(torch.cat([inputs, inputs]), both).chunk(2), t)
-                if t
-                else model(inputs, context)
-            )[where]
+            k = next(steps, sampling.steps - 1)
+            t = schedule.guidance_at(k, sampling.steps, sampling.guidance, sampling.ramp)
+            if t == 0:
+                return model(inputs, context)[where]
+            cond_logits, uncond_logits = model(torch.cat([inputs, inputs]), both).chunk(2)
+            return ours.guide(cond_logits, uncond_logits, t)[where]
 
         yield from decode(mixed, ids, mask_id, context, sampling, generator)
 
     return run
 
 
+def steps_with_a_pass(hidden, steps):
+    """The steps k in which at least one row of hidden (B, N) reveals something."""
+    rows = []
+    for count in hidden.sum(-1).tolist():
+        rows.append([count, *schedules.maskgit_counts(count, steps)])
+    return [k for k in range(steps) if any(row[k] != row[k + 1] for row in rows)]
+
+
 def of_the_loop(prop):
-    """The package's property of a decode, for one that leaves guidance to its model."""
+    """A property of a guided decode, for one that leaves guidance to its model."""
 
     @functools.wraps(prop)
     def check(decode):
@@ -150,26 +168,23 @@ def of_the_loop(prop):
     return check
 
 
-# The package, with the signatures of the exercises, and once more with bugs
-
-
+# --- The package, with the signatures of the exercises ---
 def package_step(logits, ids, hidden, left, token_noise, choice_noise, temperature):
-    return ours.step(
-        logits, ids, hidden, left, token_noise, choice_noise, Sampling(temperature=temperature)
-    )
+    sampling = Sampling(temperature=temperature)
+    return ours.step(logits, ids, hidden, left, token_noise, choice_noise, sampling)
 
 
 def package_hidden_again(scores, hidden, left):
-    only = torch.zeros(*scores.shape, 1)  # one code: each log-probability is 0
-    return package_step(
-        only, torch.zeros_like(hidden).long(), hidden, left, only, scores, 1.0
-    ).hidden
+    one_code = torch.zeros(*scores.shape, 1)  # each log-probability is then 0
+    ids = torch.zeros_like(hidden).long()
+    return package_step(one_code, ids, hidden, left, one_code, scores, 1.0).hidden
 
 
 def package_decode(model, ids, mask_id, context, sampling, generator):
     return ours.decode(model, ids, mask_id, context, None, sampling, generator)
 
 
+# --- Broken versions ---
 def annealed_twice(k, steps, temperature):
     for j in range(k + 1):
         temperature *= 1 - (j + 1) / steps
@@ -180,77 +195,114 @@ def uniform(shape, generator, dtype=torch.float32):
     return torch.rand(shape, generator=generator).to(dtype).clamp(1e-20, 1 - 1e-7)
 
 
+def unclamped(shape, generator):
+    """Infinite once in 16 million numbers."""
+    return -torch.log(-torch.log(torch.rand(shape, generator=generator)))
+
+
+def without_tails(shape, generator):
+    u = torch.rand(shape, generator=generator).clamp(1e-3, 1 - 1e-3)
+    return -torch.log(-torch.log(u))
+
+
+def divided_by_temperature(logits, noise, temperature):
+    """Right, but temperature 0 is as 1."""
+    if temperature == 0:
+        return (logits + noise).argmax(-1)
+    return (logits / temperature + noise).argmax(-1)
+
+
+def own_noise(logits, noise, temperature):
+    return torch.distributions.Categorical(logits=logits / max(temperature, 1e-6)).sample()
+
+
 def again(scores, hidden, left, bug=None):
-    """hidden_again with switches that break it."""
-    scores = scores if bug == "known compete" else scores.masked_fill(~hidden, float("inf"))
+    """A hidden_again with switches that break it."""
+    N = scores.shape[-1]
+    left = left[:, None]
+    if bug != "known compete":
+        scores = scores.masked_fill(~hidden, float("inf"))
     if bug == "cutoff":
-        return scores < scores.sort(-1).values.gather(
-            -1, left[:, None].clamp(max=scores.shape[-1] - 1)
-        )
+        cutoff = scores.sort(-1).values.gather(-1, left.clamp(max=N - 1))
+        return scores < cutoff
     if bug == "cutoff or equal":
-        return (scores <= scores.sort(-1).values.gather(-1, (left[:, None] - 1).clamp(min=0))) & (
-            left[:, None] > 0
-        )
+        cutoff = scores.sort(-1).values.gather(-1, (left - 1).clamp(min=0))
+        return (scores <= cutoff) & (left > 0)
     axis = 0 if bug == "wrong axis" else -1
-    order = scores.argsort(dim=axis, descending=bug != "least confident first", stable=True)
     if bug == "last of equals":
         order = scores.argsort(dim=-1, stable=True).flip(-1)
-    rank = order if bug == "order for rank" else order.argsort(axis)
-    return rank >= scores.shape[-1] - left[:, None]
+    else:
+        descending = bug != "least confident first"
+        order = scores.argsort(dim=axis, descending=descending, stable=True)
+    if bug == "order for rank":
+        return order >= N - left
+    return order.argsort(axis) >= N - left
 
 
 def one_step(logits, ids, hidden, left, token_noise, choice_noise, temperature, bug=None):
     """A step with switches that break it."""
-    drawn = (logits + (1 if bug == "no temperature" else temperature) * token_noise).argmax(-1)
-    guess = drawn if bug == "known drawn again" else torch.where(hidden, drawn, ids)
-    of = (
-        (logits / temperature if temperature else logits)
-        if bug == "tempered confidence"
-        else logits
-    )
-    log_p = of.log_softmax(-1).gather(
-        -1, (of.argmax(-1) if bug == "best, not drawn" else guess)[..., None]
-    )[..., 0]
+    noise_scale = 1 if bug == "no temperature" else temperature
+    guess = (logits + noise_scale * token_noise).argmax(-1)
+    if bug != "known drawn again":
+        guess = torch.where(hidden, guess, ids)
+
+    if bug == "tempered confidence" and temperature:
+        logits = logits / temperature
+    judged = logits.argmax(-1) if bug == "best, not drawn" else guess
+    log_p = logits.log_softmax(-1).gather(-1, judged[..., None])[..., 0]
     if bug == "noise in the confidence":
         log_p = log_p + choice_noise
     if bug != "known compete":
         log_p = log_p.masked_fill(~hidden, float("inf"))
-    noisy = (
-        log_p
-        if bug in ("choice noise forgotten", "noise in the confidence")
-        else log_p + choice_noise
-    )
-    return Step(guess, log_p, again(noisy, torch.ones_like(hidden), left, bug))
+
+    scores = log_p
+    if bug not in ("choice noise forgotten", "noise in the confidence"):
+        scores = log_p + choice_noise
+    return Step(guess, log_p, again(scores, torch.ones_like(hidden), left, bug))
 
 
 def loop(model, ids, mask_id, context, sampling, generator, bug=None):
     """A decode with switches that break it."""
-    hidden, S, tau = ids == mask_id, sampling.steps, sampling.choice_temperature
-    ids = ids.fill_(0) if bug == "in place" else ids
-    start = [ids.shape[1]] * len(ids) if bug == "counts from N" else hidden.sum(-1).tolist()
-    after = torch.tensor([schedule.masked_after(n, S) for n in start])
+    S = sampling.steps
+    hidden = ids == mask_id
+    if bug == "in place":
+        ids.fill_(0)
+    scheduled = scheduled_counts(hidden, S, bug)
     for k in range(S):
-        left = torch.minimum(after[:, k], hidden.sum(-1))
+        left = torch.minimum(scheduled[:, k], hidden.sum(-1))
         if bug == "last step hides one again" and k == S - 1:
             left = hidden.sum(-1).clamp(max=1)
-        if bool((left == hidden.sum(-1)).all()) and bug != "idle passes":
+        if torch.equal(left, hidden.sum(-1)) and bug != "idle passes":
             continue
         if bug == "starts again halfway" and k == S // 2:
             hidden = torch.ones_like(hidden)
-        logits = model(
-            ids if bug == "guesses shown" and k else ids.masked_fill(hidden, mask_id), context
-        )
-        tau = (
-            tau * (1 - (k + 1) / S)
-            if bug == "annealed twice"
-            else schedule.noise_at(k, S, sampling.choice_temperature)
-        )
-        draw = None if bug == "global noise" else generator
-        noises = ours.gumbel(logits.shape, draw), tau * ours.gumbel(ids.shape, draw)
+        guesses_shown = bug == "guesses shown" and k > 0
+        inputs = ids if guesses_shown else ids.masked_fill(hidden, mask_id)
+        logits = model(inputs, context)
+        noises = noises_at(k, logits.shape, sampling, generator, bug)
         now = package_step(logits, ids, hidden, left, *noises, sampling.temperature)
         hidden = now.hidden
-        ids = now.ids.masked_fill(hidden, mask_id) if bug == "the state is shown" else now.ids
+        ids = now.ids
+        if bug == "the state is shown":
+            ids = ids.masked_fill(hidden, mask_id)
         yield Step(ids, now.confidence, hidden)
+
+
+def scheduled_counts(hidden, steps, bug):
+    """How many tokens of each row stay hidden after each step (B, S), with the bugs of `loop`."""
+    B, N = hidden.shape
+    at_the_start = [N] * B if bug == "counts from N" else hidden.sum(-1).tolist()
+    return torch.tensor([schedule.masked_after(n, steps) for n in at_the_start])
+
+
+def noises_at(k, shape, sampling, generator, bug):
+    """Noise for the tokens (B, N, K), then for the choice (B, N), with the bugs of `loop`."""
+    anneal = annealed_twice if bug == "annealed twice" else schedule.noise_at
+    scale = anneal(k, sampling.steps, sampling.choice_temperature)
+    if bug == "global noise":
+        generator = None
+    token_noise = ours.gumbel(shape, generator)
+    return token_noise, scale * ours.gumbel(shape[:2], generator)
 
 
 def planted(function, *bugs):
@@ -262,15 +314,15 @@ EXERCISES = [
     Exercise(
         "noise_at",
         schedule.noise_at,
-        (laws.noise_falls_linearly_to_zero,),
-        hint="what does each step start from: the value that is given, or what the step before has made of it?",
+        (schedules.noise_falls_linearly_to_zero,),
+        hint="what does each step start from: the value that is given, or what the step before has "
+        "made of it?",
         wrong=(
             annealed_twice,
             lambda k, S, tau: tau * (1 - k / S),  # the last step has noise
             lambda k, S, tau: tau,
-            lambda k, S, tau: (
-                tau * (1 - k / max(1, S - 1))
-            ),  # the first step has all of it, and so has the only one
+            # The first step has all of it, and so has an only step.
+            lambda k, S, tau: tau * (1 - k / max(1, S - 1)),
             lambda k, S, tau: tau * (k + 1) / S,  # rises
         ),
     ),
@@ -278,18 +330,15 @@ EXERCISES = [
         "gumbel",
         ours.gumbel,
         (decoding.noise_is_standard_gumbel,),
-        hint="invert the distribution function, in float32; then ask what happens at both ends of the uniform.",
+        hint="invert the distribution function, in float32. Then ask what happens at both ends of "
+        "the uniform distribution.",
         wrong=(
             lambda shape, g: torch.log(-torch.log(uniform(shape, g))),  # upside down
             lambda shape, g: -torch.log(uniform(shape, g)),  # one logarithm: exponential
-            lambda shape, g: (
-                -torch.log(-torch.log(torch.rand(shape, generator=g)))
-            ),  # infinite once in 16 million
+            unclamped,
             lambda shape, g: -torch.log(-torch.log(uniform(shape, g, torch.float16))).float(),
             lambda shape, g: -torch.log(-torch.log(uniform(shape, None))),  # another generator
-            lambda shape, g: (
-                -torch.log(-torch.log(torch.rand(shape, generator=g).clamp(1e-3, 1 - 1e-3)))
-            ),  # without tails
+            without_tails,
             lambda shape, g: torch.randn(shape, generator=g),
         ),
     ),
@@ -297,25 +346,23 @@ EXERCISES = [
         "tempered_draw",
         ours.draw,
         (takes_the_highest_of_logits_and_noise, frequencies_follow_the_tempered_softmax),
-        hint="which code wins must not change when all scores of a row are multiplied by the same positive number. Use that to avoid a division.",
+        hint="which code wins must not change when all scores of a row are multiplied by the same "
+        "positive number. Use that to avoid a division.",
         wrong=(
             lambda x, g, T: (x + g).argmax(-1),  # no temperature
-            lambda x, g, T: (
-                (x / T + g).argmax(-1) if T else (x + g).argmax(-1)
-            ),  # temperature 0 is not special enough
+            divided_by_temperature,
             lambda x, g, T: (T * x + g).argmax(-1),  # the other way round
             lambda x, g, T: (x.softmax(-1) + T * g).argmax(-1),
             lambda x, g, T: x.argmax(-1),
-            lambda x, g, T: torch.distributions.Categorical(
-                logits=x / max(T, 1e-6)
-            ).sample(),  # another source of noise
+            own_noise,
         ),
     ),
     Exercise(
         "hidden_again",
         package_hidden_again,
         (hides_the_lowest_again,),
-        hint="a rank is a whole number and no two positions of a row share it; a threshold knows nothing of ties. And who must never rank low?",
+        hint="a rank is a whole number, and no two positions of a row have the same. A threshold "
+        "cannot tell equal scores apart. And which positions must never rank low?",
         wrong=planted(
             again,
             "cutoff",
@@ -336,7 +383,8 @@ EXERCISES = [
             decoding.draws_from_the_tempered_softmax,
             decoding.keeps_the_most_confident,
         ),
-        hint="three questions, in this order: what is guessed, how sure is the model of *that* guess, who is hidden again?",
+        hint="three questions, in this order: what is guessed, how confident is the model in "
+        "*that* guess, which tokens are hidden again?",
         wrong=planted(
             one_step,
             "no temperature",
@@ -353,20 +401,16 @@ EXERCISES = [
     Exercise(
         "decode",
         package_decode,
-        tuple(
-            map(
-                of_the_loop,
-                (
-                    decoding.follows_the_reference,
-                    decoding.never_shows_the_mask,
-                    decoding.revealed_tokens_stay,
-                    decoding.same_generator_same_output,
-                    decoding.makes_no_idle_pass,
-                    decoding.model_sees_masks_only,
-                ),
-            )
+        (
+            of_the_loop(decoding.follows_the_reference),
+            of_the_loop(decoding.never_shows_the_mask),
+            of_the_loop(decoding.revealed_tokens_stay),
+            of_the_loop(decoding.same_generator_same_output),
+            of_the_loop(decoding.makes_no_idle_pass),
+            of_the_loop(decoding.model_sees_masks_only),
         ),
-        hint="keep two things between steps, ids full of guesses and who is hidden. What may the model see, what does the caller get, what is counted from what?",
+        hint="keep two things between steps: ids full of guesses, and which are hidden. What may "
+        "the model see, what does the caller get, what is counted from what?",
         wrong=planted(
             loop,
             "annealed twice",
