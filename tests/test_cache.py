@@ -1,6 +1,11 @@
-"""Shards of token ids and text embeddings: what is written is what is read. Run: pytest tests/test_cache.py"""
+"""The cache of token ids and text embeddings: what is read back is what was written.
+
+pytest tests/test_cache.py
+"""
 
 import json
+import math
+import shutil
 
 import pytest
 import torch
@@ -23,15 +28,14 @@ class Text:
     table = torch.randn(128, 4, generator=torch.Generator().manual_seed(1))
 
     def __init__(self):
-        self.seen = []
+        self.embedded = []
 
     def __call__(self, texts):
-        self.seen += texts
-        T = max(map(len, texts))
+        self.embedded += texts
+        T = max(len(t) for t in texts)
         mask = torch.arange(T)[None] < torch.tensor([[len(t)] for t in texts])
-        return self.table[torch.tensor([[ord(c) % 128 for c in t.ljust(T)] for t in texts])] * mask[
-            ..., None
-        ], mask
+        letters = torch.tensor([list(t.ljust(T).encode("ascii")) for t in texts])
+        return self.table[letters] * mask[..., None], mask
 
 
 class Ids(torch.nn.Module):
@@ -44,64 +48,65 @@ class Ids(torch.nn.Module):
 PARTS = {"tokenizer": Ids(), "tokenizer_hi": Ids()}
 
 
-def pictures(count=23):
-    pixels = torch.randint(
-        256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    captions = [
-        tuple("abcdefgh"[: 1 + (i * k) % 7] + str(i % 5) for k in range(1, 2 + i % 3))
-        for i in range(count)
-    ]
+def sample_images(count=23):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    captions = []
+    for i in range(count):
+        lengths = [1 + (i * k) % 7 for k in range(1, 2 + i % 3)]
+        captions.append(tuple("abcdefgh"[:length] + str(i % 5) for length in lengths))
     return Images(pixels, captions, [str(i) for i in range(count)])
 
 
-def written(folder, per_shard=7, some=None, text=None):
-    list(
-        cache.write_cache(folder, KEY, PARTS, text or Text(), some or pictures(), "cpu", per_shard)
-    )
+def written(folder, per_shard=7, images=None, text=None):
+    """The tokens that are read from a cache, just written."""
+    text, images = text or Text(), images or sample_images()
+    list(cache.write_cache(folder, KEY, PARTS, text, images, "cpu", per_shard))
     return cache.read_cache(folder, KEY)
 
 
 @pytest.mark.parametrize("per_shard", [1, 7, 23, 100])
-def test_reading_back_is_what_was_written(tmp_path, per_shard):
-    some, tokens = pictures(), written(tmp_path, per_shard)
-    memory = tokens_of(PARTS, Text(), some)
-    assert len(tokens) == len(memory) == 23 and len(tokens.shards) == -(-23 // per_shard)
-    for resolution, images in (
-        ("low", torch.nn.functional.avg_pool2d(some.batch(range(23)), 2)),
-        ("high", some.batch(range(23))),
-    ):
+def test_ids_are_read_as_they_were_written(tmp_path, per_shard):
+    images, tokens = sample_images(), written(tmp_path, per_shard)
+    memory = tokens_of(PARTS, Text(), images)
+    assert len(tokens) == len(memory) == 23
+    assert len(tokens.shards) == math.ceil(23 / per_shard)
+    high = images.batch(range(23))
+    low = torch.nn.functional.avg_pool2d(high, 2)
+    some = torch.tensor([22, 0, 7, 6, 7])
+    for resolution, pixels in (("low", low), ("high", high)):
         assert torch.equal(tokens.ids(resolution), memory.ids(resolution))
-        assert torch.equal(tokens.ids(resolution), Ids().encode(images).flatten(1))
-        assert torch.equal(
-            tokens.ids(resolution, torch.tensor([22, 0, 7, 6, 7])),
-            memory.ids(resolution)[[22, 0, 7, 6, 7]],
-        )
+        assert torch.equal(tokens.ids(resolution), Ids().encode(pixels).flatten(1))
+        assert torch.equal(tokens.ids(resolution, some), memory.ids(resolution)[some])
+
+
+@pytest.mark.parametrize("per_shard", [1, 7, 23, 100])
+def test_captions_are_read_as_they_were_written(tmp_path, per_shard):
+    images, tokens = sample_images(), written(tmp_path, per_shard)
+    memory = tokens_of(PARTS, Text(), images)
     for step in range(5):
         indices = batch_at(0, "base", step, 9, 23)
-        for ours, wanted in zip(
-            tokens.captions(indices, generator_at(step)),
-            memory.captions(indices, generator_at(step)),
-        ):
-            assert torch.equal(ours, wanted)
+        from_files = tokens.captions(indices, generator_at(step))
+        from_memory = memory.captions(indices, generator_at(step))
+        assert torch.equal(from_files[0], from_memory[0])
+        assert torch.equal(from_files[1], from_memory[1])
     embeddings, visible = tokens.captions(torch.arange(23))
-    for i, variants in enumerate(some.captions):
-        assert torch.equal(
-            embeddings[i][visible[i]], Text()([variants[0]])[0][0].bfloat16().float()
-        )
+    for i, captions in enumerate(images.captions):
+        expected = Text()([captions[0]])[0][0].bfloat16().float()
+        assert torch.equal(embeddings[i][visible[i]], expected)
 
 
 def test_a_shared_caption_is_embedded_once(tmp_path):
     text = Text()
     written(tmp_path, 100, text=text)
-    assert (
-        len(text.seen) == len(set(text.seen)) == len({c for cs in pictures().captions for c in cs})
-    )
+    different = set().union(*sample_images().captions)
+    assert sorted(text.embedded) == sorted(different)
 
 
 def test_empty_captions(tmp_path):
-    some = pictures(3)
-    tokens = written(tmp_path, some=Images(some.pixels, [("",), ("",), ("ab",)], some.names))
+    images = sample_images(3)
+    images = Images(images.pixels, [("",), ("",), ("ab",)], images.names)
+    tokens = written(tmp_path, images=images)
     embeddings, visible = tokens.captions(torch.tensor([0, 1]))
     assert embeddings.shape == (2, 1, 4) and not visible.any() and not embeddings.any()
     embeddings, visible = tokens.captions(torch.tensor([2, 0]))
@@ -111,34 +116,27 @@ def test_empty_captions(tmp_path):
 def test_files_are_mapped(tmp_path):
     """A caption that is not looked at costs no memory: its embedding shares the file's."""
     tokens = written(tmp_path)
-    chosen = tokens.choose(torch.arange(5))
-    assert all(
-        any(
-            x.untyped_storage().data_ptr() == shard["text"].untyped_storage().data_ptr()
-            for shard in tokens.shards
-        )
-        for x in chosen
-    )
+    files = {shard["text"].untyped_storage().data_ptr() for shard in tokens.shards}
+    for embedding in tokens.choose_captions(torch.arange(5)):
+        assert embedding.untyped_storage().data_ptr() in files
 
 
-def test_processes_see_disjoint_samples_and_together_all():
-    for processes in (1, 2, 4):
-        seen = [
-            torch.cat(
-                [batch_at(3, "base", step, 8, 24).chunk(processes)[rank] for step in range(3)]
-            )
-            for rank in range(processes)
-        ]
-        assert torch.cat(seen).sort().values.tolist() == list(range(24))
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_see_disjoint_samples_and_together_all(processes):
+    seen = []
+    for rank in range(processes):
+        for step in range(3):
+            seen.append(batch_at(3, "base", step, 8, 24).chunk(processes)[rank])
+    assert torch.cat(seen).sort().values.tolist() == list(range(24))
 
 
 def test_an_unfinished_cache_is_none(tmp_path):
-    for done, shards in cache.write_cache(tmp_path, KEY, PARTS, Text(), pictures(), "cpu", 7):
+    for done, shards in cache.write_cache(tmp_path, KEY, PARTS, Text(), sample_images(), "cpu", 7):
         assert shards == 4 and (tmp_path / "cache" / "index.json").exists() == (done == 4)
-    list(cache.write_cache(tmp_path, {"data": "others"}, PARTS, Text(), pictures(), "cpu", 7))
+    list(cache.write_cache(tmp_path, {"data": "others"}, PARTS, Text(), sample_images(), "cpu", 7))
     with pytest.raises(ValueError, match="made from other data, tokenizers or text encoder"):
         cache.read_cache(tmp_path, KEY)
-    next(cache.write_cache(tmp_path, KEY, PARTS, Text(), pictures(), "cpu", 7))
+    next(cache.write_cache(tmp_path, KEY, PARTS, Text(), sample_images(), "cpu", 7))
     assert not (tmp_path / "cache" / "index.json").exists(), "begun again, it is not the old one"
 
 
@@ -170,38 +168,19 @@ def test_a_damaged_index(tmp_path):
         ):
             cache.read_cache(tmp_path, KEY)
     index.write_text(json.dumps({"key": KEY, "shards": [8]}))
-    with pytest.raises(ValueError, match="000000.safetensors .*7 pictures, not 8"):
+    with pytest.raises(ValueError, match="000000.safetensors .*7 images, not 8"):
         cache.read_cache(tmp_path, KEY)
 
 
-def test_training_from_a_cache_is_training_from_memory(tmp_path, tiny_model, capsys, monkeypatch):
-    """From the command line, and bit for bit; with no picture in memory."""
-
+def test_training_from_a_cache_is_training_from_memory(tmp_path, tiny_model, monkeypatch):
+    """From the command line, and bit for bit; with a cache, no image is loaded."""
     about = json.loads((tiny_model / "config.json").read_text())
     settings = ["stages.base.steps=3", f"scenes={about['config']['scenes']}"]
     weights = []
     for cached in (False, True):
         out = tmp_path / f"cached-{cached}"
-        assert (
-            main(
-                [
-                    "train",
-                    "tokenizer",
-                    "--preset",
-                    "tiny",
-                    "--data",
-                    "shapes",
-                    "--out",
-                    str(out),
-                    *settings,
-                ]
-            )
-            == 0
-        )
-        assert (
-            main(["cache", "--out", str(out)]) == 2
-            and "train tokenizer-hi" in capsys.readouterr().err
-        )
+        arguments = ["--preset", "tiny", "--data", "shapes", "--out", str(out), *settings]
+        assert main(["train", "tokenizer", *arguments]) == 0
         assert main(["train", "tokenizer-hi", "--out", str(out)]) == 0
         if cached:
             assert main(["cache", "--out", str(out)]) == 0
@@ -209,8 +188,19 @@ def test_training_from_a_cache_is_training_from_memory(tmp_path, tiny_model, cap
         assert main(["train", "base", "--out", str(out)]) == 0
         weights.append(load_file(out / "base.safetensors"))
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-    (out / "tokenizer.safetensors").write_bytes(
-        (tiny_model / "tokenizer_hi.safetensors").read_bytes()
-    )
-    assert main(["train", "superres", "--out", str(out)]) == 2
+
+
+def test_a_cache_needs_both_tokenizers(tmp_path, tiny_model, capsys):
+    for name in ("config.json", "tokenizer.safetensors"):
+        shutil.copy(tiny_model / name, tmp_path)
+    assert main(["cache", "--out", str(tmp_path)]) == 2
+    assert "train tokenizer-hi" in capsys.readouterr().err
+
+
+def test_a_cache_of_another_tokenizer_is_refused(tmp_path, tiny_model, capsys):
+    for name in ("config.json", "tokenizer.safetensors", "tokenizer_hi.safetensors"):
+        shutil.copy(tiny_model / name, tmp_path)
+    assert main(["cache", "--out", str(tmp_path)]) == 0
+    shutil.copy(tmp_path / "tokenizer_hi.safetensors", tmp_path / "tokenizer.safetensors")
+    assert main(["train", "base", "--out", str(tmp_path)]) == 2
     assert "made from other data, tokenizers or text encoder" in capsys.readouterr().err
