@@ -123,10 +123,11 @@ def tokenizer_loss(
 ) -> LossOf:
     """The loss of a VQGAN: the loss of its images, and the commitment of latents to their codes.
 
-    model: {"part": the tokenizer, "loss": its ImageLoss}; a step moves the codebook, too.
+    model: {"part": the tokenizer, "loss": the loss of its images (`vq_loss.py`)}.
     low: train on whole images at half the size. Otherwise on crops as large as those, since the
         high-res tokenizer is fully convolutional.
-    `loss_of` yields once. Metrics are those of ImageLoss, and the perplexity of the codes.
+    `loss_of` yields once, and moves the codebook. Metrics are those of the images, and the
+    perplexity of the codes.
 
     In the first steps, a fraction `quantize_from`, the model is an autoencoder without codes. Then
     k-means places the codes. With codes at random places, the encoder would learn to use those few
@@ -192,7 +193,7 @@ def decoder_loss(
 ) -> LossOf:
     """The loss of the finetuned decoder: that of its images from the codes of a frozen encoder.
 
-    model: {"part": the decoder, "loss": its ImageLoss}.
+    model: {"part": the decoder, "loss": the loss of its images (`vq_loss.py`)}.
     frozen: the high-res tokenizer, whose encoder and codebook stay as they are.
     `loss_of` yields once, for crops as large as those of the tokenizer's training.
     """

@@ -126,7 +126,7 @@ def train_stage(
             image_loss = ImageLoss(config.loss, features).to(device)
             model = nn.ModuleDict({"part": part, "loss": image_loss})
             size = len(images)
-            loss_of = image_loss(name, model, frozen, images, config, device)
+            loss_of = choose_image_loss(name, model, frozen, images, config, device)
     checkpoint = checkpoint_path(out, name)
     key = without_scale(about) | {"stage": name, "pictures": size}
     with explain_out_of_memory(name, config):
@@ -209,7 +209,7 @@ def start_from_known_vectors(
     model.start(torch.cat(words).float().to(device), *codebooks)
 
 
-def image_loss(
+def choose_image_loss(
     name: str,
     model: nn.ModuleDict,
     frozen: dict[str, nn.Module],
