@@ -1,4 +1,4 @@
-from types import SimpleNamespace
+"""Lesson 08, super-resolution: what must hold of its exercises, and wrong solutions."""
 
 import torch
 import torch.nn.functional as F
@@ -9,71 +9,74 @@ from minimuse.checks import Exercise
 from minimuse.checks.properties import attention
 
 from minimuse import data
-from minimuse.superres import SuperRes
+from minimuse.superres import spread_over_squares
 from minimuse.transformer import attend, multi_axis
 
 TITLE = "super-resolution"
 seeds, small = st.integers(0, 2**31 - 1), st.integers(1, 4)
 
 
-# Properties that are not in tests/properties
+# --- Properties that only this lesson needs; the others are in properties/ ---
 
 
 def is_the_mean_of_each_four(halve):
-    """Pixel (y, x) is the mean of the four pixels that it covers, in every picture and channel."""
+    """Pixel (y, x) is the mean of the four pixels it covers, in every image and channel."""
 
     @given(st.integers(1, 2), small, small, seeds)
     @example(1, 1, 2, 0)
     def check(B, h, w, seed):
-        images = torch.randint(
-            -8, 9, (B, 3, 2 * h, 2 * w), generator=torch.Generator().manual_seed(seed)
-        ).float()
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(-8, 9, (B, 3, 2 * h, 2 * w), generator=generator).float()
         out = halve(images)
         assert out.shape == (B, 3, h, w), f"{tuple(images.shape)} became {tuple(out.shape)}"
         for b, c, y, x in torch.cartesian_prod(*map(torch.arange, out.shape)).tolist():
             four = [images[b, c, 2 * y + dy, 2 * x + dx].item() for dy in (0, 1) for dx in (0, 1)]
-            got = out[b, c, y, x].item()
-            assert abs(got - sum(four) / 4) < 1e-5, (
-                f"pixels {four} became {got}, at {(y, x)} of a picture of {2 * h} x {2 * w}"
+            result = out[b, c, y, x].item()
+            assert abs(result - sum(four) / 4) < 1e-5, (
+                f"pixels {four} became {result}, at {(y, x)} of an image of {2 * h} x {2 * w}"
             )
 
     check()
 
 
 def refuses_odd_sides(halve):
-    """A side that cannot be halved is a ValueError that says how long it is."""
+    """A side that cannot be halved is a ValueError that names its length."""
     for H, W in ((3, 4), (4, 5), (1, 2)):
+        odd = H if H % 2 else W
         try:
             halve(torch.zeros(1, 3, H, W))
         except ValueError as error:
-            assert str(H if H % 2 else W) in str(error), (
-                f"the error does not name the side: {error}"
-            )
+            assert str(odd) in str(error), f"the error does not name the side: {error}"
         else:
-            raise AssertionError(f"a picture of {H} x {W} was halved")
+            raise AssertionError(f"an image of {H} x {W} was halved")
 
 
 KINDS = ("local", "dilated", "shifted")
 
 
-def seen_by(n, grid, window):
-    """The tokens that token n sees in each kind of attention, by walking over the grid."""
-    found, cut = {kind: set() for kind in KINDS}, window // 2
+def attends(kind, one, other, window):
+    """True if a row (or column) number attends to another one in this kind of attention."""
+    if kind == "local":
+        return one // window == other // window
+    if kind == "dilated":
+        return one % window == other % window
+    shift = window // 2
+    return (one - shift) // window == (other - shift) // window
+
+
+def seen_by(n, kind, grid, window):
+    """The tokens that token n attends to in this kind of attention, by walking over the grid."""
+    y, x = divmod(n, grid)
+    seen = set()
     for m in range(grid * grid):
-        pairs = list(zip(divmod(n, grid), divmod(m, grid)))  # rows, columns
-        same = {
-            "local": all(a // window == b // window for a, b in pairs),
-            "dilated": all(a % window == b % window for a, b in pairs),
-            "shifted": all((a - cut) // window == (b - cut) // window for a, b in pairs),
-        }
-        for kind in KINDS:
-            if same[kind]:
-                found[kind].add(m)
-    return found
+        row, column = divmod(m, grid)
+        if attends(kind, y, row, window) and attends(kind, x, column, window):
+            seen.add(m)
+    return seen
 
 
 def counts_every_pair(attention_pairs):
-    """As many pairs as one counts on the grid, for windows from a single token to the whole grid."""
+    """As many pairs as one counts on the grid, for windows from one token to the whole grid."""
 
     @given(small, small)
     @example(2, 3)
@@ -81,21 +84,24 @@ def counts_every_pair(attention_pairs):
     @example(4, 1)
     def check(windows, window):
         grid = windows * window
-        seen = [seen_by(n, grid, window) for n in range(grid * grid)]
-        wanted = (
-            grid**4,
-            *(sum(len(sees[kind]) for sees in seen) for kind in ("local", "dilated")),
-        )
-        got = tuple(int(x) for x in attention_pairs(grid, window))
-        assert got == wanted, (
-            f"grid {grid}, window {window}: {got}, not {wanted} (full, local, dilated)"
+        counts = dict.fromkeys(("local", "dilated"), 0)
+        for kind in counts:
+            for n in range(grid * grid):
+                counts[kind] += len(seen_by(n, kind, grid, window))
+        expected = (grid**4, counts["local"], counts["dilated"])
+        result = tuple(int(x) for x in attention_pairs(grid, window))
+        assert result == expected, (
+            f"grid {grid}, window {window}: {result}, not {expected} (full, local, dilated)"
         )
 
     check()
 
 
 def sees_through_others(sees_after):
-    """Layer by layer, a token has seen all that those whom it sees had seen. Compared with sets, token by token."""
+    """In each layer, a token also sees what the tokens it attends to have seen before.
+
+    Compared with sets, token by token.
+    """
 
     @given(st.lists(st.sampled_from(KINDS), max_size=3), st.integers(1, 3), st.integers(1, 3))
     @example(["local"], 2, 2)
@@ -103,21 +109,27 @@ def sees_through_others(sees_after):
     @example(["shifted"], 2, 3)  # half of an odd window
     @example(["local", "shifted"], 3, 2)  # another order is another mask
     @example([], 2, 1)
-    @example(["local"] * 3 + ["shifted"] * 3, 1, 4)  # 4,096 ways from each token to some
+    # 4,096 ways lead from each token to some others: a count in bytes overflows.
+    @example(["local", "local", "local", "shifted", "shifted", "shifted"], 1, 4)
     def check(layers, windows, window):
         grid = windows * window
-        sees = [seen_by(n, grid, window) for n in range(grid * grid)]
-        wanted = [{n} for n in range(grid * grid)]
+        N = grid * grid
+        expected = [{n} for n in range(N)]
         for kind in layers:
-            wanted = [set().union(*(wanted[m] for m in sees[n][kind])) for n in range(grid * grid)]
+            before = expected
+            expected = []
+            for n in range(N):
+                attended = seen_by(n, kind, grid, window)
+                expected.append(set().union(*(before[m] for m in attended)))
         mask = sees_after(layers, grid, window)
-        assert mask.dtype == torch.bool and mask.shape == (grid**2, grid**2), (
+        assert mask.dtype == torch.bool and mask.shape == (N, N), (
             f"{mask.dtype}, {tuple(mask.shape)}"
         )
-        for n in range(grid * grid):
-            got = mask[n].nonzero()[:, 0].tolist()
-            assert got == sorted(wanted[n]), (
-                f"grid {grid}, window {window}, layers {layers}: token {n} has seen {got}, not {sorted(wanted[n])}"
+        for n in range(N):
+            result = mask[n].nonzero()[:, 0].tolist()
+            assert result == sorted(expected[n]), (
+                f"grid {grid}, window {window}, layers {layers}: "
+                f"token {n} has seen {result}, not {sorted(expected[n])}"
             )
 
     check()
@@ -132,100 +144,144 @@ def gives_each_token_its_piece(spread):
     @example(1, 1, 3, 2)
     def check(B, low_grid, i, D):
         grid, n = low_grid * i, low_grid**2
-        given = torch.arange(B * n * i * i * D).view(B, n, i * i * D).float()
-        out = spread(given, low_grid, grid)
-        assert out.shape == (B, grid**2, D), f"{tuple(given.shape)} became {tuple(out.shape)}"
-        for b in range(B):
-            for y in range(grid):
-                for x in range(grid):
-                    piece = y % i * i + x % i
-                    wanted = given[
-                        b, y // i * low_grid + x // i, piece * D : (piece + 1) * D
-                    ].tolist()
-                    got = out[b, y * grid + x].tolist()
-                    assert got == wanted, (
-                        f"{low_grid} x {low_grid} to {grid} x {grid}, D = {D}: token {(y, x)} has {got}, not {wanted}"
-                    )
+        vectors = torch.arange(B * n * i * i * D).view(B, n, i * i * D).float()
+        out = spread(vectors, low_grid, grid)
+        assert out.shape == (B, grid**2, D), f"{tuple(vectors.shape)} became {tuple(out.shape)}"
+        for b, y, x in torch.cartesian_prod(*map(torch.arange, (B, grid, grid))).tolist():
+            low_token = y // i * low_grid + x // i
+            piece = y % i * i + x % i
+            expected = vectors[b, low_token, piece * D : (piece + 1) * D].tolist()
+            result = out[b, y * grid + x].tolist()
+            assert result == expected, (
+                f"{low_grid} x {low_grid} to {grid} x {grid}, D = {D}: "
+                f"token {(y, x)} has {result}, not {expected}"
+            )
 
     check()
 
 
-# The package's functions
-
-
-def sees_in_the_package(grid, window):
-    """Where `multi_axis` takes its values from: each token's value is a 1 at a place of its own."""
-    return [heads > 0 for heads in averages(torch.eye(grid * grid), grid, window)]
+# --- The package's functions, with the signatures of the exercises ---
 
 
 def averages(values, grid, window):
-    """What a local head and a dilated one make of values (N, d) if all queries are zero."""
+    """The outputs of a local and a dilated head for values (N, d) if all queries are zero.
+
+    Each token then averages the values that it attends to.
+    """
     zeros = torch.zeros(1, 2, *values.shape)
-    return multi_axis(torch.stack([zeros, zeros, values.expand(1, 2, -1, -1)]), grid, window)[0]
-
-
-def sees_after_in_the_package(layers, grid, window):
-    """Everybody begins with a value of its own, and averages what it sees; shifted windows are those of a grid with a margin."""
-    seen, up, down = torch.eye(grid * grid), window - window // 2, window // 2
-    for kind in layers:
-        if kind == "shifted":
-            inside = F.pad(rearrange(seen, "(y x) d -> d y x", y=grid), (up, down, up, down))
-            out = averages(rearrange(inside, "d y x -> (y x) d"), grid + window, window)[0]
-            out = rearrange(out, "(y x) d -> y x d", y=grid + window)[
-                up : -down or None, up : -down or None
-            ].flatten(0, 1)
-        else:
-            out = averages(seen, grid, window)[("local", "dilated").index(kind)]
-        seen = (out > 0).float()
-    return seen > 0
+    qkv = torch.stack([zeros, zeros, values.expand(1, 2, -1, -1)])
+    return multi_axis(qkv, grid, window)[0]
 
 
 def pairs_in_the_package(grid, window):
-    local, dilated = sees_in_the_package(grid, window)
-    return grid**4, int(local.sum()), int(dilated.sum())
+    """Each token's value is a 1 at a place of its own: it arrives where the token is seen."""
+    local, dilated = averages(torch.eye(grid * grid), grid, window)
+    return grid**4, int((local > 0).sum()), int((dilated > 0).sum())
 
 
-def spread_in_the_package(given, low_grid, grid):
-    """`SuperRes.context` of a stand-in whose low-res tokens are such that its `spread` gives `given`; what comes out as `below`."""
-    B, n, _ = given.shape
-    same = lambda x: x
-    stand_in = SimpleNamespace(
-        low_embedding=lambda ids: torch.zeros(B, n, 1),
-        low_positions=lambda: 0.0,
-        low_blocks=[],
-        low_norm=same,
-        text=same,
-        spread=lambda low: given,
-        low_grid=low_grid,
-        grid=grid,
-        decoder=SimpleNamespace(keys_values=lambda both, visible, below: below),
-    )
-    return SuperRes.context(
-        stand_in,
-        torch.zeros(B, 1, 1),
-        torch.ones(B, 1, dtype=torch.bool),
-        torch.zeros(B, n, dtype=torch.long),
-    )
+def shifted_averages(values, grid, window):
+    """Averages over shifted windows are those over the windows of a grid with a margin."""
+    before, after = window - window // 2, window // 2
+    wide = grid + window
+    image = rearrange(values, "(y x) d -> d y x", y=grid)
+    with_margin = F.pad(image, (before, after, before, after))
+    local, _ = averages(rearrange(with_margin, "d y x -> (y x) d"), wide, window)
+    local = rearrange(local, "(y x) d -> y x d", y=wide)
+    inside = slice(before, before + grid)
+    return local[inside, inside].flatten(0, 1)
 
 
-# Planted bugs
+def sees_after_in_the_package(layers, grid, window):
+    """Each token starts with a value of its own, and averages those it attends to."""
+    seen = torch.eye(grid * grid)
+    for kind in layers:
+        if kind == "shifted":
+            seen = shifted_averages(seen, grid, window)
+        else:
+            local, dilated = averages(seen, grid, window)
+            seen = local if kind == "local" else dilated
+        seen = (seen > 0).float()
+    return seen > 0
+
+
+def spread_in_the_package(vectors, low_grid, grid):
+    return spread_over_squares(vectors, grid // low_grid)
+
+
+# --- Planted bugs: halving ---
 
 
 def no_check(images):
     return F.avg_pool2d(images, 2)  # drops the last row without a word
 
 
-def checked(function):
-    def halve(images):
-        if images.shape[-1] % 2 or images.shape[-2] % 2:
-            raise ValueError(f"image is {images.shape[-2]}x{images.shape[-1]}")
-        return function(images)
+def check_sides(images):
+    """The other planted bugs do refuse odd sides, and take a wrong mean."""
+    H, W = images.shape[-2:]
+    if H % 2 or W % 2:
+        raise ValueError(f"image is {H}x{W}")
 
-    return halve
+
+def every_second_pixel(images):
+    check_sides(images)
+    return images[..., ::2, ::2]
+
+
+def the_largest(images):
+    check_sides(images)
+    return F.max_pool2d(images, 2)
+
+
+def mean_transposed(images):
+    check_sides(images)
+    return F.avg_pool2d(images, 2).transpose(-1, -2)
+
+
+def bicubic(images):
+    check_sides(images)
+    return F.interpolate(images, scale_factor=0.5, mode="bicubic")
+
+
+def one_side_only(images):
+    check_sides(images)
+    return F.avg_pool2d(images, (2, 1))
+
+
+# --- Planted bugs: counting pairs. g is the grid, w the window. ---
+
+
+def pairs_of_one_token(g, w):
+    return g**2, w**2, (g // w) ** 2
+
+
+def pairs_exchanged(g, w):
+    return g**4, g**2 * (g // w) ** 2, g**2 * w**2
+
+
+def pairs_alike(g, w):
+    """Right only where the square of the window is the grid."""
+    return g**4, g**2 * w**2, g**2 * w**2
+
+
+def pairs_of_one_group(g, w):
+    return g**4, w**4, (g // w) ** 4
+
+
+def sides_for_areas(g, w):
+    return g**4, g**2 * w, g**2 * (g // w)
+
+
+def without_itself(g, w):
+    """A token attends to itself, too."""
+    return g**4 - g**2, g**2 * (w**2 - 1), g**2 * ((g // w) ** 2 - 1)
+
+
+# --- Planted bugs: what a token has seen ---
 
 
 def same(*keys):
-    return torch.stack([k[:, None] == k[None] for k in keys]).all(0)
+    """(N, N) bool: pairs of tokens that agree in all keys (N,)."""
+    return torch.stack([key[:, None] == key[None] for key in keys]).all(0)
 
 
 def near(y, x, window):
@@ -233,64 +289,153 @@ def near(y, x, window):
     return ((y[:, None] - y).abs() < window) & ((x[:, None] - x).abs() < window)
 
 
+def shift_of(window, bug):
+    """By how much shifted windows are moved down and right."""
+    if bug == "shifted by a whole":
+        return window
+    if bug == "shifted up and left":
+        return -(window // 2)
+    if bug == "half is rounded up":
+        return (window + 1) // 2
+    return window // 2
+
+
+def layer_masks(grid, window, bug):
+    """(N, N) bool for each kind of attention, with switches that break it."""
+    y, x = torch.arange(grid * grid) // grid, torch.arange(grid * grid) % grid
+    shift = shift_of(window, bug)
+    local = same(y // window, x // window)
+    if bug == "slides":
+        local = near(y, x, window)
+    if bug == "rows only":
+        local = same(y // window)
+    dilated = same(y % window, x % window)
+    shifted = same((y - shift) // window, (x - shift) // window)
+    if bug == "goes round":
+        shifted = same((y - shift) % grid // window, (x - shift) % grid // window)
+    if bug == "exchanged":
+        local, dilated = dilated, local
+    return {"local": local, "dilated": dilated, "shifted": shifted}
+
+
 def seen_after(layers, grid, window, bug=None):
     """sees_after with switches that break it."""
-    y, x = torch.arange(grid * grid) // grid, torch.arange(grid * grid) % grid
-    s = {
-        "shifted by a whole": window,
-        "shifted up and left": -(window // 2),
-        "half is rounded up": (window + 1) // 2,
-    }.get(bug, window // 2)
-    masks = {
-        "local": near(y, x, window)
-        if bug == "slides"
-        else same(y // window)
-        if bug == "rows only"
-        else same(y // window, x // window),
-        "dilated": same(y % window, x % window),
-        "shifted": same((y - s) // window, (x - s) // window),
-    }
-    if bug == "goes round":
-        masks["shifted"] = same((y - s) % grid // window, (x - s) % grid // window)
-    if bug == "exchanged":
-        masks["local"], masks["dilated"] = masks["dilated"], masks["local"]
-    seen = torch.eye(grid * grid, dtype=torch.uint8 if bug == "counts in bytes" else torch.float64)
-    for kind in layers[::-1] if bug == "last layer first" else layers:
-        now = masks[kind].to(seen.dtype)
-        seen = (seen + now).clamp(max=1) if bug == "one step each" else now @ seen
+    masks = layer_masks(grid, window, bug)
+    dtype = torch.uint8 if bug == "counts in bytes" else torch.float64
+    seen = torch.eye(grid * grid, dtype=dtype)
+    if bug == "last layer first":
+        layers = layers[::-1]
+    for kind in layers:
+        mask = masks[kind].to(dtype)
+        if bug == "one step each":
+            seen = (seen + mask).clamp(max=1)
+        else:
+            seen = mask @ seen
     return seen > 0
 
 
-def spread_planted(pattern):
-    def spread(given, low_grid, grid):
+def with_seen_bug(bug):
+    def sees_after(layers, grid, window):
+        return seen_after(layers, grid, window, bug)
+
+    return sees_after
+
+
+SEEN_BUGS = (
+    "exchanged",
+    "rows only",
+    "slides",
+    "last layer first",
+    "one step each",
+    "goes round",
+    "shifted by a whole",
+    "shifted up and left",
+    "half is rounded up",
+    "counts in bytes",
+)
+
+
+# --- Planted bugs: spreading ---
+
+
+def spread_by(pattern):
+    def spread(vectors, low_grid, grid):
         i = grid // low_grid
-        return rearrange(given, pattern, y=low_grid, x=low_grid, i=i, j=i)
+        return rearrange(vectors, pattern, y=low_grid, x=low_grid, i=i, j=i)
 
     return spread
 
 
-def the_first_piece_for_all(given, low_grid, grid):
+def only_a_view(vectors, low_grid, grid):
+    """Pieces one after another."""
+    return vectors.reshape(len(vectors), grid * grid, -1)
+
+
+def the_first_piece_for_all(vectors, low_grid, grid):
     pieces = (grid // low_grid) ** 2
-    return spread_in_the_package(
-        given[..., : given.shape[-1] // pieces].repeat(1, 1, pieces), low_grid, grid
-    )
+    first = vectors[..., : vectors.shape[-1] // pieces]
+    return spread_in_the_package(first.repeat(1, 1, pieces), low_grid, grid)
+
+
+SPREAD_BUGS = (
+    "B (y x) (j i D) -> B (y i x j) D",  # each piece is transposed
+    "B (y x) (D i j) -> B (y i x j) D",  # the vector's axis comes first
+    "B (y x) (i j D) -> B (i y j x) D",  # dilated
+    "B (x y) (i j D) -> B (y i x j) D",  # low-res rows for columns
+)
+
+
+# --- Planted bugs: multi-axis attention ---
+
+
+def attend_in_groups(qkv, tokens, groups, back, sizes):
+    """Move tokens into groups, attend within each, and move them back, by einops patterns."""
+    grouped = rearrange(qkv, f"three {tokens} -> three {groups}", **sizes)
+    return rearrange(attend(*grouped), f"{groups} -> {back}", **sizes)
 
 
 def axes(qkv, grid, window, swap=False, blocks=False, stay=False):
     """multi_axis with switches that break it."""
-    first, second = qkv.chunk(2, dim=2)
     sizes = dict(y=grid // window, x=grid // window, i=window, j=window)
-    tokens = "three B H (i y j x) d" if blocks else "three B H (y i x j) d"
-    back = "B H (y x i j) d" if stay else tokens[6:]
-    grouped = lambda x, groups: attend(*rearrange(x, f"{tokens} -> three {groups} d", **sizes))
-    attended = lambda x, groups: rearrange(grouped(x, groups), f"{groups} d -> {back}", **sizes)
-    local, dilated = (
-        (lambda x: attended(x, "(B y x) H (i j)")),
-        (lambda x: attended(x, "(B i j) H (y x)")),
-    )
-    return torch.cat(
-        [dilated(first), local(second)] if swap else [local(first), dilated(second)], dim=1
-    )
+    tokens = "B H (y i x j) d"
+    if blocks:  # cut along the wrong axes
+        tokens = "B H (i y j x) d"
+    back = tokens
+    if stay:  # tokens do not return to their places
+        back = "B H (y x i j) d"
+    groups = ["(B y x) H (i j) d", "(B i j) H (y x) d"]  # local, dilated
+    if swap:
+        groups.reverse()
+    halves = []
+    for half, group in zip(qkv.chunk(2, dim=2), groups, strict=True):
+        halves.append(attend_in_groups(half, tokens, group, back, sizes))
+    return torch.cat(halves, dim=1)
+
+
+def halves_exchanged(qkv, grid, window):
+    return axes(qkv, grid, window, swap=True)
+
+
+def wrong_axes(qkv, grid, window):
+    return axes(qkv, grid, window, blocks=True)
+
+
+def left_in_groups(qkv, grid, window):
+    return axes(qkv, grid, window, stay=True)
+
+
+def full_attention(qkv, grid, window):
+    return attend(*qkv)
+
+
+def windows_only(qkv, grid, window):
+    local = axes(qkv, grid, window)[:, : qkv.shape[2] // 2]
+    return torch.cat([local, local], dim=1)
+
+
+def number_for_size(qkv, grid, window):
+    """As many windows as a window should have tokens along a side."""
+    return axes(qkv, grid, grid // window)
 
 
 EXERCISES = [
@@ -298,67 +443,50 @@ EXERCISES = [
         "halve",
         data.halve,
         (is_the_mean_of_each_four, refuses_odd_sides),
-        hint="there is a pooling that takes means. And what does it do with a row that is left over?",
+        hint="there is a pooling that takes means. And what does it do with a row that is left "
+        "over?",
         wrong=(
             no_check,
-            checked(lambda x: x[..., ::2, ::2]),  # every second pixel
-            checked(lambda x: F.max_pool2d(x, 2)),
-            checked(lambda x: F.avg_pool2d(x, 2).transpose(-1, -2)),
-            checked(lambda x: F.interpolate(x, scale_factor=0.5, mode="bicubic")),
-            checked(lambda x: F.avg_pool2d(x, (2, 1))),  # one side only
+            every_second_pixel,
+            the_largest,
+            mean_transposed,
+            bicubic,
+            one_side_only,
         ),
     ),
     Exercise(
         "attention_pairs",
         pairs_in_the_package,
         (counts_every_pair,),
-        hint="how many tokens are in a window, and how many windows are there? Every one of the N tokens asks.",
+        hint="how many tokens are in a window, and how many windows are there? Each of the N "
+        "tokens has a query.",
         wrong=(
-            lambda g, w: (g**2, w**2, (g // w) ** 2),  # of one token
-            lambda g, w: (g**4, g**2 * (g // w) ** 2, g**2 * w**2),  # exchanged
-            lambda g, w: (g**4, g**2 * w**2, g**2 * w**2),  # right where window^2 = grid only
-            lambda g, w: (g**4, w**4, (g // w) ** 4),  # of one group
-            lambda g, w: (g**4, g**2 * w, g**2 * (g // w)),  # sides for areas
-            lambda g, w: (
-                g**4 - g**2,
-                g**2 * (w**2 - 1),
-                g**2 * ((g // w) ** 2 - 1),
-            ),  # a token sees itself too
+            pairs_of_one_token,
+            pairs_exchanged,
+            pairs_alike,
+            pairs_of_one_group,
+            sides_for_areas,
+            without_itself,
         ),
     ),
     Exercise(
         "sees_after",
         sees_after_in_the_package,
         (sees_through_others,),
-        hint="who sees whom in one layer is a matrix, and dividing a row by the window says two things. What is a step after a step, and which of two matrices "
-        "stands on the left? A count of ways may be large.",
-        wrong=tuple(
-            lambda layers, grid, window, bug=bug: seen_after(layers, grid, window, bug)
-            for bug in (
-                "exchanged",
-                "rows only",
-                "slides",
-                "last layer first",
-                "one step each",
-                "goes round",
-                "shifted by a whole",
-                "shifted up and left",
-                "half is rounded up",
-                "counts in bytes",
-            )
-        ),
+        hint="which token attends to which in one layer is a matrix, and dividing a row number by "
+        "the window gives a quotient and a remainder. Two layers in a row are a product of two "
+        "matrices: which one stands on the left? A count of ways may be large.",
+        wrong=tuple(with_seen_bug(bug) for bug in SEEN_BUGS),
     ),
     Exercise(
         "spread",
         spread_in_the_package,
         (gives_each_token_its_piece,),
-        hint="name all six axes (B, y, x, i, j, D), and write down in which order they come before and after. view() alone cannot exchange two.",
+        hint="name all six axes (B, y, x, i, j, D), and write down their order before and after. "
+        "view() alone cannot exchange two.",
         wrong=(
-            lambda x, low, g: x.reshape(len(x), g * g, -1),  # a view: pieces one after another
-            spread_planted("B (y x) (j i D) -> B (y i x j) D"),  # each piece turned over
-            spread_planted("B (y x) (D i j) -> B (y i x j) D"),
-            spread_planted("B (y x) (i j D) -> B (i y j x) D"),  # dilated
-            spread_planted("B (x y) (i j D) -> B (y i x j) D"),  # low-res rows for columns
+            only_a_view,
+            *(spread_by(pattern) for pattern in SPREAD_BUGS),
             the_first_piece_for_all,
         ),
     ),
@@ -366,23 +494,16 @@ EXERCISES = [
         "multi_axis",
         multi_axis,
         (attention.is_multi_axis,),
-        hint="a token has four coordinates: the row and column of its window, and those of its place in it. Two of them name the "
-        "group, the other two its members; and on the way back all four must return to where they came from.",
+        hint="a token has four coordinates: the row and column of its window, and its row and "
+        "column within the window. Two of them name the group, the other two its members. On the "
+        "way back all four must return to where they came from.",
         wrong=(
-            lambda qkv, grid, window: attend(*qkv),  # over everything
-            lambda qkv, grid, window: axes(qkv, grid, window, swap=True),
-            lambda qkv, grid, window: axes(
-                qkv, grid, window, blocks=True
-            ),  # cut along the wrong axes
-            lambda qkv, grid, window: axes(
-                qkv, grid, window, stay=True
-            ),  # tokens do not return to their places
-            lambda qkv, grid, window: torch.cat(
-                [axes(qkv, grid, window)[:, : qkv.shape[2] // 2]] * 2, dim=1
-            ),  # windows only
-            lambda qkv, grid, window: axes(
-                qkv, grid, grid // window
-            ),  # windows as many as they should be large
+            full_attention,
+            halves_exchanged,
+            wrong_axes,
+            left_in_groups,
+            windows_only,
+            number_for_size,
         ),
     ),
 ]

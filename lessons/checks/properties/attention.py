@@ -1,4 +1,8 @@
-"""Properties of attention (`minimuse/transformer.py`). attend(q, k, v, visible) and multi_axis(qkv, grid, window)."""
+"""Properties of attention (`minimuse/transformer.py`).
+
+Each takes a function to judge, attend(q, k, v, visible) or multi_axis(qkv, grid, window), and
+raises an AssertionError with a counterexample if it is wrong.
+"""
 
 import math
 
@@ -11,127 +15,162 @@ seeds, sizes = st.integers(0, 2**31 - 1), st.integers(1, 5)
 
 
 def qkv_of(seed, B, H, N, T, d):
-    draw = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(B, H, n, d, generator=draw, dtype=torch.float64) * 2 for n in (N, T, T))
-    visible = torch.rand(B, T, generator=draw) < 0.6
+    """Random q (B, H, N, d), k and v (B, H, T, d) in float64, visible (B, T)."""
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(B, H, N, d, generator=generator, dtype=torch.float64) * 2
+    k = torch.randn(B, H, T, d, generator=generator, dtype=torch.float64) * 2
+    v = torch.randn(B, H, T, d, generator=generator, dtype=torch.float64) * 2
+    visible = torch.rand(B, T, generator=generator) < 0.6
     return q, k, v, visible
 
 
-def close(got, wanted):
-    return torch.allclose(got, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+def close(result, expected):
+    """True if a tensor has the numbers of a list."""
+    expected = torch.tensor(expected, dtype=torch.float64)
+    return torch.allclose(result, expected, rtol=1e-9, atol=1e-9)
 
 
-def slow_attention(q, keys, values):
-    """One query over lists of keys and values, in plain Python; nothing to look at gives zero."""
+def slow_attention(query, keys, values):
+    """One query over lists of keys and values, in plain Python. No keys give zero."""
     if not keys:
-        return [0.0] * len(q)
-    weights = [math.exp(sum(a * b for a, b in zip(q, k)) / math.sqrt(len(q))) for k in keys]
-    return [sum(w * v[i] for w, v in zip(weights, values)) / sum(weights) for i in range(len(q))]
+        return [0.0] * len(query)
+    weights = []
+    for key in keys:
+        score = sum(a * b for a, b in zip(query, key, strict=True))
+        weights.append(math.exp(score / math.sqrt(len(query))))
+    total = sum(weights)
+    result = []
+    for i in range(len(query)):
+        weighted = sum(w * value[i] for w, value in zip(weights, values, strict=True))
+        result.append(weighted / total)
+    return result
 
 
 def is_softmax_attention(attend):
-    """sum_j softmax_j(q k_j / sqrt(d)) v_j over the visible keys, compared number by number with plain Python."""
+    """sum_j softmax_j(q k_j / sqrt(d)) v_j over the visible keys, compared with plain Python."""
 
     @given(seeds, st.integers(1, 2), sizes, sizes, st.integers(1, 4))
     def check(seed, B, N, T, d):
         q, k, v, visible = qkv_of(seed, B, 2, N, T, d)
-        masked, full = attend(q, k, v, visible), attend(q, k, v, None)
+        masked = attend(q, k, v, visible)
+        full = attend(q, k, v, None)
         for b in range(B):
+            seen = [t for t in range(T) if visible[b, t]]
             for h in range(2):
+                keys, values = k[b, h].tolist(), v[b, h].tolist()
+                seen_keys = [keys[t] for t in seen]
+                seen_values = [values[t] for t in seen]
                 for n in range(N):
-                    seen = [t for t in range(T) if visible[b, t]]
-                    query, keys, values = q[b, h, n].tolist(), k[b, h].tolist(), v[b, h].tolist()
-                    wanted = slow_attention(
-                        query, [keys[t] for t in seen], [values[t] for t in seen]
+                    query = q[b, h, n].tolist()
+                    expected = slow_attention(query, seen_keys, seen_values)
+                    assert close(masked[b, h, n], expected), (
+                        f"visible {visible[b].tolist()}: {masked[b, h, n].tolist()}, not {expected}"
                     )
-                    assert close(masked[b, h, n], wanted), (
-                        f"visible {visible[b].tolist()}: {masked[b, h, n].tolist()}, not {wanted}"
-                    )
-                    assert close(full[b, h, n], slow_attention(query, keys, values)), (
-                        "wrong without a mask"
-                    )
+                    expected = slow_attention(query, keys, values)
+                    assert close(full[b, h, n], expected), "wrong without a mask"
 
     check()
 
 
 def survives_large_scores(attend):
-    """Scores in the thousands: exp() of them overflows, the softmax is simply 1 at the largest. With a mask and without."""
-    q, k = torch.full((1, 1, 1, 1), 100.0), torch.tensor([[[[10.0], [-10.0], [20.0]]]])
+    """Scores in the thousands: exp() of them overflows, but the softmax is 1 at the largest."""
+    q = torch.full((1, 1, 1, 1), 100.0)
+    k = torch.tensor([[[[10.0], [-10.0], [20.0]]]])
     v = torch.tensor([[[[1.0], [2.0], [3.0]]]])
-    for visible, wanted in ((None, 3.0), (torch.tensor([[True, True, False]]), 1.0)):
-        got = float(attend(q, k, v, visible))
-        assert abs(got - wanted) < 1e-6, (
-            f"scores 1000, -1000, 2000, values 1, 2, 3, visible {visible}: {got}, not {wanted}"
+    for visible, expected in ((None, 3.0), (torch.tensor([[True, True, False]]), 1.0)):
+        result = float(attend(q, k, v, visible))
+        assert abs(result - expected) < 1e-6, (
+            f"scores 1000, -1000, 2000, values 1, 2, 3, visible {visible}: {result}, not {expected}"
         )
 
 
 def equals_torch(attend):
-    """The same as torch.nn.functional.scaled_dot_product_attention, value and gradient, where every row sees something."""
+    """Equal to PyTorch's scaled_dot_product_attention, in value and gradient.
+
+    In each row of the batch some key is visible.
+    """
+
+    def torch_attend(q, k, v, visible):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None, None, :])
+
+    def with_gradients(function, tensors, visible):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        out = function(*leaves, visible)
+        return [out, *torch.autograd.grad(out.square().sum(), leaves)]
 
     @given(seeds, sizes, sizes)
     def check(seed, N, T):
         q, k, v, visible = qkv_of(seed, 2, 2, N, T, 4)
         visible[:, 0] = True
-        results = []
-        for function in (
-            attend,
-            lambda q, k, v, m: F.scaled_dot_product_attention(
-                q, k, v, attn_mask=m[:, None, None, :]
-            ),
-        ):
-            leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-            out = function(*leaves, visible)
-            results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
-        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(*results))
+        results = with_gradients(attend, (q, k, v), visible)
+        expected = with_gradients(torch_attend, (q, k, v), visible)
+        for a, b in zip(results, expected, strict=True):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
 
     check()
 
 
 def nothing_visible_is_zero(attend):
-    """A row without a visible key gets exactly zero and sends exactly zero gradient, not NaN; its neighbours are as ever."""
+    """A row without a visible key gets exactly zero and sends a zero gradient, not NaN.
+
+    The other rows of its batch are not affected.
+    """
 
     @given(seeds, sizes, sizes)
     @example(0, 1, 1)
     def check(seed, N, T):
         q, k, v, visible = qkv_of(seed, 2, 1, N, T, 3)
-        visible[0], visible[1] = False, True
+        visible[0] = False
+        visible[1] = True
         leaves = [x.float().requires_grad_() for x in (q, k, v)]
         out = attend(*leaves, visible)
         (out + 1).square().sum().backward()
-        assert (out[0] == 0).all(), f"a row that sees nothing got {out[0].flatten().tolist()}"
-        assert all((x.grad[0] == 0).all() for x in leaves), (
-            "a row that sees nothing sends a gradient"
+        assert (out[0] == 0).all(), (
+            f"a row without a visible key got {out[0].flatten().tolist()}, not 0"
         )
-        assert torch.allclose(out[1:], attend(*(x[1:] for x in leaves), None), atol=1e-6)
+        for x in leaves:
+            assert (x.grad[0] == 0).all(), "a row without a visible key sends a gradient"
+        alone = attend(*(x[1:] for x in leaves), None)
+        assert torch.allclose(out[1:], alone, atol=1e-6)
 
     check()
 
 
 def hidden_keys_do_not_matter(attend):
-    """Keys and values that are not visible can be anything, and any number of them can be added."""
+    """Hidden keys and values can have any value, and any number of them can be added."""
 
     @given(seeds, sizes, sizes, st.integers(1, 4))
     def check(seed, N, T, more):
         q, k, v, visible = qkv_of(seed, 2, 2, N, T, 4)
-        pad = lambda x: torch.cat(
-            [
-                torch.where(visible[:, None, :, None], x, -5 * x + 3),
-                9 * torch.ones(2, 2, more, 4, dtype=x.dtype),
-            ],
-            dim=2,
-        )
-        padded = attend(
-            q, pad(k), pad(v), torch.cat([visible, torch.zeros(2, more, dtype=torch.bool)], dim=1)
-        )
+
+        def change_hidden(x):
+            changed = torch.where(visible[:, None, :, None], x, -5 * x + 3)
+            added = 9 * torch.ones(2, 2, more, 4, dtype=x.dtype)
+            return torch.cat([changed, added], dim=2)
+
+        padding = torch.zeros(2, more, dtype=torch.bool)
+        padded_visible = torch.cat([visible, padding], dim=1)
+        padded = attend(q, change_hidden(k), change_hidden(v), padded_visible)
         assert torch.allclose(padded, attend(q, k, v, visible), rtol=1e-9, atol=1e-9)
 
     check()
 
 
-def is_multi_axis(multi_axis):
-    """Heads of the first half attend within windows, those of the second to their own place in every window (2106.07631).
+def local_group(y, x, window):
+    """The window that a token lies in."""
+    return y // window, x // window
 
-    multi_axis(qkv (3, B, H, N, d), grid, window) -> (B, H, N, d); the reference walks over positions.
+
+def dilated_group(y, x, window):
+    """The place that a token has in its window."""
+    return y % window, x % window
+
+
+def is_multi_axis(multi_axis):
+    """Half of the heads attend within windows, half to the same place in each (2106.07631).
+
+    multi_axis(qkv (3, B, H, N, d), grid, window) -> (B, H, N, d). The reference walks over all
+    pairs of tokens.
     """
 
     @given(seeds, st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 4]))
@@ -139,40 +178,26 @@ def is_multi_axis(multi_axis):
     @example(0, 1, 3, 2)
     @example(0, 3, 1, 2)
     def check(seed, windows, window, H):
-        grid, d = windows * window, 2
-        qkv = torch.randn(
-            3,
-            2,
-            H,
-            grid * grid,
-            d,
-            generator=torch.Generator().manual_seed(seed),
-            dtype=torch.float64,
-        )
+        grid = windows * window
+        N = grid * grid
+        generator = torch.Generator().manual_seed(seed)
+        qkv = torch.randn(3, 2, H, N, 2, generator=generator, dtype=torch.float64)
         both = multi_axis(qkv, grid, window)
-        for b in range(2):  # a batch, in which pictures might be mixed up; each is what it is alone
-            assert torch.allclose(both[b], multi_axis(qkv[:, b : b + 1], grid, window)[0]), (
-                f"picture {b} of two is not what it is alone"
-            )
+        # A function might mix up the images of a batch: each must be what it is alone.
+        for b in range(2):
+            alone = multi_axis(qkv[:, b : b + 1], grid, window)[0]
+            assert torch.allclose(both[b], alone), f"image {b} of two is not what it is alone"
         b = seed % 2
-        out, (q, k, v), places = both[b], qkv[:, b].tolist(), range(grid * grid)
+        q, k, v = qkv[:, b].tolist()
         for h in range(H):
-            for n in range(grid * grid):
+            group = local_group if h < H // 2 else dilated_group
+            for n in range(N):
                 y, x = divmod(n, grid)
-                if h < H // 2:
-                    seen = [
-                        m
-                        for m in places
-                        if (m // grid // window, m % grid // window) == (y // window, x // window)
-                    ]
-                else:
-                    seen = [
-                        m
-                        for m in places
-                        if (m // grid % window, m % grid % window) == (y % window, x % window)
-                    ]
-                wanted = slow_attention(q[h][n], [k[h][m] for m in seen], [v[h][m] for m in seen])
-                assert close(out[h, n], wanted), (
+                own_group = group(y, x, window)
+                seen = [m for m in range(N) if group(*divmod(m, grid), window) == own_group]
+                keys, values = [k[h][m] for m in seen], [v[h][m] for m in seen]
+                expected = slow_attention(q[h][n], keys, values)
+                assert close(both[b, h, n], expected), (
                     f"head {h} of {H}, position {(y, x)} of a {grid}x{grid} grid, window {window}"
                 )
 
