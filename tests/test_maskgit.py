@@ -1,4 +1,7 @@
-"""The base model, hiding tokens, dropping captions and the loss, and broken ones: `pytest tests/test_maskgit.py`."""
+"""The base model, hiding tokens, dropping captions and the loss, and broken ones.
+
+pytest tests/test_maskgit.py
+"""
 
 import copy
 
@@ -31,7 +34,7 @@ PROPERTIES = (
 
 
 def model(seed=0):
-    """Tiny, with weights so large that everything which can matter does."""
+    """A tiny model with weights so large that every input changes its output."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = MaskGit(BaseConfig(width=16, layers=2, heads=2), CODES, GRID, TEXT)
@@ -42,14 +45,17 @@ def model(seed=0):
 
 
 def case(net, context=None, logits=None, mask_id=None):
+    """The model, or one with a broken part."""
+    if mask_id is None:
+        mask_id = net.mask_id
     return models.Case(
-        context or net.context,
-        logits or net,
-        net.mask_id if mask_id is None else mask_id,
-        CODES,
-        GRID * GRID,
-        TEXT,
-        net.train,
+        context=context or net.context,
+        logits=logits or net,
+        mask_id=mask_id,
+        codes=CODES,
+        tokens=GRID * GRID,
+        text_width=TEXT,
+        train=net.train,
     )
 
 
@@ -62,10 +68,8 @@ def test_broken_models(refuses):
     net = model()
 
     def masking_inside(ids, context, where):
-        logits = net(
-            hide(ids, net.mask_id, torch.Generator().manual_seed(int(torch.randint(99, ())))).ids,
-            context,
-        )
+        generator = torch.Generator().manual_seed(int(torch.randint(99, ())))
+        logits = net(hide(ids, net.mask_id, generator).ids, context)
         return logits if where is None else logits[where]
 
     def dropout_inside(ids, context, where):
@@ -77,10 +81,10 @@ def test_broken_models(refuses):
     def attends_to_padding(text, visible):
         return net.context(text, torch.ones_like(visible))
 
-    def biased(text, visible):  # an empty caption sees its first token
-        return net.context(
-            text, visible | (~visible.any(-1, keepdim=True) & (torch.arange(text.shape[1]) == 0))
-        )
+    def first_token_of_no_caption(text, visible):
+        first = torch.arange(text.shape[1]) == 0
+        empty = ~visible.any(-1, keepdim=True)
+        return net.context(text, visible | (empty & first))
 
     def mean_over_tokens(text, visible):
         return net.context(text - text.mean(dim=1, keepdim=True), visible)
@@ -89,7 +93,9 @@ def test_broken_models(refuses):
         return net.context(text - text.mean(dim=0), visible)
 
     def wrong_where(ids, context, where):
-        return net(ids, context, None if where is None else where.flip(1))
+        if where is not None:
+            where = where.flip(1)
+        return net(ids, context, where)
 
     def mask_is_code_zero(ids, context, where):
         return net(ids.where(ids != net.mask_id, 0), context, where)
@@ -105,22 +111,20 @@ def test_broken_models(refuses):
         (models.padding_does_not_matter, case(net, context=attends_to_padding)),
         (models.padding_does_not_matter, case(net, context=mean_over_tokens)),
         (models.no_caption_is_no_text, case(net, context=attends_to_padding)),
-        (models.no_caption_is_no_text, case(net, context=biased)),
+        (models.no_caption_is_no_text, case(net, context=first_token_of_no_caption)),
     ]:
         refuses(prop, planted)
 
 
 def test_an_empty_caption_takes_cross_attention_away():
-    """The logits of an all-False mask are those of a model whose cross-attention writes nothing, bit for bit."""
+    """Bit for bit, the logits are those of a model whose cross-attention adds zero."""
     net = model()
     without = copy.deepcopy(net)
     for block in without.decoder.blocks:
         torch.nn.init.zeros_(block.cross_attention.out.weight)
     ids, text, visible = models.inputs(case(net))
-    nothing = torch.zeros_like(visible)
-    assert torch.equal(
-        net(ids, net.context(text, nothing)), without(ids, without.context(text, visible))
-    )
+    no_caption = net.context(text, torch.zeros_like(visible))
+    assert torch.equal(net(ids, no_caption), without(ids, without.context(text, visible)))
 
 
 def test_heads_divide_the_width():
@@ -128,7 +132,7 @@ def test_heads_divide_the_width():
         BaseConfig(width=30, layers=1, heads=4)
 
 
-# Hiding
+# --- Hiding ---
 
 
 def test_hide():
@@ -146,38 +150,36 @@ def test_hide():
 
 
 def keeps_the_ids(ids, mask_id, generator):
-    """The published bug: the mask decides over the loss only."""
+    """A bug of published code: the mask only selects the loss, and the model sees all ids."""
     return Corrupted(ids, hide(ids, mask_id, generator).hidden)
 
 
 def hides_by_coin(ids, mask_id, generator):
-    hidden = (
-        torch.rand(ids.shape, generator=generator)
-        < schedule.sample_ratios(len(ids), generator)[:, None]
-    )
+    """A coin for each token: the ratio is right on average only."""
+    noise = torch.rand(ids.shape, generator=generator)
+    ratios = schedule.sample_ratios(len(ids), generator)
+    hidden = noise < ratios[:, None]
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 
 
 def one_count_for_the_batch(ids, mask_id, generator):
-    counts = schedule.mask_counts(schedule.sample_ratios(1, generator), ids.shape[1]).expand(
-        len(ids)
-    )
-    hidden = schedule.random_masks(counts, ids.shape[1], generator)
+    B, N = ids.shape
+    counts = schedule.mask_counts(schedule.sample_ratios(1, generator), N).expand(B)
+    hidden = schedule.random_masks(counts, N, generator)
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 
 
 def half_of_each(ids, mask_id, generator):
-    hidden = schedule.random_masks(
-        torch.full((len(ids),), -(-ids.shape[1] // 2)), ids.shape[1], generator
-    )
+    B, N = ids.shape
+    half_rounded_up = (N + 1) // 2
+    hidden = schedule.random_masks(torch.full((B,), half_rounded_up), N, generator)
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 
 
 def random_ids_for_masks(ids, mask_id, generator):
     hidden = hide(ids, mask_id, generator).hidden
-    return Corrupted(
-        torch.where(hidden, torch.randint(mask_id, ids.shape, generator=generator), ids), hidden
-    )
+    random_ids = torch.randint(mask_id, ids.shape, generator=generator)
+    return Corrupted(torch.where(hidden, random_ids, ids), hidden)
 
 
 def test_broken_hiding(refuses):
@@ -194,7 +196,7 @@ def test_broken_hiding(refuses):
     refuses(masks.hidden_tokens_do_not_matter, predict)
 
 
-# Captions
+# --- Dropping captions ---
 
 
 def test_drop_captions():
@@ -207,42 +209,39 @@ def test_drop_captions():
         dropped = ~kept.any(dim=-1)
         if dropped.any() and not dropped.all():
             break
-    other = torch.where(
-        dropped[:, None, None], -3 * text + 1, text
-    )  # perturb the text of dropped rows
-    assert torch.equal(net(ids, net.context(other, kept)), net(ids, net.context(text, kept)))
-    moved = net(ids, net.context(-3 * text + 1, kept)) - net(ids, net.context(text, kept))
+    logits = net(ids, net.context(text, kept))
+    changed = -3 * text + 1
+    changed_where_dropped = torch.where(dropped[:, None, None], changed, text)
+    assert torch.equal(net(ids, net.context(changed_where_dropped, kept)), logits)
+    moved = net(ids, net.context(changed, kept)) - logits
     assert (moved.abs().amax(dim=(1, 2)) > 1e-3).tolist() == (~dropped).tolist()
 
 
-def inverted(visible, share, generator):
-    """Kept with p where it should be dropped with p."""
-    return visible & (torch.rand(len(visible), generator=generator) < share)[:, None]
+def inverted(visible, fraction, generator):
+    """Kept with the probability of being dropped."""
+    return visible & (torch.rand(len(visible), generator=generator) < fraction)[:, None]
 
 
-def words_one_by_one(visible, share, generator):
-    return visible & (torch.rand(visible.shape, generator=generator) >= share)
+def word_by_word(visible, fraction, generator):
+    return visible & (torch.rand(visible.shape, generator=generator) >= fraction)
 
 
-def all_or_none(visible, share, generator):
-    return visible & (torch.rand(1, generator=generator) >= share)
+def all_or_none(visible, fraction, generator):
+    return visible & (torch.rand(1, generator=generator) >= fraction)
 
 
-def an_exact_count(visible, share, generator):
-    return (
-        visible
-        & (torch.randperm(len(visible), generator=generator) >= round(share * len(visible)))[
-            :, None
-        ]
-    )
+def an_exact_count(visible, fraction, generator):
+    order = torch.randperm(len(visible), generator=generator)
+    kept = order >= round(fraction * len(visible))
+    return visible & kept[:, None]
 
 
 def test_broken_caption_dropout(refuses):
-    for planted in (inverted, words_one_by_one, all_or_none, an_exact_count):
+    for planted in (inverted, word_by_word, all_or_none, an_exact_count):
         refuses(masks.drops_the_share_of_captions, planted)
 
 
-# The loss
+# --- The loss ---
 
 
 def test_loss():
@@ -251,17 +250,16 @@ def test_loss():
 
 
 def mean_of_rows(logits, ids, hidden):
-    cost = torch.zeros(hidden.shape).masked_scatter(
-        hidden, F.cross_entropy(logits, ids[hidden], reduction="none")
-    )
+    losses_of_tokens = F.cross_entropy(logits, ids[hidden], reduction="none")  # M
+    by_row = torch.zeros(hidden.shape).masked_scatter(hidden, losses_of_tokens)  # B N
     rows = hidden.any(dim=-1)
-    right = masked_token_loss(logits, ids, hidden).correct
-    return TokenLoss((cost.sum(-1)[rows] / hidden.sum(-1)[rows]).mean(), right)
+    means = by_row.sum(-1)[rows] / hidden.sum(-1)[rows]
+    return TokenLoss(means.mean(), masked_token_loss(logits, ids, hidden).correct)
 
 
 def over_all_tokens(logits, ids, hidden):
-    loss, right = masked_token_loss(logits, ids, hidden)
-    return TokenLoss(loss * hidden.sum() / hidden.numel(), right)
+    loss, correct = masked_token_loss(logits, ids, hidden)
+    return TokenLoss(loss * hidden.sum() / hidden.numel(), correct)
 
 
 def first_ids(logits, ids, hidden):
@@ -277,28 +275,29 @@ def test_broken_losses(refuses):
         refuses(losses.does_not_depend_on_the_split, planted)
 
 
-def test_a_few_pictures_can_be_learnt_by_heart():
-    """One batch with everything hidden: only the caption tells the pictures apart, and soon it does."""
+def test_a_few_images_can_be_learnt_by_heart():
+    """One batch with everything hidden: only the caption tells the images apart."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = MaskGit(BaseConfig(width=32, layers=2, heads=2), 16, 3, 8)
-    draw = torch.Generator().manual_seed(0)
-    ids, text = torch.randint(16, (4, 9), generator=draw), torch.randn(4, 2, 8, generator=draw)
-    visible, everything, blank = (
-        torch.ones(4, 2, dtype=torch.bool),
-        torch.ones_like(ids, dtype=torch.bool),
-        torch.full_like(ids, net.mask_id),
-    )
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(16, (4, 9), generator=generator)
+    text = torch.randn(4, 2, 8, generator=generator)
+    visible = torch.ones(4, 2, dtype=torch.bool)
+    masked, everything = torch.full_like(ids, net.mask_id), torch.ones_like(ids, dtype=torch.bool)
+
+    def loss_of(text):
+        logits = net(masked, net.context(text, visible), everything)
+        return masked_token_loss(logits, ids, everything)
+
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-    loss_of = lambda text: masked_token_loss(
-        net(blank, net.context(text, visible), everything), ids, everything
-    )
     before = loss_of(text).loss.item()
     for _ in range(80):
         optimizer.zero_grad()
         loss_of(text).loss.backward()
         optimizer.step()
     with torch.no_grad():
-        told, wrong = loss_of(text), loss_of(text.roll(1, dims=0))
-    assert before > 2.5 and told.loss < 0.1 and told.correct == 1, (before, told)
-    assert wrong.loss > 2, "the wrong caption is as good"
+        own, exchanged = loss_of(text), loss_of(text.roll(1, dims=0))
+    assert before > 2.5
+    assert own.loss < 0.1 and own.correct == 1, own
+    assert exchanged.loss > 2, "the wrong caption is as good"

@@ -1,11 +1,14 @@
-"""Super-resolution: the properties of the base model, and what the low-res tokens do: `pytest tests/test_superres.py`."""
+"""Super-resolution: the properties of the base model, and what the low-res tokens do.
+
+pytest tests/test_superres.py
+"""
 
 import pytest
 import torch
 from minimuse.checks.properties import models
 
 from minimuse.maskgit import masked_token_loss
-from minimuse.superres import SuperRes, SuperResConfig
+from minimuse.superres import SuperRes, SuperResConfig, covering
 
 LOW_CODES, LOW_GRID, CODES, GRID, TEXT = 5, 2, 7, 4, 12
 LOW = torch.tensor([[0, 1, 2, 3], [4, 4, 1, 0], [3, 2, 0, 0]])
@@ -20,16 +23,11 @@ PROPERTIES = (
 
 
 def model(seed=0):
+    """A tiny model with weights so large that every input changes its output."""
+    config = SuperResConfig(width=16, encoder_layers=1, layers=2, heads=2, window=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = SuperRes(
-            SuperResConfig(width=16, encoder_layers=1, layers=2, heads=2, window=2),
-            LOW_CODES,
-            LOW_GRID,
-            CODES,
-            GRID,
-            TEXT,
-        )
+        net = SuperRes(config, LOW_CODES, LOW_GRID, CODES, GRID, TEXT)
         for name, p in net.named_parameters():
             if "norm" not in name:
                 torch.nn.init.normal_(p, std=0.3)
@@ -37,14 +35,19 @@ def model(seed=0):
 
 
 def case(net, context=None):
+    """The model with its low-res tokens, or with a broken `context`."""
+
+    def own_context(text, visible):
+        return net.context(text, visible, LOW)
+
     return models.Case(
-        context or (lambda text, visible: net.context(text, visible, LOW)),
-        net,
-        net.mask_id,
-        CODES,
-        GRID * GRID,
-        TEXT,
-        net.train,
+        context=context or own_context,
+        logits=net,
+        mask_id=net.mask_id,
+        codes=CODES,
+        tokens=GRID * GRID,
+        text_width=TEXT,
+        train=net.train,
     )
 
 
@@ -53,95 +56,129 @@ def test_model(prop):
     prop(case(model()))
 
 
-def looks(net, caption=True, context=None):
-    """Arguments of models.low_res_matters: everything hidden, with a caption or without."""
+# --- The low-res tokens ---
+
+
+def low_res_case(net, caption=True, context=None):
+    """Arguments of models.low_res_matters: everything masked, with a caption or without."""
     _, text, visible = models.inputs(case(net))
-    visible = visible if caption else torch.zeros_like(visible)
-    blank = torch.full((3, GRID * GRID), net.mask_id)
-    context = context or net.context
-    return (lambda low: context(text, visible, low)), (lambda c: net(blank, c)), LOW, LOW_CODES
+    if not caption:
+        visible = torch.zeros_like(visible)
+    masked = torch.full((3, GRID * GRID), net.mask_id)
+    make_context = context or net.context
+
+    def context_of(low_ids):
+        return make_context(text, visible, low_ids)
+
+    def logits(context):
+        return net(masked, context)
+
+    return context_of, logits, LOW, LOW_CODES
 
 
 @pytest.mark.parametrize("caption", [True, False])
 def test_low_res_tokens_matter(caption):
-    models.low_res_matters(*looks(model(), caption))
+    models.low_res_matters(*low_res_case(model(), caption))
 
 
-def test_broken_conditioning(refuses):
+def test_low_res_tokens_that_are_not_passed_on_are_noticed(refuses):
     net = model()
-    refuses(
-        models.low_res_matters,
-        *looks(net, context=lambda text, visible, low: net.context(text, visible, LOW)),
-    )  # not passed on
 
-    def with_the_caption(text, visible, low):
+    def always_the_same(text, visible, low):
+        return net.context(text, visible, LOW)
+
+    refuses(models.low_res_matters, *low_res_case(net, context=always_the_same))
+
+
+def test_low_res_tokens_hidden_with_the_caption_are_noticed(refuses):
+    net = model()
+
+    def hidden_with_the_caption(text, visible, low):
         context = net.context(text, visible, low)
-        captioned = visible.any(-1, keepdim=True)
+        has_caption = visible.any(-1, keepdim=True)
         return context._replace(
-            visible=context.visible & captioned, below=context.below * captioned[..., None]
+            visible=context.visible & has_caption, below=context.below * has_caption[..., None]
         )
 
-    models.low_res_matters(*looks(net, context=with_the_caption))
-    refuses(
-        models.low_res_matters, *looks(net, caption=False, context=with_the_caption)
-    )  # the null caption hides them too
+    models.low_res_matters(*low_res_case(net, context=hidden_with_the_caption))
+    without_caption = low_res_case(net, caption=False, context=hidden_with_the_caption)
+    refuses(models.low_res_matters, *without_caption)
+
+
+def test_low_res_tokens_without_any_positions_are_noticed(refuses):
+    net = model()
     torch.nn.init.zeros_(net.low_positions.rows)
     torch.nn.init.zeros_(net.low_positions.columns)
     for block in net.low_blocks:
-        torch.nn.init.zeros_(block.self_attention.biases[0].weight)  # which tells places too
-    models.low_res_matters(
-        *looks(net)
-    )  # each high-res token still starts from its own low-res token
-    placeless = lambda text, visible, low: net.context(text, visible, low)._replace(below=0.0)
-    refuses(
-        models.low_res_matters, *looks(net, context=placeless)
-    )  # no positions at all: permuting changes nothing
-    _, text, visible = models.inputs(case(net))
-    refuses(models.text_matters, case(model(), context=lambda t, v: model().context(text, v, LOW)))
+        torch.nn.init.zeros_(block.self_attention.biases[0].weight)  # it depends on places, too
+    # Each high-res token still starts from its own low-res token.
+    models.low_res_matters(*low_res_case(net))
+
+    def placeless(text, visible, low):
+        return net.context(text, visible, low)._replace(below=0.0)
+
+    # Now nothing depends on places: permuting changes nothing.
+    refuses(models.low_res_matters, *low_res_case(net, context=placeless))
+
+
+def test_broken_text_conditioning(refuses):
+    net = model()
+    _, same_text, _ = models.inputs(case(net))
+
+    def ignores_its_text(text, visible):
+        return net.context(same_text, visible, LOW)
+
+    refuses(models.text_matters, case(net, context=ignores_its_text))
 
 
 def test_context_is_low_res_tokens_then_text():
     net = model()
     _, text, visible = models.inputs(case(net))
     context = net.context(text, visible, LOW)
-    low, said, spare = context.visible.split(
-        [LOW_GRID**2, text.shape[1], 16 - LOW_GRID**2 - text.shape[1]], dim=1
-    )
-    assert low.all() and torch.equal(said, visible) and not spare.any()
-    assert len(context.keys) == 2 and context.keys[0].shape == (3, 2, 16, 8)
+    n, T = LOW_GRID**2, text.shape[1]
+    low_visible, text_visible, padding = context.visible.split([n, T, 16 - n - T], dim=1)
+    assert low_visible.all()
+    assert torch.equal(text_visible, visible)
+    assert not padding.any()
+    assert len(context.keys) == 2
+    assert context.keys[0].shape == (3, 2, 16, 8)
 
 
 def test_text_alone_reaches_the_decoder_not_the_encoder():
-    """Keys of the low-res tokens do not depend on the caption: the encoder sees none (Muse, section 2.4)."""
+    """Keys of the low-res tokens do not depend on the caption (Muse, section 2.4)."""
     net = model()
     _, text, visible = models.inputs(case(net))
-    one, other = (net.context(t, visible, LOW) for t in (text, -text))
-    for a, b in zip([*one.keys, *one.values], [*other.keys, *other.values]):
-        assert torch.equal(a[:, :, : LOW_GRID**2], b[:, :, : LOW_GRID**2]) and not torch.equal(a, b)
+    one, other = net.context(text, visible, LOW), net.context(-text, visible, LOW)
+    n = LOW_GRID**2
+    for a, b in zip([*one.keys, *one.values], [*other.keys, *other.values], strict=True):
+        assert torch.equal(a[:, :, :n], b[:, :, :n])
+        assert not torch.equal(a, b)
 
 
 def test_a_token_starts_from_the_low_res_token_that_covers_it():
     net = model()
-    net.low_blocks = torch.nn.ModuleList()  # attention would spread a change over the picture
+    net.low_blocks = torch.nn.ModuleList()  # attention would spread a change over the image
     _, text, visible = models.inputs(case(net))
     changed = LOW.clone()
     changed[:, 1] = 4 - LOW[:, 1]  # the upper right one of 2 x 2
-    one, other = (net.context(text, visible, low).below for low in (LOW, changed))
+    one, other = net.context(text, visible, LOW).below, net.context(text, visible, changed).below
     moved = (one != other).any(-1).view(3, GRID, GRID)
     covered = torch.zeros(GRID, GRID, dtype=torch.bool)
     covered[:2, 2:] = True
-    assert all(torch.equal(row, covered) for row in moved[:2])  # in the third row, 4 - 2 is 2
+    for row in moved[:2]:  # in the third row 4 - 2 is 2: nothing changed
+        assert torch.equal(row, covered)
 
 
 def test_start():
-    """The embeddings of low-res and high-res codes come from the tokenizers' vectors, each from its own."""
+    """Embeddings of low-res and high-res codes come from the vectors of their own tokenizer."""
     torch.manual_seed(0)
     net, low, high = model(), torch.randn(LOW_CODES, 3), torch.randn(CODES, 5)
     low[1], high[1] = low[0], high[0]
     net.start(torch.randn(50, net.text[0].in_features), low, high)
     for rows in (net.low_embedding.weight, net.decoder.embedding.weight):
         distances = torch.cdist(rows, rows).fill_diagonal_(9)
-        assert distances[0].argmin() == 1 and distances[0, 1] < distances[0, 2:].min()
+        assert distances[0].argmin() == 1
+        assert distances[0, 1] < distances[0, 2:].min()
 
 
 def test_rows_do_not_mix():
@@ -149,9 +186,8 @@ def test_rows_do_not_mix():
     ids, text, visible = models.inputs(case(net))
     together = net(ids, net.context(text, visible, LOW))
     for b in range(3):
-        alone = net(
-            ids[b : b + 1], net.context(text[b : b + 1], visible[b : b + 1], LOW[b : b + 1])
-        )
+        row = slice(b, b + 1)
+        alone = net(ids[row], net.context(text[row], visible[row], LOW[row]))
         assert torch.allclose(alone[0], together[b], atol=1e-4)
 
 
@@ -163,97 +199,124 @@ def test_windows_divide_the_grid():
         SuperResConfig(width=30, encoder_layers=1, layers=1, heads=4, window=2)
 
 
-def in_pieces(piece=2, low_grid=LOW_GRID):
+# --- Pieces ---
+
+
+def model_of_pieces(piece=2, low_grid=LOW_GRID):
+    config = SuperResConfig(width=16, encoder_layers=1, layers=2, heads=2, window=0, piece=piece)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = SuperResConfig(
-            width=16, encoder_layers=1, layers=2, heads=2, window=0, piece=piece
-        )
         net = SuperRes(config, LOW_CODES, low_grid, CODES, GRID, TEXT)
         for p in net.parameters():
             torch.nn.init.normal_(p, std=0.3)
     return net
 
 
-def test_a_piece_alone_is_what_it_is_in_the_picture():
-    """What is learnt of one piece holds when the whole picture is drawn, and no piece looks at another."""
-    net = in_pieces()
+def test_a_piece_alone_is_what_it_is_in_the_image():
+    """What is learnt of one piece holds in the whole image, and pieces do not see each other."""
+    net = model_of_pieces()
     ids, text, visible = models.inputs(case(net))
     whole = net(ids, net.context(text, visible, LOW))  # B N K
     for y, x in ((0, 0), (0, 2), (2, 0), (2, 2)):
-        places = torch.tensor([GRID * (y + i) + x + j for i in range(2) for j in range(2)]).expand(
-            3, -1
-        )
+        piece = torch.tensor([GRID * (y + i) + x + j for i in range(2) for j in range(2)])
+        places = piece.expand(3, -1)
         alone = net(ids.gather(1, places), net.context(text, visible, LOW, places))
-        torch.testing.assert_close(alone, whole[:, places[0]], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(alone, whole[:, piece], atol=1e-4, rtol=1e-4)
         other = ids.clone()
-        other[:, places[0]] = (ids[:, places[0]] + 1) % CODES
-        moved = (net(other, net.context(text, visible, LOW)) - whole).abs().amax(-1) > 1e-6  # B N
-        assert moved[:, places[0]].all() and moved.sum() == places.numel()
-    swapped = (
-        torch.arange(GRID * GRID).view(2, 2, 2, 2).roll(1, dims=2).reshape(1, -1).expand(3, -1)
-    )  # the left pieces on the right
-    context = net.context(text, visible, LOW, swapped)
-    torch.testing.assert_close(
-        net(ids.gather(1, swapped), context), whole[:, swapped[0]], atol=1e-4, rtol=1e-4
-    )  # several at once
-    one_piece = in_pieces(piece=0)
-    assert (
-        one_piece(other, one_piece.context(text, visible, LOW))
-        != one_piece(ids, one_piece.context(text, visible, LOW))
-    ).all()
+        other[:, piece] = (ids[:, piece] + 1) % CODES
+        difference = net(other, net.context(text, visible, LOW)) - whole
+        moved = difference.abs().amax(-1) > 1e-6  # B N
+        assert moved[:, piece].all()
+        assert moved.sum() == places.numel()
+
+
+def test_several_pieces_at_once():
+    net = model_of_pieces()
+    ids, text, visible = models.inputs(case(net))
+    whole = net(ids, net.context(text, visible, LOW))  # B N K
+    left_and_right_exchanged = torch.arange(GRID * GRID).view(2, 2, 2, 2).roll(1, dims=2).flatten()
+    places = left_and_right_exchanged.expand(3, -1)
+    out = net(ids.gather(1, places), net.context(text, visible, LOW, places))
+    torch.testing.assert_close(out, whole[:, left_and_right_exchanged], atol=1e-4, rtol=1e-4)
+
+
+def test_without_pieces_every_token_sees_every_other():
+    net = model_of_pieces(piece=0)
+    ids, text, visible = models.inputs(case(net))
+    lower_right = torch.tensor([10, 11, 14, 15])
+    other = ids.clone()
+    other[:, lower_right] = (ids[:, lower_right] + 1) % CODES
+    context = net.context(text, visible, LOW)
+    assert (net(other, context) != net(ids, context)).all()
 
 
 def test_places_are_pieces_and_busy_ones_likelier():
-    net, generator = in_pieces(), torch.Generator().manual_seed(0)
-    ids = torch.zeros(4000, GRID * GRID, dtype=torch.long)
+    net, generator, rows = model_of_pieces(), torch.Generator().manual_seed(0), 4000
+    ids = torch.zeros(rows, GRID * GRID, dtype=torch.long)
     ids[:, [2, 3, 6]] = torch.tensor([1, 2, 3])  # three of the upper right piece
     pieces = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]])
-    taken = (net.places(ids, generator)[:, None] == pieces).all(-1)  # B 4
-    assert (taken.sum(-1) == 1).all()
-    assert (taken.double().mean(0) - torch.tensor([1, 4, 1, 1]) / 7).abs().max() < 5 * (
-        4 / 7 * 3 / 7 / 4000
-    ) ** 0.5
-    assert torch.equal(
-        in_pieces(piece=0).places(ids[:2], generator), torch.arange(GRID * GRID).expand(2, -1)
-    )
-    for row in in_pieces(1, low_grid=GRID).places(
-        ids[:9], generator
-    ):  # a quarter of sixteen pieces of one token: four others
-        assert row.shape == (4,) and row.unique().numel() == 4
+    sampled = (net.places(ids, generator)[:, None] == pieces).all(-1)  # B P
+    assert (sampled.sum(-1) == 1).all()
+    expected = torch.tensor([1, 4, 1, 1]) / 7
+    sigma = (4 / 7 * 3 / 7 / rows) ** 0.5
+    assert (sampled.double().mean(0) - expected).abs().max() < 5 * sigma
+
+
+def test_without_pieces_the_places_are_all_tokens():
+    ids = torch.zeros(2, GRID * GRID, dtype=torch.long)
+    places = model_of_pieces(piece=0).places(ids, torch.Generator().manual_seed(0))
+    assert torch.equal(places, torch.arange(GRID * GRID).expand(2, -1))
+
+
+def test_a_quarter_of_the_pieces_is_sampled_without_repeats():
+    net = model_of_pieces(1, low_grid=GRID)
+    ids = torch.zeros(9, GRID * GRID, dtype=torch.long)
+    for row in net.places(ids, torch.Generator().manual_seed(0)):
+        assert row.shape == (4,)
+        assert row.unique().numel() == 4
+
+
+def test_covering():
+    """The four squares of a 4 x 4 grid, in another order, over a low-res grid of 2 x 2."""
+    places = torch.tensor([[10, 11, 2, 3], [14, 15, 6, 7], [0, 1, 8, 9], [4, 5, 12, 13]])
+    assert covering(places.view(1, -1), grid=4, low_grid=2).tolist() == [[3, 1, 0, 2]]
+    one_square = torch.tensor([[2, 3, 6, 7]])
+    assert covering(one_square, grid=4, low_grid=2).tolist() == [[1]]
 
 
 def test_pieces_divide_the_grid():
     with pytest.raises(ValueError, match="4 tokens.*pieces of 3"):
-        in_pieces(3)
-    with pytest.raises(ValueError, match="4 tokens.*pieces of 1: .*multiple of 2"):
-        in_pieces(1)
+        model_of_pieces(3)
+    with pytest.raises(ValueError, match="4 tokens.*pieces of 1: .*piece a multiple of 2"):
+        model_of_pieces(1)
+    with pytest.raises(ValueError, match=r"\(4\) is smaller than the low-res \(8\)"):
+        model_of_pieces(low_grid=8)
+
+
+# --- Training ---
 
 
 def test_low_res_tokens_can_be_copied():
-    """High-res tokens that repeat the low-res ones, 2 x 2 each, are soon learnt from those alone, without a caption."""
+    """High-res tokens that repeat the low-res ones, 2 x 2 each, are soon learnt from those."""
+    config = SuperResConfig(width=32, encoder_layers=1, layers=2, heads=2, window=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = SuperRes(
-            SuperResConfig(width=32, encoder_layers=1, layers=2, heads=2, window=2), 4, 2, 4, 4, 8
-        )
+        net = SuperRes(config, low_codes=4, low_grid=2, codes=4, grid=4, text_width=8)
     low = torch.randint(4, (4, 2, 2), generator=torch.Generator().manual_seed(0))
     high = low.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
-    nothing, everything, blank = (
-        torch.zeros(4, 1, dtype=torch.bool),
-        torch.ones_like(high, dtype=torch.bool),
-        torch.full_like(high, net.mask_id),
-    )
-    loss_of = lambda low: masked_token_loss(
-        net(blank, net.context(torch.zeros(4, 1, 8), nothing, low.flatten(1)), everything),
-        high,
-        everything,
-    )
+    text, no_caption = torch.zeros(4, 1, 8), torch.zeros(4, 1, dtype=torch.bool)
+    masked, everything = torch.full_like(high, net.mask_id), torch.ones_like(high, dtype=torch.bool)
+
+    def loss_of(low):
+        context = net.context(text, no_caption, low.flatten(1))
+        return masked_token_loss(net(masked, context, everything), high, everything)
+
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     for _ in range(120):
         optimizer.zero_grad()
         loss_of(low).loss.backward()
         optimizer.step()
     with torch.no_grad():
-        told, wrong = loss_of(low), loss_of(low.roll(1, dims=0))
-    assert told.loss < 0.2 and told.correct > 0.9 and wrong.loss > 2, (told, wrong)
+        own, exchanged = loss_of(low), loss_of(low.roll(1, dims=0))
+    assert own.loss < 0.2 and own.correct > 0.9, own
+    assert exchanged.loss > 2, exchanged
