@@ -110,7 +110,7 @@ def test_chance_is_what_guesses_score(judge):
 
 
 def test_shares(judge):
-    shares = judge.shares(
+    shares = judge.accuracy(
         Verdicts(
             torch.tensor([True, True, False, False]),
             torch.zeros(4, dtype=bool),
@@ -221,14 +221,14 @@ def test_real_pictures_that_were_held_out():
 
     judge, pictures = Judge.load(), load("emoji", "heldout", 64, 64)
     x = features(Lite0(), pictures.batch(range(64)))
-    score = {key: s["value"] for key, s in judge.shares(judge(x, pictures.names)).items()}
+    score = {key: s["value"] for key, s in judge.accuracy(judge(x, pictures.names)).items()}
     assert (
         score["style"] > 3 * judge.chance["style"]
         and score["first"] > 100 * judge.chance["first"]
         and score["ten"] > 50 * judge.chance["ten"]
     )
     names = [pictures.names[i - 1] for i in range(64)]  # what the pictures do not show
-    shuffled = {key: s["value"] for key, s in judge.shares(judge(x, names)).items()}
+    shuffled = {key: s["value"] for key, s in judge.accuracy(judge(x, names)).items()}
     assert shuffled["first"] < score["first"] / 4 and shuffled["ten"] < score["ten"] / 4
     torch.testing.assert_close(
         features(Lite0(), pictures.batch([5])), x[5:6], atol=1e-4, rtol=1e-4

@@ -71,7 +71,7 @@ def main() -> None:
     for part, (part_names, real) in tests.items():
         versions = {"real": real, "through the tokenizer": reconstruct(muse, real)}
         figures[part] = {
-            version: judge.shares(judge(features(net, version_images), part_names))
+            version: judge.accuracy(judge(features(net, version_images), part_names))
             for version, version_images in versions.items()
         }
     print(json.dumps(figures, indent=1))

@@ -99,7 +99,7 @@ def emoji_task(model: str, part: str, n: int) -> Task:
 
     def judge(images: torch.Tensor) -> dict[str, float]:
         drawn = features(net, images)
-        shares = emoji_judge.shares(emoji_judge(drawn, names))
+        shares = emoji_judge.accuracy(emoji_judge(drawn, names))
         return {"KID": kid(drawn, real), "ten": shares["ten"]["value"]}
 
     return Task([images.captions[i][0] for i in rows], judge)

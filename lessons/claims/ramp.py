@@ -74,7 +74,7 @@ def faithful_shapes(images: Images, drawn: torch.Tensor) -> float:
 
 def faithful_emoji(images: Images, drawn_features: torch.Tensor) -> float:
     judge = Judge.load()
-    return judge.shares(judge(drawn_features, images.names))["ten"]["value"]
+    return judge.accuracy(judge(drawn_features, images.names))["ten"]["value"]
 
 
 def of_seeds(done: dict, model: str, course: str, strength: float, measure: str) -> list[float]:

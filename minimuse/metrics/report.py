@@ -1,18 +1,28 @@
-"""What `minimuse evaluate` writes: every measure that fits a model's data, beside what real pictures have, with fixed seeds.
+"""The report of `minimuse evaluate`: every measure that fits a model's data, with fixed seeds.
 
-    minimuse evaluate --model toy --out runs/evaluated       # report.json, report.md (a table), samples.png, decoding.gif
+    minimuse evaluate --model toy --out runs/evaluated
 
-Three kinds of pictures, where the data have them: held-out pairs (of concept and style; of shape, colour and size), pictures as they
-were trained on, and held-out concepts. The same drawings serve all measures.
+That writes report.json, report.md (a table), samples.png and decoding.gif. Each measure stands
+beside the same measure of real images, because few measures mean anything alone. What is measured
+of each split of the data:
+
+- token models: nats per hidden token and bits per token (`likelihood.py`)
+- tokenizers: reconstructions against originals (`images.py`), and how many codes are in use
+- generated images against their captions: `alignment.py` for shapes, `judge.py` for emoji
+- generated images against real ones, as sets (`distances.py`)
+
+The last two of emoji, and every measure of sets, need the `eval` extra.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
-from minimuse.data import Tokens, halve
-from minimuse.datasets import SPLITS, shapes
+from minimuse.data import Images, Tokens, halve
+from minimuse.datasets import shapes, splits_of
+from minimuse.maskgit import MaskGit
 from minimuse.metrics import alignment
 from minimuse.metrics.distances import frechet, kid, precision
 from minimuse.metrics.images import psnr, ssim
@@ -23,156 +33,261 @@ from minimuse.muse import Muse
 from minimuse.plumbing.lite0 import Lite0, has_lite0
 from minimuse.runs.cache import tokens_of
 from minimuse.runs.stages import load_images
+from minimuse.superres import SuperRes
+from minimuse.transformer import Context
 from minimuse.vq import perplexity
 from minimuse.vq_loss import perceptual_distance
 
+# Fractions of hidden tokens, from an empty grid to nearly all tokens visible.
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
 
+# Precision looks for the third nearest neighbour in random halves of the images. Sets of this size
+# or less are too small for that.
+TOO_FEW = 8
 
-def token_report(muse: Muse, tokens: Tokens) -> dict:
-    """Nats per hidden token by mask ratio, and bits per token: of the base model with its caption, without, and with another picture's;
-    of super-resolution with its low-res tokens, with those of another picture, and without caption."""
-    text, visible = (
-        tensor.to(muse.device) for tensor in tokens.captions(torch.arange(len(tokens)))
-    )
-    low, high = (tokens.ids(resolution).to(muse.device) for resolution in ("low", "high"))
-    none, other = torch.zeros_like(visible), torch.arange(len(text)).roll(1)
-    cases = {
-        "base": (
-            muse.base,
-            low,
-            {
-                "caption": (text, visible),
-                "no caption": (text, none),
-                "other caption": (text[other], visible[other]),
-            },
-        ),
-        "superres": (
-            muse.superres,
-            high,
-            {
-                "low-res and caption": (text, visible, low),
-                "no caption": (text, none, low),
-                "other low-res": (text, visible, low[other]),
-            },
-        ),
-    }
-    found = {"nll": {}, "bits per token": {}}
-    for name, (model, ids, told) in cases.items():
-        said = lambda given: lambda rows: model.context(*(tensor[rows] for tensor in given))
-        found["nll"][name] = {
-            case: {str(r): masked_nll(model, ids, said(given), r) for r in RATIOS}
-            for case, given in told.items()
-        }
-        found["bits per token"][name] = bits_per_token(model, ids, said(next(iter(told.values()))))
-    return found
+Measures = dict[str, dict]  # by name; a measure's values may be named again
+ImageSets = dict[str, torch.Tensor]  # by name, each (B, 3, H, W) in [-1, 1]
 
 
-@torch.no_grad()
-def tokenizer_report(
-    muse: Muse, tokens: Tokens, images: torch.Tensor, batch: int = 64
-) -> tuple[dict, dict[str, torch.Tensor]]:
-    """PSNR, SSIM, perceptual distance, codes used and perplexity on pictures (B, 3, H, W); and the reconstructions (low, high, finetuned)."""
-    decode = lambda ids, *how: torch.cat([muse.pixels(part, *how) for part in ids.split(batch)])
-    low, high = (tokens.ids(resolution).to(muse.device) for resolution in ("low", "high"))
-    made = {
-        "low": decode(low, "low"),
-        "high": decode(high, "high", False),
-        "finetuned": decode(high, "high"),
-    }
-    measures = {"psnr": (psnr, 1), "ssim": (ssim, 11)}  # and the least side of a picture
-    if has_lite0():  # needs the `eval` extra
-        lite0 = Lite0().to(muse.device)
-        measures["perceptual"] = (lambda a, b: float(perceptual_distance(lite0, a, b))), 16
-    found = {}
-    for name, picture in made.items():
-        real, ids = (halve(images), low) if name == "low" else (images, high)
-        of_each = lambda measure: torch.tensor(
-            [measure(a[None], b[None]) for a, b in zip(picture, real)]
-        )
-        found[name] = {
-            title: mean_of(of_each(measure))
-            for title, (measure, least) in measures.items()
-            if real.shape[-1] >= least
-        }
-        codes = (muse.tokenizer if name == "low" else muse.tokenizer_hi).config.codes
-        found[name] |= dict(zip(("perplexity", "used"), perplexity(ids, codes))) | {"codes": codes}
-    return found, made
+# --- All splits ---
+def report(
+    muse: Muse, n: int, seed: int = 0, splits: tuple[str, ...] | None = None
+) -> tuple[dict[str, Measures], dict[str, dict]]:
+    """Measure at most n images of each split; returns the measures and the images, by split."""
+    data = muse.about["data"]
+    if splits is None:
+        splits = default_splits(data)
+    measures, images = {}, {}
+    with tqdm(total=len(STEPS) * len(splits), desc="evaluate") as bar:
+        for split in splits:
+            measures[split], images[split] = measure(muse, split, n, seed, partial(say, bar, split))
+    return measures, images
 
 
-def likeness(drawn: torch.Tensor, real: torch.Tensor) -> dict:
-    """Of features (M, C): is what is drawn like the real, as a whole (Frechet distance, KID)? Is it real (precision), is all of it drawn?"""
-    measures = {
-        "frechet": frechet,
-        "kid": kid,
-        "precision": precision,
-        "recall": lambda drawn, real: precision(real, drawn),
-    }
-    return {name: interval(measure, drawn, real) for name, measure in measures.items()}
+def default_splits(data: str) -> tuple[str, ...]:
+    """All splits, held-out ones first; of shapes, "validation" stands in for "train"."""
+    splits = splits_of(data)[::-1]
+    if data == "shapes":
+        splits = tuple(split for split in splits if split != "train")
+    return splits
+
+
+# --- One split ---
+STEPS = ("tokens", "drawing", "measuring")  # what the progress bar says
+
+
+def say(bar: tqdm, split: str, step: str) -> None:
+    bar.set_postfix_str(f"{split}: {step}")
+    bar.update()
 
 
 def measure(
-    muse: Muse, split: str, n: int, seed: int, say: Callable[[str], None]
-) -> tuple[dict, dict]:
-    """All that fits, over at most n pictures of one split; and the pictures it speaks of."""
-    data, config = muse.about["data"], muse.config
-    pictures = load_images(config, data, split, n, seed)
-    captions = [variants[0] for variants in pictures.captions]
-    real = pictures.batch(torch.arange(len(pictures))).to(muse.device)
-    say("tokens")
-    tokens = tokens_of(muse.parts, muse.text, pictures, str(muse.device))
-    tokenizers, made = tokenizer_report(muse, tokens, real)
-    found = token_report(muse, tokens) | {"tokenizers": tokenizers}
-    say("drawing")
-    low, high = muse.draw(captions, seed=seed, plain=True)
-    say("looking")
-    shown = {"real": real, "reconstructed": made["finetuned"], "generated": high}
-    if data == "shapes":
-        scenes, small = (
-            [shapes.parse(caption) for caption in captions],
-            {"reconstructed_low": made["low"], "generated_low": low},
-        )
-        found["alignment"] = {
-            name: alignment.alignment(scenes, images) for name, images in (shown | small).items()
-        }
-        found["alignment"]["shuffled"] = alignment.alignment(
-            scenes[1:] + scenes[:1], high
-        )  # what chance would score
-    if has_lite0() and len(pictures) > 8:  # or halves would have no third neighbour
-        net = Lite0().to(muse.device)
-        look = {name: features(net, images) for name, images in shown.items()}
-        more = load_images(
-            config, data, "train", 2 * n, seed
-        )  # a held-out split may have too few others: then the shift of splits is in it
-        others = [i for i, name in enumerate(more.names) if name not in {*pictures.names}][
-            : len(pictures)
-        ]
-        if len(others) > 8:
-            look["other real pictures"] = features(net, more.batch(others).to(muse.device))
-        found["likeness"] = {
-            name: likeness(vectors, look["real"])
-            for name, vectors in look.items()
-            if name != "real"
-        }
-        if data == "emoji":
-            judge = Judge.load()
-            found["judged"] = {
-                name: judge.shares(judge(look[name], pictures.names)) for name in shown
-            }
-    return found, {"captions": captions, "real": real, "low": low, "high": high}
+    muse: Muse, split: str, n: int, seed: int, progress: Callable[[str], None]
+) -> tuple[Measures, dict]:
+    """All measures that fit, over at most n images of one split; and the images themselves.
 
-
-def report(
-    muse: Muse, n: int, seed: int = 0, splits: tuple[str, ...] | None = None
-) -> tuple[dict, dict]:
-    """What was measured, by split, and the pictures of each."""
+    Generated images serve all measures. Calls progress(step) at the start of each of STEPS.
+    """
     data = muse.about["data"]
-    splits = splits or tuple(
-        s for s in SPLITS.get(data, SPLITS["folder"])[::-1] if (data, s) != ("shapes", "train")
-    )
-    with tqdm(total=3 * len(splits), desc="evaluate") as bar:
-        say = lambda split: lambda what: bar.set_postfix_str(f"{split}: {what}") or bar.update()
-        found = {split: measure(muse, split, n, seed, say(split)) for split in splits}
-    return {split: measured for split, (measured, _) in found.items()}, {
-        split: pictures for split, (_, pictures) in found.items()
+    dataset = load_images(muse.config, data, split, n, seed)
+    captions = [variants[0] for variants in dataset.captions]
+    real = dataset.batch(torch.arange(len(dataset))).to(muse.device)
+
+    progress("tokens")
+    tokens = tokens_of(muse.parts, muse.text, dataset, str(muse.device))
+    tokenizers, reconstructed = tokenizer_report(muse, tokens, real)
+    measures = token_report(muse, tokens)
+    measures["tokenizers"] = tokenizers
+
+    progress("drawing")
+    low, high = muse.draw(captions, seed=seed, plain=True)
+
+    progress("measuring")
+    shown = {"real": real, "reconstructed": reconstructed["finetuned"], "generated": high}
+    if data == "shapes":
+        low_res = {"reconstructed_low": reconstructed["low"], "generated_low": low}
+        measures["alignment"] = alignment_report(captions, shown | low_res)
+    if has_lite0() and len(dataset) > TOO_FEW:
+        measures |= feature_report(muse, dataset, shown, n, seed)
+    return measures, {"captions": captions, "real": real, "low": low, "high": high}
+
+
+# --- Token models ---
+def token_report(muse: Muse, tokens: Tokens) -> Measures:
+    """Nats per hidden token by mask ratio, and bits per token, of both token models.
+
+    The base model with its caption, without one, and with the caption of another image.
+    Super-resolution with low-res tokens and caption, without caption, and with the low-res tokens
+    of another image.
+    """
+    text, visible = tokens.captions(torch.arange(len(tokens)))
+    text, visible = text.to(muse.device), visible.to(muse.device)
+    low = tokens.ids("low").to(muse.device)
+    high = tokens.ids("high").to(muse.device)
+    no_caption = torch.zeros_like(visible)
+    other = torch.arange(len(text)).roll(1)
+    base_inputs = {
+        "caption": (text, visible),
+        "no caption": (text, no_caption),
+        "other caption": (text[other], visible[other]),
     }
+    superres_inputs = {
+        "low-res and caption": (text, visible, low),
+        "no caption": (text, no_caption, low),
+        "other low-res": (text, visible, low[other]),
+    }
+    return {
+        "nll": {
+            "base": nll_report(muse.base, low, base_inputs),
+            "superres": nll_report(muse.superres, high, superres_inputs),
+        },
+        "bits per token": {
+            "base": bits_per_token(muse.base, low, context_of(muse.base, base_inputs["caption"])),
+            "superres": bits_per_token(
+                muse.superres,
+                high,
+                context_of(muse.superres, superres_inputs["low-res and caption"]),
+            ),
+        },
+    }
+
+
+def nll_report(
+    model: MaskGit | SuperRes, ids: torch.Tensor, inputs: dict[str, tuple[torch.Tensor, ...]]
+) -> Measures:
+    """Nats per hidden token, for each kind of input and each mask ratio."""
+    result = {}
+    for name, tensors in inputs.items():
+        context = context_of(model, tensors)
+        result[name] = {str(ratio): masked_nll(model, ids, context, ratio) for ratio in RATIOS}
+    return result
+
+
+def context_of(
+    model: MaskGit | SuperRes, tensors: tuple[torch.Tensor, ...]
+) -> Callable[[slice], Context]:
+    """A function from a slice of rows to the model's context of these rows."""
+
+    def context(rows: slice) -> Context:
+        return model.context(*(tensor[rows] for tensor in tensors))
+
+    return context
+
+
+# --- Tokenizers ---
+@torch.no_grad()
+def tokenizer_report(
+    muse: Muse, tokens: Tokens, images: torch.Tensor, batch: int = 64
+) -> tuple[Measures, ImageSets]:
+    """Measure the reconstructions of images (B, 3, H, W); returns these reconstructions, too.
+
+    Three decoders: "low", "high", and "finetuned", the high-res one that Muse draws with.
+    """
+    low = tokens.ids("low").to(muse.device)
+    high = tokens.ids("high").to(muse.device)
+    reconstructed = {
+        "low": torch.cat([muse.pixels(part, "low") for part in low.split(batch)]),
+        "high": torch.cat([muse.pixels(part, "high", False) for part in high.split(batch)]),
+        "finetuned": torch.cat([muse.pixels(part, "high") for part in high.split(batch)]),
+    }
+    lite0 = Lite0().to(muse.device) if has_lite0() else None
+    low_images = halve(images)
+    low_codes = muse.tokenizer.config.codes
+    high_codes = muse.tokenizer_hi.config.codes
+    measures = {
+        "low": quality(reconstructed["low"], low_images, lite0) | usage(low, low_codes),
+        "high": quality(reconstructed["high"], images, lite0) | usage(high, high_codes),
+        "finetuned": quality(reconstructed["finetuned"], images, lite0) | usage(high, high_codes),
+    }
+    return measures, reconstructed
+
+
+def quality(images: torch.Tensor, originals: torch.Tensor, lite0: Lite0 | None) -> Measures:
+    """PSNR, SSIM and perceptual distance of images (B, 3, H, W), each where the size allows it."""
+    side = originals.shape[-1]
+    measures = {"psnr": mean_over_images(psnr, images, originals)}
+    if side >= 11:  # the side of SSIM's window
+        measures["ssim"] = mean_over_images(ssim, images, originals)
+    if lite0 is not None and side >= 16:  # less leaves nothing in the deepest feature map
+        measures["perceptual"] = mean_over_images(
+            partial(perceptual_distance, lite0), images, originals
+        )
+    return measures
+
+
+def mean_over_images(
+    function: Callable, images: torch.Tensor, originals: torch.Tensor
+) -> dict[str, float]:
+    """The mean of a measure that is taken of each image alone, with its interval."""
+    values = [
+        float(function(image[None], original[None]))
+        for image, original in zip(images, originals, strict=True)
+    ]
+    return mean_of(torch.tensor(values))
+
+
+def usage(ids: torch.Tensor, codes: int) -> dict[str, float]:
+    """Perplexity of the ids, how many different codes they use, and how many there are."""
+    of_ids, used = perplexity(ids, codes)
+    return {"perplexity": of_ids, "used": used, "codes": codes}
+
+
+# --- Generated images against captions ---
+def alignment_report(captions: list[str], shown: ImageSets) -> Measures:
+    """Alignment of each set of images; "shuffled" compares with other captions: that is chance."""
+    scenes = [shapes.parse(caption) for caption in captions]
+    result = {name: alignment.alignment(scenes, images) for name, images in shown.items()}
+    result["shuffled"] = alignment.alignment(scenes[1:] + scenes[:1], shown["generated"])
+    return result
+
+
+# --- Generated images against real ones ---
+def feature_report(muse: Muse, dataset: Images, shown: ImageSets, n: int, seed: int) -> Measures:
+    """Measures on Lite0's features: likeness to the real images and, of emoji, the judge's view."""
+    net = Lite0().to(muse.device)
+    vectors = {name: features(net, images) for name, images in shown.items()}
+    others = other_real_images(muse, dataset, n, seed)
+    compared = {name: x for name, x in vectors.items() if name != "real"}
+    if len(others) > TOO_FEW:
+        compared["other real pictures"] = features(net, others)
+    measures = {
+        "likeness": {name: likeness(x, vectors["real"]) for name, x in compared.items()},
+    }
+    if muse.about["data"] == "emoji":
+        judge = Judge.load()
+        measures["judged"] = {
+            name: judge.accuracy(judge(x, dataset.names)) for name, x in vectors.items()
+        }
+    return measures
+
+
+def other_real_images(muse: Muse, dataset: Images, n: int, seed: int) -> torch.Tensor:
+    """As many training images as the data set has, or fewer, and none of its own.
+
+    They show how unlike two sets of real images are. They come from training because a held-out
+    split may have too few images, so the distance includes how the splits differ.
+    """
+    train = load_images(muse.config, muse.about["data"], "train", 2 * n, seed)
+    own = set(dataset.names)
+    indices = [i for i, name in enumerate(train.names) if name not in own]
+    chosen = torch.tensor(indices[: len(dataset)], dtype=torch.int64)
+    return train.batch(chosen).to(muse.device)
+
+
+def likeness(generated: torch.Tensor, real: torch.Tensor) -> Measures:
+    """Four measures of features (M, C) and (M', C), with intervals.
+
+    Frechet distance and KID: are the sets alike? Precision: is what is generated among the real
+    images? Recall: are all kinds of real images generated?
+    """
+    return {
+        "frechet": interval(frechet, generated, real),
+        "kid": interval(kid, generated, real),
+        "precision": interval(precision, generated, real),
+        "recall": interval(recall, generated, real),
+    }
+
+
+def recall(generated: torch.Tensor, real: torch.Tensor) -> float:
+    """Fraction of real features (M', C) that lie among the generated ones (M, C)."""
+    return precision(real, generated)
