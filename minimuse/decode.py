@@ -46,7 +46,7 @@ class Sampling:
     guided: tuple[float, float] = (0.0, 1.0)
     temperature: float = 1.0  # of the softmax that tokens are drawn from; 0 takes the most likely
     top_k: int = 0  # draw from the k most likely codes only; 0 draws from all
-    sampler: str = "confidence"  # which guesses are kept: confidence, halton, random or entropy
+    sampler: str = "confidence"  # which guesses are kept: a key of SAMPLERS, below
     choice_temperature: float = 4.5  # of the noise on confidences; it is annealed to 0
     entropy_bound: float = 0.5  # of the entropy sampler, in nats
     law: str = "cosine"  # the schedule: see schedule.LAWS
@@ -84,9 +84,7 @@ class Step(NamedTuple):
 class Conditions(NamedTuple):
     """What the model looks at while it decodes B images: the same in every step."""
 
-    prompts: (
-        Context  # P B rows: the first prompt of every image, then the second of every image, ...
-    )
+    prompts: Context  # P B rows: the first prompt of every image, then the second, ...
     weights: tuple[float, ...]  # one weight for each of the P prompts
     uncond: Context | None  # B rows that guidance steers away from; None without guidance
     joined: Context | None  # the rows of `prompts`, then of `uncond`, if both run in one batch
@@ -115,7 +113,8 @@ def decode(
     hidden = ids == mask_id  # B N
     scheduled = scheduled_counts(hidden, sampling)  # S B
     for k in range(sampling.steps):
-        # How many tokens stay hidden. The entropy sampler may be ahead of the schedule.
+        # How many tokens stay hidden. The minimum is for the entropy sampler, which may have
+        # revealed more than the schedule asks.
         left = torch.minimum(scheduled[k], hidden.sum(dim=-1))  # B
         if torch.equal(left, hidden.sum(dim=-1)):
             continue  # This step reveals nothing, so it needs no pass.
@@ -192,8 +191,7 @@ def logits_of_each(
 def guide(cond: Tensor, uncond: Tensor, t: float) -> Tensor:
     """Classifier-free guidance of logits: (1 + t) cond - t uncond (Muse, section 2.7).
 
-    t = 0 gives `cond`, bit for bit. In the other common notation, uncond + s (cond - uncond), s = 1
-    + t.
+    t = 0 gives `cond`, bit for bit. Others write uncond + s (cond - uncond), with s = 1 + t.
     """
     if t == 0:
         return cond
@@ -234,10 +232,13 @@ def step(
 
     sampler = SAMPLERS[sampling.sampler]
     score, left = sampler(logits, log_p, hidden, left, choice_noise, sampling)  # B N, B
-    score = score.masked_fill(~hidden, float("inf"))  # Known tokens come first: they always stay.
+    # Known tokens get the highest score, so they always stay. For the scores [.5, inf, .1, .9],
+    # order is [1, 3, 0, 2] and rank is [2, 0, 3, 1]; if 2 are left, ranks 2 and 3 are hidden.
+    score = score.masked_fill(~hidden, float("inf"))  # B N
     order = score.argsort(dim=-1, descending=True, stable=True)  # B N, positions, best first
     rank = order.argsort(dim=-1)  # B N, the place of each position in that order
-    hidden_again = rank >= ids.shape[-1] - left[:, None]  # B N, the last `left` of each row
+    N = ids.shape[-1]
+    hidden_again = rank >= N - left[:, None]  # B N
 
     confidence = log_p.masked_fill(~hidden, float("inf"))  # B N
     return Step(guess, confidence, hidden_again)
@@ -265,7 +266,8 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 # --- Samplers ---
 # Each takes logits (B, N, K); log_p (B, N), the log-probability of each guess; hidden (B, N); left
 # (B,), how many tokens should stay hidden; the choice noise (B, N); and the settings. It returns
-# scores (B, N), the highest of which are kept, and how many tokens stay hidden (B,).
+# scores (B, N), the highest of which are kept (those of known tokens do not matter), and how many
+# tokens stay hidden (B,). A new sampler is one more function like these, and an entry in SAMPLERS.
 def confidence(
     logits: Tensor, log_p: Tensor, hidden: Tensor, left: Tensor, noise: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:

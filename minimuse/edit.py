@@ -273,7 +273,7 @@ def finish(
 
 
 def changed_below(before: torch.Tensor, after: torch.Tensor, ratio: int) -> torch.Tensor:
-    """Which high-res tokens lie under low-res tokens that have changed: (B, h ratio, w ratio) bool.
+    """Which high-res tokens are covered by changed low-res tokens: (B, h ratio, w ratio) bool.
 
     before (h, w) and after (B, h, w) are low-res ids; each covers ratio x ratio high-res tokens.
     """

@@ -44,7 +44,8 @@ def widened(weight: torch.Tensor, shape: torch.Size, generator: torch.Generator)
             f"cannot grow weights of {tuple(weight.shape)} to {tuple(shape)}: "
             "decoder_channels must be a multiple of channels"
         )
-    if weight.dim() == 4 and copies[1] > 1:
+    is_convolution = weight.dim() == 4
+    if is_convolution and copies[1] > 1:  # copies of input channels
         wide = wide * fractions_of_copies(weight, copies, generator).to(wide.device)
     return wide
 

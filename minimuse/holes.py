@@ -42,9 +42,9 @@ def pad_to_tokens(pixels: torch.Tensor, unit: int, least: int) -> torch.Tensor:
     Both sides become at least `least` pixels (whole tokens too). The border is repeated.
     """
     H, W = pixels.shape[2:]
-    below = max(least, round_up(H, unit)) - H
+    bottom = max(least, round_up(H, unit)) - H
     right = max(least, round_up(W, unit)) - W
-    return F.pad(pixels, (0, right, 0, below), mode="replicate")
+    return F.pad(pixels, (0, right, 0, bottom), mode="replicate")
 
 
 def hidden_tokens(hole: torch.Tensor, factor: int) -> torch.Tensor:

@@ -48,6 +48,9 @@ def start_white(linear: nn.Linear, text: torch.Tensor) -> None:
     White means: mean zero, and about the same variance in every direction. Why: T5's embeddings
     share a large mean and vary much along a few directions, which say little about the caption.
     Without whitening these would drown the directions that tell captions apart.
+
+    With V the principal directions (E, E) and s the standard deviations along them, the weight is
+    W = R diag(1 / s) V^T and the bias -W mean; R is a random rotation.
     """
     width = len(linear.weight)  # D
     mean = text.mean(dim=0)

@@ -29,8 +29,7 @@ from minimuse.plumbing import collectives
 from minimuse.plumbing.config import Config, Stage
 from minimuse.vq import ImageTokenizer, perplexity
 
-Metrics = dict[str, torch.Tensor | float]
-Losses = Iterator[tuple[torch.Tensor, Metrics]]
+Losses = Iterator[tuple[torch.Tensor, dict[str, torch.Tensor | float]]]
 LossOf = Callable[[torch.Tensor, torch.Generator, int], Losses]
 
 
@@ -68,7 +67,8 @@ def token_loss(
             # The loss is the mean over all hidden tokens of the batch, so these rows count by
             # their fraction of them.
             fraction = hidden.sum() / batch.hidden.sum()
-            chance = math.log(model.mask_id)  # ln K, the loss of a uniform guess among K codes
+            codes = logits.shape[-1]  # K
+            chance = math.log(codes)  # the loss of a uniform guess
             yield fraction * loss, {"accuracy": fraction * correct, "chance": fraction * chance}
 
     return loss_of
@@ -97,7 +97,7 @@ def draw_token_batch(
         ids = ids.gather(1, places)
         low = (low_ids, places)
     texts = tokens.choose_captions(indices, generator)
-    all_captions = torch.ones(len(indices), 1, dtype=torch.bool)
+    all_captions = torch.ones(len(indices), 1, dtype=torch.bool)  # a text mask of one column
     has_caption = drop_captions(all_captions, config.caption_dropout, generator)
     masked_ids, hidden = hide(ids, model.mask_id, generator)
     return TokenBatch(ids, masked_ids, hidden, texts, has_caption, low)
@@ -124,8 +124,8 @@ def tokenizer_loss(
     """The loss of a VQGAN: the loss of its images, and the commitment of latents to their codes.
 
     model: {"part": the tokenizer, "loss": the loss of its images (`vq_loss.py`)}.
-    low: train on whole images at half the size. Otherwise on crops as large as those, since the
-        high-res tokenizer is fully convolutional.
+    low: train the low-res tokenizer, on whole images at half the size. Otherwise the high-res one,
+        on crops as large as those: it is fully convolutional, so a crop is enough.
     `loss_of` yields once, and moves the codebook. Metrics are those of the images, and the
     perplexity of the codes.
 

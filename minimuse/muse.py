@@ -120,10 +120,11 @@ class Muse:
         # At least one round, in which `embed_prompts` refuses an empty list.
         for start in range(0, max(1, len(prompts)), batch):
             some = prompts[start : start + batch]
-            # A dict keeps the last step of each resolution.
-            last = dict(self.steps(some, seed=seed + start, **settings))
-            lows.append(self.pixels(last["low"].ids, "low"))
-            highs.append(self.pixels(last["high"].ids, "high"))
+            last_ids = {}
+            for resolution, step in self.steps(some, seed=seed + start, **settings):
+                last_ids[resolution] = step.ids
+            lows.append(self.pixels(last_ids["low"], "low"))
+            highs.append(self.pixels(last_ids["high"], "high"))
         return torch.cat(lows), torch.cat(highs)
 
     def steps(
@@ -174,12 +175,13 @@ class Muse:
     ) -> Iterator[Step]:
         """Decode with one model: fill the hidden tokens of ids (B, N), see `decode.decode`."""
         context, uncond = contexts
-        # Autocast only each model pass. Around the loop it would stay on between two steps, in the
-        # code of the caller.
-        pass_of_model = autocast(self.device)(model.__call__)
-        return decode(
-            pass_of_model, ids, model.mask_id, context, uncond, sampling, generator, weights
-        )
+
+        # Around the whole loop, autocast would stay on between two steps, in the caller's code.
+        def model_pass(ids: torch.Tensor, context: Context, hidden: torch.Tensor) -> torch.Tensor:
+            with autocast(self.device):
+                return model(ids, context, hidden)
+
+        return decode(model_pass, ids, model.mask_id, context, uncond, sampling, generator, weights)
 
     def hidden_grid(self, model: nn.Module, grid: int, batch: int) -> torch.Tensor:
         """Token ids (B, N) of grids in which every token is hidden."""

@@ -1,13 +1,15 @@
 """Schedules: how many tokens are masked, and when. Pure functions, no model.
 
-Training draws a mask ratio for each image and masks that fraction of its tokens. Decoding starts
-with all tokens masked and follows the same schedule until none is left. Counts are exact: float64.
+Training draws a mask ratio for each image from the cosine schedule, and masks that fraction of its
+tokens. Decoding starts with all tokens masked and follows a schedule until none is left; the
+default is cosine here, too. Counts are exact, because fractions are float64.
 
     masked_after(16, steps=4)     # [14, 11, 6, 0] of 16 tokens are still masked after each step
 
 Papers: MaskGIT (2202.04200), section 3.3 for the schedules; Muse (2301.00704), section 2.6 for the
 mask ratio, 2.7 for the guidance ramp, 2.8 for decoding.
-Letters: B batch, N image tokens, S decoding steps, k = 0 .. S-1 the step, r a fraction from 0 to 1.
+Letters: B batch, N image tokens, S decoding steps, k = 0 .. S-1 the step, r a mask ratio, u the
+fraction of decoding that is done, both from 0 to 1.
 """
 
 import math
@@ -16,20 +18,20 @@ import numpy as np
 import torch
 
 # MaskGIT's `exp` and `log` schedules depend on the number of tokens. It is fixed here, so that
-# every schedule is a function of r alone.
+# every schedule is a function of u alone.
 SCALE = 256
 
-# Each schedule gives the fraction of tokens still masked when a fraction r of decoding is done:
-# from 1 down to 0. Concave ones (`cosine` and above) reveal few tokens early, while the model sees
-# little.
+# Each schedule gives the mask ratio r, the fraction of tokens still masked, when a fraction u of
+# decoding is done: from 1 down to 0. Concave ones (`cosine` and above) reveal few tokens early,
+# while the model sees little.
 LAWS = {
-    "exp": lambda r: (SCALE - SCALE**r) / (SCALE - 1),
-    "cubic": lambda r: 1 - r**3,
-    "square": lambda r: 1 - r**2,
-    "cosine": lambda r: np.cos(np.pi / 2 * r),
-    "linear": lambda r: 1 - r,
-    "sqrt": lambda r: 1 - np.sqrt(r),
-    "log": lambda r: -np.log(np.maximum(r, 1 / SCALE)) / np.log(SCALE),
+    "exp": lambda u: (SCALE - SCALE**u) / (SCALE - 1),
+    "cubic": lambda u: 1 - u**3,
+    "square": lambda u: 1 - u**2,
+    "cosine": lambda u: np.cos(np.pi / 2 * u),
+    "linear": lambda u: 1 - u,
+    "sqrt": lambda u: 1 - np.sqrt(u),
+    "log": lambda u: -np.log(np.maximum(u, 1 / SCALE)) / np.log(SCALE),
 }
 
 
@@ -39,13 +41,13 @@ def check_law(law: str) -> None:
         raise ValueError(f"unknown schedule {law!r}; choose one of {', '.join(LAWS)}")
 
 
-def gamma(ratio: float | np.ndarray, law: str = "cosine") -> np.ndarray:
-    """Fraction of tokens still masked when the fraction `ratio` of decoding is done.
+def gamma(u: float | np.ndarray, law: str = "cosine") -> np.ndarray:
+    """The mask ratio r = gamma(u) when the fraction u of decoding is done.
 
     Both are float64 in [0, 1]. An unknown `law` is a ValueError. Source: MaskGIT, section 3.3.
     """
     check_law(law)
-    masked = LAWS[law](np.asarray(ratio, dtype=np.float64))
+    masked = LAWS[law](np.asarray(u, dtype=np.float64))
     # Rounding can leave [0, 1] by a last bit: cos(pi / 2) is 6e-17, not 0.
     return np.clip(masked, 0.0, 1.0)
 
@@ -54,8 +56,9 @@ def gamma(ratio: float | np.ndarray, law: str = "cosine") -> np.ndarray:
 def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -> torch.Tensor:
     """Draw a mask ratio for each image: (B,) float64 in [0, 1].
 
-    r = gamma(u) with u uniform. For the cosine schedule this is inverse transform sampling of
-    Muse's density p(r) = (2 / pi) (1 - r^2)^(-1/2), whose mean is 2 / pi (section 2.6).
+    Draws u uniformly and returns r = gamma(u), as if images were seen at a random moment of
+    decoding. For the cosine schedule this is inverse transform sampling of Muse's density
+    p(r) = (2 / pi) (1 - r^2)^(-1/2), whose mean is 2 / pi (section 2.6).
     """
     u = torch.rand(batch, generator=generator, dtype=torch.float64)
     return torch.from_numpy(gamma(u.numpy(), law))
@@ -96,8 +99,9 @@ def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
         # Divide (k + 1) / S first: pi/2 * ((k+1)/S) and (pi/2 * (k+1)) / S can differ in the last
         # bit, and floor() turns that into one token more or less.
         by_law = math.floor(masked * float(gamma((k + 1) / steps, law)))
-        one_fewer = unknown - 1
-        unknown = min(unknown, max(1, min(one_fewer, by_law)))
+        next_unknown = max(1, min(unknown - 1, by_law))
+        # The outer minimum is for a start without masked tokens: 0 must not become 1.
+        unknown = min(unknown, next_unknown)
         counts.append(unknown)
     counts.append(0)
     return counts
@@ -108,9 +112,9 @@ def guidance_at(
 ) -> float:
     """Guidance at step k: t (k+1)/S with `ramp`, and t without, where t is `guidance`.
 
-    The ramp keeps early steps diverse (Muse, section 2.7). `guided` is the interval of decoding, in
-    fractions of the steps, in which guidance is used; outside it is 0, since late steps need
-    guidance most (2503.07197).
+    The ramp keeps early steps diverse (Muse, section 2.7). `guided` is an interval, in fractions of
+    the steps; before and after it there is no guidance, which saves passes (2503.07197). The ramp
+    counts from the first step, not from the start of that interval.
     """
     start, end = guided
     progress = (k + 1) / steps

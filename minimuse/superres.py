@@ -99,8 +99,8 @@ class SuperRes(nn.Module):
     ) -> Context:
         """Text (B, T, E), its mask (B, T), low-res ids (B, n) -> what `forward` attends to.
 
-        With `places` (B, M), from the method of this name, it is for a `forward` of only the ids
-        at those M places.
+        `places` (B, M) are token numbers from the method `places`, for a training step on only
+        those M tokens of each image. Cross-attention sees all low-res tokens in any case.
         """
         low = self.low_embedding(low_ids) + self.low_positions()  # B n D
         for block in self.low_blocks:
@@ -113,8 +113,10 @@ class SuperRes(nn.Module):
         if places is not None:
             rows = torch.arange(len(low))[:, None]  # B 1
             low = low[rows, covering(places, self.grid, self.low_grid)]  # B m D
-        below = spread_over_squares(self.spread(low), self.grid // self.low_grid)  # B N D or B M D
-        return self.decoder.keys_values(both, both_visible, below)
+        from_low = spread_over_squares(
+            self.spread(low), self.grid // self.low_grid
+        )  # B N D or B M D
+        return self.decoder.keys_values(both, both_visible, from_low)
 
     def forward(
         self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None
@@ -129,9 +131,15 @@ class SuperRes(nn.Module):
         """Sample a quarter of the pieces of each row of ids (B, N) -> their token numbers (B, M).
 
         The more tokens of a piece differ from its most common one, the likelier it is sampled:
-        there is little to learn from a plain background. The pieces of a row are laid out as an
-        image of half the side, in the order in which they are sampled. Without pieces it is all
-        tokens, in order.
+        there is little to learn from a plain background. The decoder needs a square grid, so the
+        sampled pieces are laid out as one, in the order in which they are sampled:
+
+            0  1  2  3
+            4  5  6  7       16 pieces, of which       6  9
+            8  9 10 11       6, 9, 2, 13 are sampled   2 13
+           12 13 14 15
+
+        Without pieces it is all tokens, in order.
         """
         pieces = piece_tokens(self.grid, self.piece)  # P, tokens of a piece
         side = max(1, self.grid // self.piece // 2)  # of the new image, in pieces

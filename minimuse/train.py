@@ -7,8 +7,9 @@ only in their loss, so one loop trains them all:
     for record in training_loop("base", model, loss_of, settings, size, seed, checkpoint, key):
         print(record.step, float(record.metrics["loss"]))
 
-Follow a batch: `batch_at` below chooses the indices of its images, `data.Images` or `data.Tokens`
-looks them up, `maskgit.hide` hides some of the tokens, and `losses.py` computes the loss.
+`runs/stages.py` builds the arguments. Follow a batch: `batch_at` below chooses the indices of its
+images, and `loss_of`, from `losses.py`, does the rest. It looks the batch up in `data.Images` or
+`data.Tokens`, hides some of the tokens with `maskgit.hide`, runs the model and yields the loss.
 
 The loop is a generator that yields a record after each step. Progress bars and plots are left to
 the caller. Every random number of a step depends on (seed, stage, step) alone. So a run that is
@@ -80,7 +81,8 @@ def training_loop(
         set_learning_rate(optimizers, settings, step)
         indices = batch_at(seed, name, step, settings.batch, size)
         generator = generator_at(seed, name, step)
-        metrics = backward(loss_of(indices, generator, step))
+        losses = loss_of(indices, generator, step)  # computed one by one, while `backward` iterates
+        metrics = backward(losses)
 
         finite = clip_gradients(model)
         for optimizer in optimizers:

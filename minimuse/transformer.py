@@ -6,8 +6,8 @@ super-resolution the low-res tokens too), and an MLP. A layer norm precedes each
 (2106.07631, section 3.2): half of the heads attend within local windows, the other half along a
 dilated grid that spans the image.
 
-No linear layer after the projection of the text has a bias. So where a caption is absent,
-cross-attention adds exactly zero.
+No linear layer of a block has a bias. So where there is nothing to attend to (in the base model, a
+caption that is absent), cross-attention adds exactly zero.
 
 Letters: B batch, N image tokens, K codes, T context tokens, D width, H heads, d width of a head,
 h w token grid.
@@ -138,7 +138,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, N, D) -> (B, N, D)."""
         grids = math.isqrt(x.shape[1]) // self.grid  # along one side
-        # Token (y, i, x, j) lies in row i and column j of grid (y, x).
+        # Several grids occur only in super-resolution by pieces: (i, j) is a token of grid (y, x).
         sizes = dict(y=grids, x=grids, i=self.grid, j=self.grid)
         into_grids = "B (y i x j) (three H d) -> three (B y x) H (i j) d"
         qkv = rearrange(self.qkv(x), into_grids, three=3, H=self.heads, **sizes)
@@ -177,23 +177,26 @@ def multi_axis(qkv: torch.Tensor, grid: int, window: int, *biases: torch.Tensor)
 
 
 class Context(NamedTuple):
-    """What cross-attention attends to, computed once per caption."""
+    """What cross-attention attends to: keys and values of every layer.
+
+    They do not depend on the tokens being decoded, so decoding computes them once for all steps.
+    """
 
     keys: list[torch.Tensor]  # per layer (B, H, T, d)
     values: list[torch.Tensor]  # per layer (B, H, T, d)
     visible: torch.Tensor  # (B, T) bool, True = real token
-    # (B, N, D): super-resolution adds it to the embeddings of its tokens. It is made from the
-    # low-res token that covers each of them.
-    below: torch.Tensor | float = 0.0
+    # (B, N, D): super-resolution adds it to the embeddings of its tokens. Each vector is made from
+    # the low-res token that covers the high-res token. In the base model it is 0.
+    from_low: torch.Tensor | float = 0.0
 
     def join(self, other: "Context") -> "Context":
         """Stack the rows of two contexts of equal length: one batch for both."""
         keys = [torch.cat(pair) for pair in zip(self.keys, other.keys, strict=True)]
         values = [torch.cat(pair) for pair in zip(self.values, other.values, strict=True)]
         visible = torch.cat([self.visible, other.visible])
-        if not torch.is_tensor(self.below):
+        if not torch.is_tensor(self.from_low):
             return Context(keys, values, visible)
-        return Context(keys, values, visible, torch.cat([self.below, other.below]))
+        return Context(keys, values, visible, torch.cat([self.from_low, other.from_low]))
 
 
 class CrossAttention(nn.Module):
@@ -303,11 +306,10 @@ class TokenDecoder(nn.Module):
         start_like(self.head[-1].weight, codes, std=0.3)
 
     def keys_values(
-        self, context: torch.Tensor, visible: torch.Tensor, below: torch.Tensor | float = 0.0
+        self, context: torch.Tensor, visible: torch.Tensor, from_low: torch.Tensor | float = 0.0
     ) -> Context:
         """context (B, T, D), visible (B, T) -> the keys and values of each layer."""
-        # A CPU's softmax is slower over a few numbers than over 16 (2.5 times over 5 of them). So
-        # add hidden keys up to 16.
+        # A CPU's softmax over 5 numbers takes 2.5 times as long as over 16: add hidden keys.
         missing = max(0, 16 - context.shape[1])
         context = F.pad(context, (0, 0, 0, missing))  # B T D
         visible = F.pad(visible, (0, missing))  # B T
@@ -316,7 +318,7 @@ class TokenDecoder(nn.Module):
             k, v = block.cross_attention.keys_values(context)  # B H T d
             keys.append(k)
             values.append(v)
-        return Context(keys, values, visible, below)
+        return Context(keys, values, visible, from_low)
 
     def forward(
         self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None
@@ -326,7 +328,7 @@ class TokenDecoder(nn.Module):
         With `where` (B, N) bool, only the logits of the M tokens where it is True: (M, K).
         """
         grids = math.isqrt(ids.shape[1]) // self.grid
-        x = self.embedding(ids) + self.positions(grids) + context.below  # B N D
+        x = self.embedding(ids) + self.positions(grids) + context.from_low  # B N D
         for block, k, v in zip(self.blocks, context.keys, context.values, strict=True):
             x = block(x, k, v, context.visible)  # B N D
         if where is None:
@@ -341,9 +343,8 @@ class TokenDecoder(nn.Module):
 def head_size(count: int, total: int) -> int:
     """Round `count` out of `total` tokens up, so that there are only 16 sizes of a batch.
 
-    How many tokens are hidden differs from step to step. For each number of rows that a CPU's
-    matrix library has not seen yet, it builds a kernel, and keeps it: without rounding, training
-    would be slower and take more and more memory.
+    The number of hidden tokens differs from step to step. A CPU's matrix library builds and keeps a
+    kernel for each new number of rows: without rounding, time and memory would grow.
     """
     multiple = max(1, total // 16)
     return count + -count % multiple

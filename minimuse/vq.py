@@ -33,9 +33,9 @@ class TokenizerConfig:
     codes: int = 1024  # K; with FSQ the product of its levels
     code_width: int = 16  # D
     channels: int = 32
-    multipliers: tuple[int, ...] = (1, 2, 4)  # of the channels, per resolution; each next is half
+    multipliers: tuple[int, ...] = (1, 2, 4)  # of the channels; sides halve from one to the next
     blocks: tuple[int, ...] = (2, 2, 2)  # residual blocks per resolution
-    # False, and no residual blocks: a token depends on the pixels of its own patch only.
+    # Without overlap and residual blocks, a token depends on the pixels of its own patch only.
     overlap: bool = True
     quantizer: str = "ema"  # or "fsq"
     levels: tuple[int, ...] = ()  # FSQ: number of values per latent dimension

@@ -97,7 +97,7 @@ def test_low_res_tokens_hidden_with_the_caption_are_noticed(refuses):
         context = net.context(text, visible, low)
         has_caption = visible.any(-1, keepdim=True)
         return context._replace(
-            visible=context.visible & has_caption, below=context.below * has_caption[..., None]
+            visible=context.visible & has_caption, from_low=context.from_low * has_caption[..., None]
         )
 
     models.low_res_matters(*low_res_case(net, context=hidden_with_the_caption))
@@ -115,7 +115,7 @@ def test_low_res_tokens_without_any_positions_are_noticed(refuses):
     models.low_res_matters(*low_res_case(net))
 
     def placeless(text, visible, low):
-        return net.context(text, visible, low)._replace(below=0.0)
+        return net.context(text, visible, low)._replace(from_low=0.0)
 
     # Now nothing depends on places: permuting changes nothing.
     refuses(models.low_res_matters, *low_res_case(net, context=placeless))
@@ -161,7 +161,7 @@ def test_a_token_starts_from_the_low_res_token_that_covers_it():
     _, text, visible = models.inputs(case(net))
     changed = LOW.clone()
     changed[:, 1] = 4 - LOW[:, 1]  # the upper right one of 2 x 2
-    one, other = net.context(text, visible, LOW).below, net.context(text, visible, changed).below
+    one, other = net.context(text, visible, LOW).from_low, net.context(text, visible, changed).from_low
     moved = (one != other).any(-1).view(3, GRID, GRID)
     covered = torch.zeros(GRID, GRID, dtype=torch.bool)
     covered[:2, 2:] = True

@@ -60,8 +60,8 @@ class Flow(Direct):
     def forward(self, z: torch.Tensor, t: torch.Tensor, context: Context) -> torch.Tensor:
         """z (B, N, C), t (B,), 0 for noise and 1 for latents -> velocity (B, N, C)."""
         waves = time_embedding(t, self.time[-1].out_features)  # B D
-        below = self.time(waves)[:, None]  # B 1 D
-        return self.decoder(z, context._replace(below=below))
+        time = self.time(waves)[:, None]  # B 1 D
+        return self.decoder(z, context._replace(from_low=time))
 
 
 def euler(velocity: Callable, z: torch.Tensor, steps: int) -> torch.Tensor:

@@ -36,6 +36,8 @@ def build(part: str, config: configs.Config, text_width: int) -> nn.Module:
     # Convolutions on a CPU are faster with channels in the last dimension.
     if part == "decoder":
         return Decoder(config.decoder).to(memory_format=torch.channels_last)
+    if part not in ("tokenizer", "tokenizer_hi"):
+        raise ValueError(f"unknown part {part!r}; there is {', '.join(PARTS)}")
     tokenizer = ImageTokenizer(low if part == "tokenizer" else high)
     return tokenizer.to(memory_format=torch.channels_last)
 

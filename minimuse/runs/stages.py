@@ -221,6 +221,8 @@ def choose_image_loss(
     settings = getattr(config.stages, name)
     if name == "decoder":
         return decoder_loss(model, frozen["tokenizer_hi"], images, config, settings, device)
+    if name not in ("tokenizer", "tokenizer_hi"):
+        raise ValueError(f"stage {name!r} has no loss")
     low = name == "tokenizer"
     return tokenizer_loss(model, images, config, settings, low, device)
 
