@@ -50,7 +50,7 @@ def test_steps_end_in_full_grids_of_codes(muse):
 
 
 def test_between_two_steps_all_is_as_before(muse, monkeypatch):
-    """Autocast ends with each model pass: it holds neither for the caller nor for other drawings."""
+    """Autocast ends with each model pass: it never holds in the caller's code."""
     # As on a CPU that is fast at bf16.
     monkeypatch.setattr(
         "minimuse.muse.autocast", lambda device, worth=True: torch.autocast("cpu", torch.bfloat16)

@@ -97,7 +97,8 @@ def test_low_res_tokens_hidden_with_the_caption_are_noticed(refuses):
         context = net.context(text, visible, low)
         has_caption = visible.any(-1, keepdim=True)
         return context._replace(
-            visible=context.visible & has_caption, from_low=context.from_low * has_caption[..., None]
+            visible=context.visible & has_caption,
+            from_low=context.from_low * has_caption[..., None],
         )
 
     models.low_res_matters(*low_res_case(net, context=hidden_with_the_caption))
@@ -161,7 +162,8 @@ def test_a_token_starts_from_the_low_res_token_that_covers_it():
     _, text, visible = models.inputs(case(net))
     changed = LOW.clone()
     changed[:, 1] = 4 - LOW[:, 1]  # the upper right one of 2 x 2
-    one, other = net.context(text, visible, LOW).from_low, net.context(text, visible, changed).from_low
+    one = net.context(text, visible, LOW).from_low
+    other = net.context(text, visible, changed).from_low
     moved = (one != other).any(-1).view(3, GRID, GRID)
     covered = torch.zeros(GRID, GRID, dtype=torch.bool)
     covered[:2, 2:] = True

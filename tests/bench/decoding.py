@@ -5,8 +5,9 @@
 The ids must be the same. The plain loop computes text keys and values anew in every step, runs
 conditional and unconditional rows in two passes, runs both in every step even where guidance is
 zero (here in the first half of the steps), and applies the head to every token. "One batch" has
-both rows in one pass up to decode.ONE_BATCH_TOKENS tokens, as `decode` does. The table has factors of speed: the
-median over rounds in which all ways take turns, and the middle half of the rounds.
+both rows in one pass up to decode.ONE_BATCH_TOKENS tokens, as `decode` does. The table has
+factors of speed: the median over rounds in which all ways take turns, and the middle half of the
+rounds.
 """
 
 import argparse
