@@ -90,15 +90,15 @@ class Tokens:
         They are views of the shards: where those are mapped files, nothing is read yet.
         """
         if generator is None:
-            numbers = torch.zeros(len(indices))
+            us = torch.zeros(len(indices))  # in [0, 1)
         else:
-            numbers = torch.rand(len(indices), generator=generator)
+            us = torch.rand(len(indices), generator=generator)
         chosen = []
-        for (shard, row), number in zip(self.locate(indices), numbers.tolist(), strict=True):
+        for (shard, row), u in zip(self.locate(indices), us.tolist(), strict=True):
             first, end = shard["owns"][row : row + 2].tolist()
-            caption = int(shard["variants"][first + int(number * (end - first))])
-            start, stop = shard["starts"][caption : caption + 2].tolist()
-            chosen.append(shard["text"][start:stop])
+            caption = int(shard["variants"][first + int(u * (end - first))])
+            start, end = shard["starts"][caption : caption + 2].tolist()
+            chosen.append(shard["text"][start:end])
         return chosen
 
 

@@ -28,7 +28,7 @@ from minimuse.transformer import Context
 
 # Up to this many tokens (B N), a CPU runs conditional and unconditional rows faster in one batch.
 # With more, one pass already keeps the CPU busy, and a batch twice as large no longer fits in its
-# caches. A GPU always runs both in one batch. The logits are the same either way.
+# caches. A GPU always runs both in one batch. The logits are the same, up to rounding.
 ONE_BATCH_TOKENS = 1024
 
 
@@ -125,7 +125,7 @@ def decode(
         inputs = ids.masked_fill(hidden, mask_id)  # B N: the model never sees a guess.
         logits_hidden = guided_logits(model, inputs, hidden, conditions, t)  # M K
         logits = logits_hidden.new_zeros(B, N, logits_hidden.shape[-1])  # B N K
-        logits[hidden] = logits_hidden
+        logits[hidden] = logits_hidden  # `step` ignores those of known tokens: zeros
 
         token_noise = gumbel((B, N, logits.shape[-1]), generator).to(ids.device)  # B N K
         scale = schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
@@ -240,8 +240,7 @@ def step(
     N = ids.shape[-1]
     hidden_again = rank >= N - left[:, None]  # B N
 
-    confidence = log_p.masked_fill(~hidden, float("inf"))  # B N
-    return Step(guess, confidence, hidden_again)
+    return Step(guess, log_p.masked_fill(~hidden, float("inf")), hidden_again)
 
 
 def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0) -> Tensor:
@@ -310,7 +309,7 @@ def entropy(
     entropies = (log_q.exp() * -log_q).nansum(dim=-1)  # B N, in nats
     entropies = entropies.masked_fill(~hidden, float("inf"))
     ascending = entropies.sort(dim=-1).values  # B N
-    # The sum of all entropies before a token: in ascending order the one left out is the largest.
+    # sum_before[i] is the sum of the first i + 1 entropies without the largest, which comes last.
     # It is 0 for the first token, so at least one token is always kept.
     sum_before = ascending.cumsum(dim=-1) - ascending  # B N
     is_safe = (sum_before <= sampling.entropy_bound).logical_and(ascending.isfinite())  # B N

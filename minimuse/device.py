@@ -1,11 +1,11 @@
-"""Which precision a device computes in, and which random numbers are drawn on it.
+"""Which precision a device computes in, and where random numbers come from.
 
     with autocast("cuda"):                       # bfloat16 where it is fast, else float32
         logits = model(ids, context)
     generator = generator_at(seed, "base", step) # the same numbers on every run
 
-Nothing in minimuse uses PyTorch's global random state: each function that draws random numbers
-takes a generator.
+Each function that draws random numbers takes a generator, on the CPU. Only the initial weights of
+models come from PyTorch's global one, which `runs/stages.py` seeds for that purpose.
 """
 
 import hashlib

@@ -4,12 +4,12 @@
     minimuse outpaint apple.png "a red apple, noto style" --pad 32  # add 32 pixels on all sides
     minimuse edit apple.png "a green apple, noto style"             # no mask: resample in steps
 
-Source: Muse (2301.00704), section 3.3.
+Inpainting hides all tokens that touch the hole and draws them anew: first low-res tokens, then
+high-res ones. All other tokens stay. An image that is larger than the training images is filled
+window by window. Mask-free editing hides a few random low-res tokens at a time and draws them for
+the new prompt.
 
-Inpainting hides all tokens that touch the hole and draws
-them anew: first low-res tokens, then high-res ones. All other tokens stay. An image that is larger
-than the training images is filled window by window. Mask-free editing hides a few random low-res
-tokens at a time and draws them for the new prompt.
+Source: Muse (2301.00704), section 3.3.
 Letters: B images, H W pixels, h w tokens, N = h w.
 """
 

@@ -10,8 +10,8 @@ calls once per step:
     for loss, metrics in loss_of(indices, generator, step):
         loss.backward()
 
-indices (B,) are the images of the batch, and all random numbers come from the generator. A large
-batch may be cut into several micro-batches; their losses and metrics add up to those of the batch.
+indices (B,) are the images of the batch; all random numbers come from the generator; `step` counts
+from 0. A large batch may be cut into micro-batches, whose losses and metrics add up to its own.
 """
 
 import math
@@ -97,8 +97,8 @@ def draw_token_batch(
         ids = ids.gather(1, places)
         low = (low_ids, places)
     texts = tokens.choose_captions(indices, generator)
-    all_captions = torch.ones(len(indices), 1, dtype=torch.bool)  # a text mask of one column
-    has_caption = drop_captions(all_captions, config.caption_dropout, generator)
+    one_column = torch.ones(len(indices), 1, dtype=torch.bool)  # a text mask
+    has_caption = drop_captions(one_column, config.caption_dropout, generator)
     masked_ids, hidden = hide(ids, model.mask_id, generator)
     return TokenBatch(ids, masked_ids, hidden, texts, has_caption, low)
 
@@ -205,8 +205,8 @@ def decoder_loss(
         batch = images.batch(indices).to(device)  # B 3 H W
         real = crop(batch, config.tokenizer.side, generator)
         with autocast(device):
-            codes = frozen.quantizer.lookup(frozen.encode(real))  # B h w D
-            fake = decoder(rearrange(codes, "B h w D -> B D h w"))
+            codes = frozen.quantizer.lookup(frozen.encode(real))  # B h w C
+            fake = decoder(rearrange(codes, "B h w C -> B C h w"))
             adversarial = step >= adversarial_from
             loss, metrics = image_loss(fake, real, decoder[-1].weight, adversarial)
         yield loss, metrics

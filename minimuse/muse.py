@@ -114,7 +114,8 @@ class Muse:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw low-res (B, 3, H/2, W/2) and high-res images (B, 3, H, W), one for each prompt.
 
-        `batch` images are drawn at a time. `settings`: see `steps`.
+        `batch` images are drawn at a time; each batch has its own seed, seed + its first image, so
+        an image depends on `batch`. `settings`: the other arguments of `steps`.
         """
         lows, highs = [], []
         # At least one round, in which `embed_prompts` refuses an empty list.
@@ -249,8 +250,8 @@ class Muse:
     ) -> tuple[Context, Context | None]:
         """Compute what a model looks at in all steps: for the prompts, and for the negative prompt.
 
-        The second is None where it is not needed: one prompt without guidance. Super-resolution
-        takes the low-res ids (B, N) too. Rows are P B and B.
+        The first has P B rows, the second B. The second is None where it is not needed: one prompt
+        without guidance. Super-resolution takes the low-res ids (B, n) too.
         """
         P = len(prompts.weights)
         is_guided = guidance != 0 or prompts.weights != (1.0,)

@@ -9,8 +9,8 @@ Not in Muse:
 
 - Each high-res token starts from a vector made from the low-res token that covers it.
   Cross-attention alone takes long to find out which low-res token lies where.
-- Optional and faster: `piece`. High-res tokens then attend only to tokens of their own piece of the
-  grid, and a training step uses a quarter of the pieces, more often those with objects in them.
+- Optional and faster: `piece`. Self-attention then stays inside a piece of the grid
+  (cross-attention still sees everything), and a step trains on a quarter of them, mostly busy ones.
 
     context = model.context(text, visible, low_ids)    # low_ids (B, n)
     logits = model(ids, context)                       # ids (B, N), K = masked -> (B, N, K)
@@ -33,7 +33,7 @@ from minimuse.transformer import Block, Context, GridPositions, TokenDecoder, la
 
 @dataclass(frozen=True)
 class SuperResConfig(BaseConfig):
-    """The size of the super-resolution model."""
+    """The size of the super-resolution model: width, layers and heads as in the base model."""
 
     encoder_layers: int  # self-attention over the low-res tokens
     window: int  # side of a local window, in tokens; 0: full attention

@@ -165,7 +165,7 @@ def rms_norm(config: T5Config) -> nn.RMSNorm:
     """A layer norm without mean and bias.
 
     PyTorch computes the variance in float32, which matters: the values of T5's residual stream grow
-    to thousands, and their squares overflow float16.
+    to thousands, and in bfloat16 a sum of their squares would lose most of its digits.
     """
     return nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
 

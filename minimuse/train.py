@@ -77,12 +77,12 @@ def training_loop(
     skipped = SkippedSteps(name)
     checkpoints = Checkpoints(checkpoint, key, model, average, optimizers)
 
-    for step in range(checkpoints.restore(), settings.steps):
+    first_step = checkpoints.restore()
+    for step in range(first_step, settings.steps):
         set_learning_rate(optimizers, settings, step)
         indices = batch_at(seed, name, step, settings.batch, size)
         generator = generator_at(seed, name, step)
-        losses = loss_of(indices, generator, step)  # computed one by one, while `backward` iterates
-        metrics = backward(losses)
+        metrics = backward(loss_of(indices, generator, step))  # `backward` runs the model, too
 
         finite = clip_gradients(model)
         for optimizer in optimizers:
@@ -122,7 +122,7 @@ def epoch_order(seed: int, stage: str, epoch: int, size: int) -> torch.Tensor:
 
 
 def backward(losses: Iterable[tuple[torch.Tensor, Metrics]]) -> dict[str, torch.Tensor]:
-    """Add up the gradients of a batch; return the sums of its loss and metrics.
+    """Compute the losses of a batch and add up their gradients; return the loss and the metrics.
 
     The sums are over all parts of the batch and over all processes. Collective.
     """
@@ -165,7 +165,7 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], settings: Stage, 
 def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optimizer]:
     """AdamW or Adafactor for all weights; with `muon_lr`, Muon for the matrices inside blocks.
 
-    Muse uses Adafactor. PyTorch's Adafactor has no first moment.
+    Muse trains its transformers with Adafactor, which in PyTorch has no first moment.
     """
     check_processes(settings)
     matrices = []
@@ -206,7 +206,7 @@ def check_processes(settings: Stage) -> None:
 
 
 def block_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weight matrices inside transformer blocks."""
+    """The weight matrices inside transformer blocks, the tables of position biases among them."""
     matrices = []
     for name, parameter in model.named_parameters():
         if "blocks." in name and name.endswith("weight") and parameter.ndim == 2:

@@ -1,8 +1,8 @@
 """Attention and the transformer block that the base and the super-resolution model share.
 
 A block is self-attention over image tokens, cross-attention to the context (the text, and in
-super-resolution the low-res tokens too), and an MLP. A layer norm precedes each of the three
-(Muse, 2301.00704, section 2.3 and figure 3). Over a fine grid self-attention is *multi-axis*
+super-resolution the low-res tokens too), and an MLP (Muse, 2301.00704, section 2.3 and figure 3).
+Here a layer norm precedes each of the three. Over a fine grid self-attention is *multi-axis*
 (2106.07631, section 3.2): half of the heads attend within local windows, the other half along a
 dilated grid that spans the image.
 
@@ -37,14 +37,14 @@ def attend(
     for a q of (B, H, N, d): True where a key may be attended to. A row of the batch without any
     visible key gets exactly zero, and sends a gradient of zero, not NaN.
     """
-    attend_here = attend_fused if q.is_cuda else attend_plain
+    attention = attend_fused if q.is_cuda else attend_plain
     if visible is None:
-        return attend_here(q, k, v, None, bias)
+        return attention(q, k, v, None, bias)
     has_keys = visible.any(dim=-1)[:, None, None, None]  # (B, 1, 1, 1)
     # A softmax over no keys is 0 / 0. So let a row without a visible key attend to all of them, and
     # multiply its result by zero.
     seen = visible[:, None, None, :] | ~has_keys  # (B, 1, 1, T)
-    return attend_here(q, k, v, seen, bias) * has_keys
+    return attention(q, k, v, seen, bias) * has_keys
 
 
 def attend_fused(
@@ -177,7 +177,7 @@ def multi_axis(qkv: torch.Tensor, grid: int, window: int, *biases: torch.Tensor)
 
 
 class Context(NamedTuple):
-    """What cross-attention attends to: keys and values of every layer.
+    """What a model knows besides its own tokens: keys and values for each layer's cross-attention.
 
     They do not depend on the tokens being decoded, so decoding computes them once for all steps.
     """
@@ -333,15 +333,15 @@ class TokenDecoder(nn.Module):
             x = block(x, k, v, context.visible)  # B N D
         if where is None:
             return self.head(self.norm(x)).float()  # B N K
-        # The head is wide, and training needs it only at hidden tokens.
+        # The head is wide, and only hidden tokens need it.
         x = x[where]  # M D
         count = len(x)
-        x = F.pad(x, (0, 0, 0, head_size(count, where.numel()) - count))
+        x = F.pad(x, (0, 0, 0, padded_count(count, where.numel()) - count))
         return self.head(self.norm(x))[:count].float()  # M K
 
 
-def head_size(count: int, total: int) -> int:
-    """Round `count` out of `total` tokens up, so that there are only 16 sizes of a batch.
+def padded_count(count: int, total: int) -> int:
+    """Round `count` out of `total` tokens up to a multiple of about a 16th of them.
 
     The number of hidden tokens differs from step to step. A CPU's matrix library builds and keeps a
     kernel for each new number of rows: without rounding, time and memory would grow.

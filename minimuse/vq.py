@@ -1,7 +1,7 @@
 """The image tokenizer: an image becomes a small grid of integers, and back.
 
-    encode:  image (B, 3, H, W) -> latents (B, D, h, w) -> nearest codes -> ids (B, h, w)
-    decode:  ids (B, h, w) -> code vectors (B, D, h, w) -> image (B, 3, H, W)
+    encode:  image (B, 3, H, W) -> latents (B, C, h, w) -> nearest codes -> ids (B, h, w)
+    decode:  ids (B, h, w) -> code vectors (B, C, h, w) -> image (B, 3, H, W)
 
     from minimuse import Muse
     tokenizer = Muse.load("toy").tokenizer_hi
@@ -10,12 +10,12 @@
 
 This is a VQ-VAE; `vq_loss.py` has the losses that make it a VQGAN, and `grow.py` enlarges the
 decoder. It is fully convolutional (Muse, section 2.2 and appendix), so it takes any image whose
-sides are multiples of the factor f = H/h. Unlike VQGAN it has no normalization layer: GroupNorm
-would make each code depend on the whole image, and such tokens are hard to predict. Residual
-blocks that start as the identity keep the training stable instead.
+sides are multiples of the factor f = H/h. Unlike VQGAN it has no GroupNorm, which would make each
+code depend on the whole image, and such tokens are hard to predict; only each latent vector is
+normalized, on its own. Residual blocks that start as the identity keep the training stable instead.
 
 Papers: VQ-VAE (1711.00937; appendix A.1: moving codebook), VQGAN (2012.09841), FSQ (2309.15505).
-Letters: B batch, H W pixels, h w token grid, D code width, K codes.
+Letters: B batch, H W pixels, h w token grid, C code width, K codes.
 """
 
 import math
@@ -31,7 +31,7 @@ from torch import nn
 class TokenizerConfig:
     side: int  # pixels of a training image; the network itself takes any multiple of the factor
     codes: int = 1024  # K; with FSQ the product of its levels
-    code_width: int = 16  # D
+    code_width: int = 16  # C
     channels: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4)  # of the channels; sides halve from one to the next
     blocks: tuple[int, ...] = (2, 2, 2)  # residual blocks per resolution
@@ -86,7 +86,7 @@ class ImageTokenizer(nn.Module):
         self.decoder = Decoder(config)
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) in [-1, 1] -> latents before quantization (B, h, w, D), float32.
+        """images (B, 3, H, W) in [-1, 1] -> latents before quantization (B, h, w, C), float32.
 
         Raises a ValueError if H or W is not a multiple of the factor.
         """
@@ -96,7 +96,7 @@ class ImageTokenizer(nn.Module):
             raise ValueError(f"image is {H}x{W}; the tokenizer needs multiples of {factor}")
         # Convolutions on a CPU are 2-3 times faster in this memory format.
         images = images.contiguous(memory_format=torch.channels_last)
-        z = rearrange(self.encoder(images), "B D h w -> B h w D").float()
+        z = rearrange(self.encoder(images), "B C h w -> B h w C").float()
         if self.config.quantizer == "fsq":
             return z  # FSQ bounds the latents itself
         # Latents of unit scale keep the codes from shrinking to 0 and from drifting away.
@@ -104,19 +104,19 @@ class ImageTokenizer(nn.Module):
 
     def autoencode(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) -> reconstruction (B, 3, H, W) without codes, as training starts."""
-        return self.decoder(rearrange(self.latents(images), "B h w D -> B D h w"))
+        return self.decoder(rearrange(self.latents(images), "B h w C -> B C h w"))
 
     def forward(
         self, images: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reconstruct images (B, 3, H, W) through the codes.
 
-        Returns the reconstruction (B, 3, H, W), the latents (B, h, w, D), the ids (B, h, w) and
+        Returns the reconstruction (B, 3, H, W), the latents (B, h, w, C), the ids (B, h, w) and
         the commitment loss ().
         """
-        z = self.latents(images)  # (B, h, w, D)
-        code, ids, commitment = self.quantizer(z)  # (B, h, w, D), (B, h, w), ()
-        reconstruction = self.decoder(rearrange(code, "B h w D -> B D h w"))  # (B, 3, H, W)
+        z = self.latents(images)  # (B, h, w, C)
+        code, ids, commitment = self.quantizer(z)  # (B, h, w, C), (B, h, w), ()
+        reconstruction = self.decoder(rearrange(code, "B h w C -> B C h w"))  # (B, 3, H, W)
         return reconstruction, z, ids, commitment
 
     @torch.no_grad()
@@ -142,12 +142,12 @@ class ImageTokenizer(nn.Module):
                 raise ValueError(
                     f"ids span {lowest}..{highest}; the codebook has 0..{self.config.codes - 1}"
                 )
-        code = rearrange(self.quantizer.lookup(ids), "B h w D -> B D h w")
+        code = rearrange(self.quantizer.lookup(ids), "B h w C -> B C h w")
         return self.decoder(code).float().clamp(-1, 1)
 
 
 class Encoder(nn.Sequential):
-    """Image (B, 3, H, W) -> latents (B, D, h, w)."""
+    """Image (B, 3, H, W) -> latents (B, C, h, w)."""
 
     def __init__(self, config: TokenizerConfig):
         if config.overlap:
@@ -166,7 +166,7 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Code vectors (B, D, h, w) -> image (B, 3, H, W), not clamped."""
+    """Code vectors (B, C, h, w) -> image (B, 3, H, W), not clamped."""
 
     def __init__(self, config: TokenizerConfig):
         channels = config.decoder_channels or config.channels
@@ -192,7 +192,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, C, H, W) -> (B, C, H, W)."""
+        """x (B, channels, H, W) -> the same shape."""
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
@@ -209,19 +209,19 @@ class EMAQuantizer(nn.Module):
         self.register_buffer("total", torch.zeros(codes, width))
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents z (B, h, w, D) -> codes (B, h, w, D), ids (B, h, w), commitment loss ().
+        """Latents z (B, h, w, C) -> codes (B, h, w, C), ids (B, h, w), commitment loss ().
 
         The codes carry the gradient of z (straight-through, VQ-VAE, section 3.2).
         """
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()  # (B, h, w, D)
+            z = z.float()  # (B, h, w, C)
             ids = self.nearest(z.detach())  # (B, h, w)
-            code = self.lookup(ids)  # (B, h, w, D)
+            code = self.lookup(ids)  # (B, h, w, C)
             commitment = (z - code).square().mean()  # moves z only, since codes are a buffer
             return z + (code - z).detach(), ids, commitment
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents (..., D) -> ids (...) of the nearest codes by Euclidean distance."""
+        """Latents (..., C) -> ids (...) of the nearest codes by Euclidean distance."""
         flat = z.reshape(-1, z.shape[-1]).float()
         # |z - c|^2 = |z|^2 - 2 z c + |c|^2. |z|^2 is the same for all codes c, so leave it out.
         code_norms = self.codebook.square().sum(-1)  # (K,)
@@ -229,12 +229,12 @@ class EMAQuantizer(nn.Module):
         return scores.argmin(dim=-1).view(z.shape[:-1])
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids (...) -> code vectors (..., D)."""
+        """ids (...) -> code vectors (..., C)."""
         return F.embedding(ids, self.codebook)
 
     @torch.no_grad()
     def start(self, z: torch.Tensor, generator: torch.Generator, rounds: int = 12) -> None:
-        """Place the codes among the latents z (..., D) by k-means, starting from random latents."""
+        """Place the codes among the latents z (..., C) by k-means, starting from random latents."""
         z = z.reshape(-1, z.shape[-1]).float()
         rows = torch.randint(len(z), (len(self.codebook),), generator=generator)
         self.codebook.copy_(z[rows.to(z.device)])
@@ -245,7 +245,7 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, z: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> int:
-        """Move codes to their latents: z (..., D), ids (...) -> number of dead codes restarted."""
+        """Move codes to their latents: z (..., C), ids (...) -> number of dead codes restarted."""
         z = z.detach().reshape(-1, z.shape[-1]).float()
         ids = ids.reshape(-1)
         if not z.isfinite().all():
@@ -256,7 +256,7 @@ class EMAQuantizer(nn.Module):
     def move_codes(self, z: torch.Tensor, ids: torch.Tensor) -> None:
         """Set each code to (moving average of its latents' sum) / (that of their number).
 
-        VQ-VAE, appendix A.1. z (M, D), ids (M,).
+        VQ-VAE, appendix A.1. z (L, C) of L latents, ids (L,).
         """
         has_history = bool(self.mass.any())
         decay = self.decay if has_history else 0.0
@@ -304,14 +304,14 @@ class FSQuantizer(nn.Module):
         self.register_buffer("radix", torch.tensor(radix), persistent=False)
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents z (B, h, w, D) -> codes (B, h, w, D), ids (B, h, w), commitment loss 0 ()."""
+        """Latents z (B, h, w, C) -> codes (B, h, w, C), ids (B, h, w), commitment loss 0 ()."""
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()  # (B, h, w, D)
-            code = self.code_of(self.digits(z))  # (B, h, w, D)
+            z = z.float()  # (B, h, w, C)
+            code = self.code_of(self.digits(z))  # (B, h, w, C)
             return code, self.nearest(z), z.new_zeros(())
 
     def digits(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents (..., D) -> digits in 0..L-1 per dimension, as floats.
+        """Latents (..., C) -> digits in 0..L-1 per dimension, as floats.
 
         The rounding goes straight through, so the gradient is that of the bound.
         """
@@ -319,15 +319,15 @@ class FSQuantizer(nn.Module):
         return bounded + (bounded.round() - bounded).detach()
 
     def code_of(self, digits: torch.Tensor) -> torch.Tensor:
-        """Digits in 0..L-1 (..., D) -> codes in [-1, 1] (..., D)."""
+        """Digits in 0..L-1 (..., C) -> codes in [-1, 1] (..., C)."""
         return digits / (self.sizes - 1) * 2 - 1
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents (..., D) -> ids (...)."""
+        """Latents (..., C) -> ids (...)."""
         return (self.digits(z).round().long() * self.radix).sum(-1)
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids (...) -> codes (..., D)."""
+        """ids (...) -> codes (..., C)."""
         return self.code_of(ids[..., None] // self.radix % self.sizes)
 
     def start(self, z: torch.Tensor, generator: torch.Generator) -> None:

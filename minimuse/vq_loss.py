@@ -23,8 +23,7 @@ class LossWeights:
     commitment: float = 0.25
     perceptual: float = 0.05  # needs the network of the `eval` extra; trained without if missing
     adversarial: float = 0.1
-    # The first fraction of the steps trains a plain autoencoder; then k-means places the codes.
-    quantize_from: float = 0.2
+    quantize_from: float = 0.2  # fraction of the steps without codes; then k-means places them
     adversarial_from: float = 0.5  # fraction of the steps after which the discriminator starts
     discriminator_channels: int = 32
 
@@ -56,8 +55,8 @@ class ImageLoss(nn.Module):
         """
         error = fake.float() - real  # (B, 3, H, W)
         squared_error = error.square().mean()
-        # Squares let the few pixels of an object count more than the many of a background;
-        # absolute values make edges sharp.
+        # Squares let the few pixels of an object count more than the many of a background; absolute
+        # values make edges sharp. The factors are chosen here, not Muse's.
         loss = 4 * squared_error + 0.5 * error.abs().mean()
         parts = {"pixel": loss.detach(), "psnr": 10 * torch.log10(4 / squared_error.detach())}
 
@@ -69,21 +68,22 @@ class ImageLoss(nn.Module):
 
         if self.discriminator is not None and adversarial:
             self.discriminator.requires_grad_(False)
-            judged = generator_loss(self.discriminator(fake))
-            scale = adaptive_weight(loss, judged, last_layer)
+            adversarial_loss = generator_loss(self.discriminator(fake))
+            scale = adaptive_weight(loss, adversarial_loss, last_layer)
             self.discriminator.requires_grad_(True)
             real_logits = self.discriminator(real)  # (B, 1, h, w)
             fake_logits = self.discriminator(fake.detach())  # (B, 1, h, w)
-            discriminator = discriminator_loss(real_logits, fake_logits)
-            loss = loss + self.weights.adversarial * scale * judged + discriminator
-            parts["discriminator"] = discriminator.detach()
+            own_loss = discriminator_loss(real_logits, fake_logits)
+            loss = loss + self.weights.adversarial * scale * adversarial_loss + own_loss
+            parts["discriminator"] = own_loss.detach()
         return loss, parts
 
 
 class PatchDiscriminator(nn.Module):
     """Tells real images from decoded ones, patch by patch.
 
-    Spectral norm limits how steep it can get and, unlike batch norm, does not mix images.
+    Spectral norm on its middle layers limits how steep it can get and, unlike batch norm, does not
+    mix images.
     """
 
     def __init__(self, channels: int = 32, layers: int = 2):
@@ -104,14 +104,14 @@ class PatchDiscriminator(nn.Module):
         return self.body(images).float()
 
 
-def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Hinge loss of logits (1705.02894): real ones above 1 and fake ones below -1 cost nothing."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """Hinge loss (1705.02894): logits of real patches above 1 and of fake ones below -1 cost 0."""
+    return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
-def generator_loss(fake: torch.Tensor) -> torch.Tensor:
+def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
     """The decoder's adversarial loss: minus the mean logit of its images."""
-    return -fake.mean()
+    return -fake_logits.mean()
 
 
 def adaptive_weight(

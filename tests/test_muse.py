@@ -178,10 +178,10 @@ WRITE_500_TIMES = """
 import sys
 from pathlib import Path
 from minimuse.plumbing.files import write_json
-from minimuse.plumbing.lock import only_process
+from minimuse.plumbing.lock import one_process_at_a_time
 path = Path(sys.argv[1])
 for n in range(500):
-    with only_process(path.parent, "config", -1):
+    with one_process_at_a_time(path.parent, "config", -1):
         write_json(path, {"n": n})
 """
 
