@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
 from minimuse.checks import LESSONS, Exercise, lesson, student, student_file
 
 # How many printed lines are shown. A property calls a function many times, with the smallest
@@ -34,6 +35,9 @@ def check(number: str | None, package: bool) -> int:
     numbers = LESSONS if number is None else (number,)
     plugin = Check(numbers, package)
     options = ["-p", "no:terminal", "-p", "no:cacheprovider", str(Path(__file__))]
+    # Hypothesis fails an example that takes longer than 200 ms. A busy laptop may need longer.
+    settings.register_profile("check", parent=settings.default, deadline=None)
+    settings.load_profile("check")
     pytest.main(options, plugins=[plugin])
     for n in numbers:
         results = plugin.results(n)
