@@ -166,11 +166,11 @@ def guided_logits(
 
     Without guidance (t = 0) one prompt needs no unconditional rows.
     """
-    one_prompt = conditions.weights == (1.0,)
-    if conditions.uncond is None or (one_prompt and t == 0):
+    single_prompt = conditions.weights == (1.0,)  # one prompt, and no weight
+    if conditions.uncond is None or (single_prompt and t == 0):
         return model(ids, conditions.prompts, hidden)
     *conds, uncond = logits_of_each(model, ids, hidden, conditions)
-    if one_prompt:
+    if single_prompt:
         return guide(conds[0], uncond, t)
     return compose(uncond, conds, [(1 + t) * weight for weight in conditions.weights])
 

@@ -41,7 +41,7 @@ class TokenBatch(NamedTuple):
     hidden: torch.Tensor  # (B, N) bool
     texts: list[torch.Tensor]  # B text embeddings (T, E), of different lengths
     has_caption: torch.Tensor  # (B, 1) bool, False where the caption is dropped
-    low: tuple[torch.Tensor, ...]  # super-resolution: low-res ids (B, n), places (B, N); base: ()
+    low: tuple[torch.Tensor, ...]  # for super-resolution: low-res ids (B, n) and places (B, N)
 
 
 def token_loss(

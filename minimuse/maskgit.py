@@ -60,7 +60,7 @@ class MaskGit(nn.Module):
 
     def context(self, text: torch.Tensor, visible: torch.Tensor) -> Context:
         """Text embeddings (B, T, E) and their mask (B, T) -> what `forward` attends to."""
-        return self.decoder.keys_values(self.text(text), visible)
+        return self.decoder.make_context(self.text(text), visible)
 
     def forward(
         self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None

@@ -116,7 +116,7 @@ class SuperRes(nn.Module):
         from_low = spread_over_squares(
             self.spread(low), self.grid // self.low_grid
         )  # B N D or B M D
-        return self.decoder.keys_values(both, both_visible, from_low)
+        return self.decoder.make_context(both, both_visible, from_low)
 
     def forward(
         self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None

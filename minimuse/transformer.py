@@ -305,7 +305,7 @@ class TokenDecoder(nn.Module):
         start_like(self.embedding.weight, codes, std)
         start_like(self.head[-1].weight, codes, std=0.3)
 
-    def keys_values(
+    def make_context(
         self, context: torch.Tensor, visible: torch.Tensor, from_low: torch.Tensor | float = 0.0
     ) -> Context:
         """context (B, T, D), visible (B, T) -> the keys and values of each layer."""

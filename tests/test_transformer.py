@@ -301,7 +301,7 @@ def test_keys_are_sixteen_at_least_and_the_added_ones_are_hidden(length, padded)
     decoder = TokenDecoder(codes=6, grid=2, width=16, heads=2, layers=2)
     ids, text = torch.randint(7, (3, 4)), torch.randn(3, length, 16)
     visible = torch.arange(length) < torch.tensor([[length], [1], [0]])
-    context = decoder.keys_values(text, visible)
+    context = decoder.make_context(text, visible)
     assert context.visible.shape == (3, padded)
     assert context.keys[0].shape == (3, 2, padded, 8)
     assert context.visible.sum() == visible.sum()
@@ -323,7 +323,7 @@ def test_the_head_runs_at_few_sizes_whatever_is_hidden():
     torch.manual_seed(0)
     decoder = TokenDecoder(codes=6, grid=8, width=16, heads=2, layers=1)
     ids = torch.randint(7, (2, 64))
-    context = decoder.keys_values(torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool))
+    context = decoder.make_context(torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool))
     full = decoder(ids, context)
     sizes = set()
     decoder.head.register_forward_pre_hook(lambda head, inputs: sizes.add(inputs[0].shape))
@@ -345,7 +345,7 @@ def test_join_stacks_rows(with_below):
     contexts = []
     for _ in range(2):
         text, visible = torch.randn(2, 5, 16), torch.rand(2, 5) < 0.7
-        contexts.append(decoder.keys_values(text, visible, below))
+        contexts.append(decoder.make_context(text, visible, below))
     both = contexts[0].join(contexts[1])
     assert isinstance(both, Context)
     assert both.visible.shape == (4, 16)
