@@ -32,7 +32,7 @@ from minimuse.runs.stages import NEEDS, STAGES, train_all, train_stage
 from minimuse.train import batch_at, learning_rate, training_loop
 
 STEPS = 5
-IMAGE_STAGES = ("tokenizer", "tokenizer_hi", "decoder")  # the stages with a PictureLoss
+IMAGE_STAGES = ("tokenizer", "tokenizer_hi", "decoder")  # the stages with an ImageLoss
 
 
 def make_config():
