@@ -5,8 +5,9 @@
     emoji.batch([0, 1, 2])                   # (3, 3, 64, 64) in [-1, 1]
 
 The tokenizers and the decoder train on images. The base and the super-resolution model train on
-token ids and text embeddings. Both are frozen, so `runs/cache.py` computes them once. There is no
-augmentation, and all images are in memory, as uint8. Where images come from: `datasets/`.
+token ids and text embeddings. The tokenizers and the text encoder are frozen then, so
+`runs/cache.py` runs them once. There is no augmentation but the random crops of `losses.py`. All
+images are in memory, as uint8. Where images come from: `datasets/`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -90,11 +91,11 @@ class Tokens:
         They are views of the shards: where those are mapped files, nothing is read yet.
         """
         if generator is None:
-            us = torch.zeros(len(indices))  # in [0, 1)
+            uniform = torch.zeros(len(indices))  # in [0, 1)
         else:
-            us = torch.rand(len(indices), generator=generator)
+            uniform = torch.rand(len(indices), generator=generator)
         chosen = []
-        for (shard, row), u in zip(self.locate(indices), us.tolist(), strict=True):
+        for (shard, row), u in zip(self.locate(indices), uniform.tolist(), strict=True):
             first, end = shard["owns"][row : row + 2].tolist()
             caption = int(shard["variants"][first + int(u * (end - first))])
             start, end = shard["starts"][caption : caption + 2].tolist()
@@ -109,7 +110,7 @@ def offsets(lengths: Iterable[int]) -> torch.Tensor:
 
 def pad_texts(texts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """B text embeddings (T, E) -> (B, T, E), zero where padded, and their mask (B, T)."""
-    # One word more in the list makes T at least 1, where all captions are empty.
+    # Add a text of one word and drop its row, so that T is at least 1 if all captions are empty.
     one_word = texts[0].new_zeros(1, texts[0].shape[1])
     padded = pad_sequence([*texts, one_word], batch_first=True)[:-1].float()  # B T E
     lengths = torch.tensor([len(text) for text in texts])

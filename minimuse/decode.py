@@ -1,4 +1,4 @@
-"""Parallel decoding: from masked tokens to a complete grid in about two dozen model passes.
+"""Parallel decoding: from masked tokens to a complete grid in one or two dozen model passes.
 
 In every step the model predicts all hidden tokens at once, and a guess is drawn for each. A
 *sampler* keeps some of the guesses (MaskGIT keeps those with the highest confidence). The others
@@ -113,19 +113,19 @@ def decode(
     hidden = ids == mask_id  # B N
     scheduled = scheduled_counts(hidden, sampling)  # S B
     for k in range(sampling.steps):
-        # How many tokens stay hidden. The minimum is for the entropy sampler, which may have
-        # revealed more than the schedule asks.
-        left = torch.minimum(scheduled[k], hidden.sum(dim=-1))  # B
-        if torch.equal(left, hidden.sum(dim=-1)):
+        masked = hidden.sum(dim=-1)  # B
+        # The entropy sampler may have revealed more than the schedule asks, hence the minimum.
+        left = torch.minimum(scheduled[k], masked)  # B, how many tokens stay hidden
+        if torch.equal(left, masked):
             continue  # This step reveals nothing, so it needs no pass.
 
         t = schedule.guidance_at(
             k, sampling.steps, sampling.guidance, sampling.ramp, sampling.guided
         )
-        inputs = ids.masked_fill(hidden, mask_id)  # B N: the model never sees a guess.
+        inputs = ids.masked_fill(hidden, mask_id)  # B N, without guesses hidden again
         logits_hidden = guided_logits(model, inputs, hidden, conditions, t)  # M K
         logits = logits_hidden.new_zeros(B, N, logits_hidden.shape[-1])  # B N K
-        logits[hidden] = logits_hidden  # `step` ignores those of known tokens: zeros
+        logits[hidden] = logits_hidden  # Known tokens get zeros, which `step` ignores.
 
         token_noise = gumbel((B, N, logits.shape[-1]), generator).to(ids.device)  # B N K
         scale = schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
@@ -166,7 +166,7 @@ def guided_logits(
 
     Without guidance (t = 0) one prompt needs no unconditional rows.
     """
-    single_prompt = conditions.weights == (1.0,)  # one prompt, and no weight
+    single_prompt = conditions.weights == (1.0,)  # one prompt, of weight 1
     if conditions.uncond is None or (single_prompt and t == 0):
         return model(ids, conditions.prompts, hidden)
     *conds, uncond = logits_of_each(model, ids, hidden, conditions)

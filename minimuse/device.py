@@ -43,5 +43,5 @@ def stable_hash(text: str) -> int:
 def generator_at(*key: object) -> torch.Generator:
     """A CPU generator whose seed depends on the key alone, such as (seed, stage, step)."""
     text = "/".join(str(part) for part in key)
-    # manual_seed takes signed 64-bit numbers: drop one of the hash's 64 bits.
+    # 63 bits fit a signed number, too. Changing this would change every random number.
     return torch.Generator().manual_seed(stable_hash(text) >> 1)

@@ -65,8 +65,8 @@ def next_window(
 
     low_hidden (h, w) and high_hidden (h_hi, w_hi) are bool. A window is grid x grid low-res tokens
     and the high-res tokens that they cover. Of the windows with something hidden, it is the one
-    with the smallest hidden fraction, so that drawing starts from what is known; of equals, the
-    first one. None if nothing is hidden.
+    with the smallest sum of both hidden fractions, so that drawing starts from what is known; of
+    equals, the first one. None if nothing is hidden.
     """
     ratio = high_hidden.shape[0] // low_hidden.shape[0]
     best, best_fraction = None, math.inf
@@ -86,7 +86,8 @@ def window_starts(length: int, grid: int) -> list[int]:
     The last window ends where the tokens end.
     """
     last = length - grid
-    return sorted({*range(0, last, max(1, grid // 2)), last})
+    stride = max(1, grid // 2)
+    return [*range(0, last, stride), last]
 
 
 # --- Blending ---

@@ -3,7 +3,7 @@
 `initialize_weights` is the usual rule. The other two use what is known before training: which codes
 of the tokenizer are similar, and how text embeddings are distributed. Neither is in the paper.
 
-Letters: K codes, C width of a code vector, D width, M text tokens, E text width.
+Letters: K codes, C width of a code vector, D width, L words, E text width.
 """
 
 import torch
@@ -13,8 +13,8 @@ from torch import nn
 def initialize_weights(model: nn.Module, layers: int) -> None:
     """GPT-2's initial weights: Normal(0.02) in linear layers and embeddings, biases zero.
 
-    Each block adds three terms to the residual stream. The layers that write them start smaller,
-    by 1 / sqrt(3 layers), so that their sum has the same size at any depth.
+    Each block adds at most three terms to the residual stream. The layers that write them start
+    smaller, by 1 / sqrt(3 layers), so that their sum has the same size at any depth.
     """
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
@@ -43,14 +43,14 @@ def start_like(weight: nn.Parameter, codes: torch.Tensor, std: float) -> None:
 
 @torch.no_grad()
 def start_white(linear: nn.Linear, text: torch.Tensor) -> None:
-    """Start a projection of text embeddings (M, E) so that its output is white.
+    """Start a projection of embeddings of L words (L, E) so that its output is white.
 
     White means: mean zero, and about the same variance in every direction. Why: T5's embeddings
     share a large mean and vary much along a few directions, which say little about the caption.
     Without whitening these would drown the directions that tell captions apart.
 
-    With V the principal directions (E, E) and s the standard deviations along them, the weight is
-    W = R diag(1 / s) V^T and the bias -W mean; R is a random rotation.
+    With V the principal directions (E, min(D, E)) and s the standard deviations along them, the
+    weight is W = R diag(1 / s) V^T and the bias -W mean; R is a random rotation.
     """
     width = len(linear.weight)  # D
     mean = text.mean(dim=0)

@@ -93,7 +93,7 @@ def draw_token_batch(
     if resolution == "high":
         # Super-resolution trains on some places of each image, but sees all of its low-res tokens.
         low_ids = tokens.ids("low", indices).to(device)
-        places = model.places(ids, generator)
+        places = model.sample_places(ids, generator)
         ids = ids.gather(1, places)
         low = (low_ids, places)
     texts = tokens.choose_captions(indices, generator)

@@ -5,9 +5,9 @@ section 2.3). BERT always hides about 15 %; here the fraction lies anywhere betw
 and everything. So the same model can start from an empty grid and can fill any hole. The model
 never masks anything by itself: `hide` and `drop_captions` do, before it runs.
 
-    hidden_ids, hidden = hide(ids, model.mask_id, generator)          # ids (B, N)
+    masked_ids, hidden = hide(ids, model.mask_id, generator)          # ids (B, N)
     context = model.context(text, drop_captions(visible, 0.1, generator))
-    logits = model(hidden_ids, context, hidden)                       # (M, K)
+    logits = model(masked_ids, context, hidden)                       # (M, K)
     loss = masked_token_loss(logits, ids, hidden).loss
 
 Letters: B batch, N image tokens, M hidden tokens of the batch, K codes, D width, T text tokens,
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from minimuse import schedule
 from minimuse.initialization import initialize_weights, start_white
@@ -50,7 +50,7 @@ class MaskGit(nn.Module):
         self.mask_id = codes
         initialize_weights(self, config.layers)
 
-    def start(self, text: torch.Tensor, codes: torch.Tensor) -> None:
+    def start(self, text: Tensor, codes: Tensor) -> None:
         """Initialise from what is known before training.
 
         That is the embeddings of the captions' words (M, E) and the tokenizer's codes (K, C).
@@ -58,13 +58,11 @@ class MaskGit(nn.Module):
         start_white(self.text[0], text)
         self.decoder.start(codes, std=0.3)
 
-    def context(self, text: torch.Tensor, visible: torch.Tensor) -> Context:
+    def context(self, text: Tensor, visible: Tensor) -> Context:
         """Text embeddings (B, T, E) and their mask (B, T) -> what `forward` attends to."""
         return self.decoder.make_context(self.text(text), visible)
 
-    def forward(
-        self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, ids: Tensor, context: Context, where: Tensor | None = None) -> Tensor:
         """ids (B, N), K = masked -> logits (B, N, K).
 
         With `where` (B, N) bool, only the logits of the M tokens where it is True: (M, K).
@@ -75,13 +73,11 @@ class MaskGit(nn.Module):
 class Corrupted(NamedTuple):
     """Ids in which some tokens are hidden."""
 
-    ids: torch.Tensor  # (B, N), hidden ones replaced by the mask id
-    hidden: torch.Tensor  # (B, N) bool
+    ids: Tensor  # (B, N), hidden ones replaced by the mask id
+    hidden: Tensor  # (B, N) bool
 
 
-def hide(
-    ids: torch.Tensor, mask_id: int, generator: torch.Generator, law: str = "cosine"
-) -> Corrupted:
+def hide(ids: Tensor, mask_id: int, generator: torch.Generator, law: str = "cosine") -> Corrupted:
     """Hide a random fraction of each row of ids (B, N), at random places.
 
     Each row draws a mask ratio of its own from the schedule `law` (Muse, section 2.6), and hides
@@ -94,14 +90,12 @@ def hide(
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
 
 
-def drop_captions(
-    visible: torch.Tensor, fraction: float, generator: torch.Generator
-) -> torch.Tensor:
+def drop_captions(visible: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     """Blank each row of a text mask (B, T) with probability `fraction`.
 
     From rows without caption the model learns the unconditional distribution that guidance needs
-    (10 % of rows in Muse, section 2.7). Attention never reads what the mask hides, so the text of
-    a blanked row cannot leak.
+    (10 % of rows in Muse, section 2.7). The text of a blanked row cannot leak: `attend` multiplies
+    the attention of a row without visible keys by zero.
     """
     dropped = torch.rand(len(visible), generator=generator) < fraction  # B
     return visible & ~dropped.to(visible.device)[:, None]
@@ -110,11 +104,11 @@ def drop_captions(
 class TokenLoss(NamedTuple):
     """How well the hidden tokens of a batch are predicted."""
 
-    loss: torch.Tensor  # mean cross-entropy of a hidden token, in nats
-    correct: torch.Tensor  # fraction of hidden tokens whose most likely code is right
+    loss: Tensor  # mean cross-entropy of a hidden token, in nats
+    correct: Tensor  # fraction of hidden tokens whose most likely code is right
 
 
-def masked_token_loss(logits: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor) -> TokenLoss:
+def masked_token_loss(logits: Tensor, ids: Tensor, hidden: Tensor) -> TokenLoss:
     """Mean cross-entropy over the hidden tokens of the whole batch (Muse, section 2.3).
 
     logits (M, K) at the M hidden tokens, true ids (B, N), hidden (B, N) with M True. It is one mean

@@ -2,7 +2,7 @@
 
 Training draws a mask ratio for each image from the cosine schedule, and masks that fraction of its
 tokens. Decoding starts with all tokens masked and follows a schedule until none is left; the
-default is cosine here, too. Counts are exact, because fractions are float64.
+default is cosine here, too. Fractions are float64, so that counts are the same on every device.
 
     masked_after(16, steps=4)     # [14, 11, 6, 0] of 16 tokens are still masked after each step
 
@@ -22,8 +22,8 @@ import torch
 SCALE = 256
 
 # Each schedule gives the mask ratio r, the fraction of tokens still masked, when a fraction u of
-# decoding is done: from 1 down to 0. Concave ones (`cosine` and above) reveal few tokens early,
-# while the model sees little.
+# decoding is done: from 1 down to 0. Concave ones (those listed before `linear`) reveal few tokens
+# early, while the model sees little.
 LAWS = {
     "exp": lambda u: (SCALE - SCALE**u) / (SCALE - 1),
     "cubic": lambda u: 1 - u**3,
@@ -94,15 +94,15 @@ def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
     if steps < 1:
         raise ValueError(f"steps is {steps}; decoding needs at least 1")
     counts = []
-    unknown = masked
+    still_masked = masked
     for k in range(steps - 1):
         # Divide (k + 1) / S first: pi/2 * ((k+1)/S) and (pi/2 * (k+1)) / S can differ in the last
         # bit, and floor() turns that into one token more or less.
         by_law = math.floor(masked * float(gamma((k + 1) / steps, law)))
-        next_unknown = max(1, min(unknown - 1, by_law))
-        # The outer minimum is for a start without masked tokens: 0 must not become 1.
-        unknown = min(unknown, next_unknown)
-        counts.append(unknown)
+        if still_masked > 0:
+            # At least one token fewer than before, but keep one for the last step.
+            still_masked = max(1, min(still_masked - 1, by_law))
+        counts.append(still_masked)
     counts.append(0)
     return counts
 

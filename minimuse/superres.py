@@ -1,9 +1,9 @@
 """Super-resolution: translate low-res tokens and a caption to the tokens of a larger image.
 
-It scales up tokens, not pixels (Muse, 2301.00704, section 2.4). A small transformer encodes the
-low-res tokens, none of them masked. Its output is concatenated with the text embeddings. A decoder
-over the partly masked high-res grid, with multi-axis attention, attends to both. The loss and the
-decoding are those of the base model.
+It scales up tokens, not pixels (Muse, 2301.00704, section 2.4). A small transformer encodes all
+low-res tokens, none of them masked: the true ones in training, those of the base model in drawing.
+Its output is concatenated with the text embeddings. A `TokenDecoder` over the partly masked
+high-res grid attends to both. The loss and the decoding are those of the base model.
 
 Not in Muse:
 
@@ -15,8 +15,8 @@ Not in Muse:
     context = model.context(text, visible, low_ids)    # low_ids (B, n)
     logits = model(ids, context)                       # ids (B, N), K = masked -> (B, N, K)
 
-Letters: as in `maskgit.py`, and n low-res tokens, N high-res tokens, M sampled high-res tokens,
-P pieces.
+Letters: B D E K T as in `maskgit.py`; n low-res tokens, N high-res tokens, M of them sampled for a
+training step, P pieces.
 """
 
 import math
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from minimuse.initialization import initialize_weights, start_like, start_white
 from minimuse.maskgit import BaseConfig
@@ -79,28 +79,24 @@ class SuperRes(nn.Module):
         # The output of `spread` then has the same variance as its input.
         nn.init.normal_(self.spread.weight, std=width**-0.5)
 
-    def start(self, text: torch.Tensor, low_codes: torch.Tensor, codes: torch.Tensor) -> None:
+    def start(self, text: Tensor, low_codes: Tensor, codes: Tensor) -> None:
         """Initialise from what is known before training, as the base model does.
 
-        That is the embeddings of the captions' words (M, E) and the code vectors of both
-        tokenizers. Embeddings start larger than in the base model, so that they weigh as much as
-        the vectors from the low-res tokens that are added to them.
+        That is the embeddings of the captions' words (L, E) and the code vectors of both
+        tokenizers. Token embeddings start larger than in the base model (0.5 and not 0.3), because
+        vectors of standard deviation 1, from the low-res tokens, are added to them.
         """
         start_white(self.text[0], text)
         start_like(self.low_embedding.weight, low_codes, std=0.5)
         self.decoder.start(codes, std=0.5)
 
     def context(
-        self,
-        text: torch.Tensor,
-        visible: torch.Tensor,
-        low_ids: torch.Tensor,
-        places: torch.Tensor | None = None,
+        self, text: Tensor, visible: Tensor, low_ids: Tensor, places: Tensor | None = None
     ) -> Context:
         """Text (B, T, E), its mask (B, T), low-res ids (B, n) -> what `forward` attends to.
 
-        `places` (B, M) are token numbers from the method `places`, for a training step on only
-        those M tokens of each image. Cross-attention sees all low-res tokens in any case.
+        `places` (B, M) are token numbers from `sample_places`, for a training step on only those
+        M tokens of each image. Cross-attention sees all low-res tokens in any case.
         """
         low = self.low_embedding(low_ids) + self.low_positions()  # B n D
         for block in self.low_blocks:
@@ -110,24 +106,23 @@ class SuperRes(nn.Module):
         # Low-res tokens are visible even if the caption is absent.
         low_visible = torch.ones_like(low_ids, dtype=torch.bool)  # B n
         both_visible = torch.cat([low_visible, visible], dim=1)  # B n+T
+        # One vector for each square of high-res tokens that a low-res token covers.
+        low_of_squares = low  # B n D
         if places is not None:
             rows = torch.arange(len(low))[:, None]  # B 1
-            low = low[rows, covering(places, self.grid, self.low_grid)]  # B m D
-        from_low = spread_over_squares(
-            self.spread(low), self.grid // self.low_grid
-        )  # B N D or B M D
+            low_of_squares = low[rows, covering(places, self.grid, self.low_grid)]  # B M/scale^2 D
+        scale = self.grid // self.low_grid
+        from_low = spread_over_squares(self.spread(low_of_squares), scale)  # B N D or B M D
         return self.decoder.make_context(both, both_visible, from_low)
 
-    def forward(
-        self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, ids: Tensor, context: Context, where: Tensor | None = None) -> Tensor:
         """High-res ids (B, N), K = masked -> logits (B, N, K).
 
         With `where` (B, N) bool, only the logits of the tokens where it is True.
         """
         return self.decoder(ids, context, where)
 
-    def places(self, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def sample_places(self, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Sample a quarter of the pieces of each row of ids (B, N) -> their token numbers (B, M).
 
         The more tokens of a piece differ from its most common one, the likelier it is sampled:
@@ -152,7 +147,7 @@ class SuperRes(nn.Module):
 # --- What lies where. Tokens of a grid are numbered as one reads a page. ---
 
 
-def spread_over_squares(vectors: torch.Tensor, scale: int) -> torch.Tensor:
+def spread_over_squares(vectors: Tensor, scale: int) -> Tensor:
     """Lay out the vectors that each low-res token has for the high-res tokens it covers.
 
     vectors (B, n, scale * scale * D) -> (B, N, D). Here 4 low-res tokens, and a scale of 2:
@@ -168,7 +163,7 @@ def spread_over_squares(vectors: torch.Tensor, scale: int) -> torch.Tensor:
     return rearrange(vectors, "B (y x) (i j D) -> B (y i x j) D", y=side, i=scale, j=scale)
 
 
-def covering(places: torch.Tensor, grid: int, low_grid: int) -> torch.Tensor:
+def covering(places: Tensor, grid: int, low_grid: int) -> Tensor:
     """The low-res token that covers each square of sampled high-res tokens.
 
     places (B, M): numbers of high-res tokens, an image made of whole squares. -> (B, m), one
@@ -189,7 +184,7 @@ def covering(places: torch.Tensor, grid: int, low_grid: int) -> torch.Tensor:
     return row // scale * low_grid + column // scale
 
 
-def piece_tokens(grid: int, piece: int) -> torch.Tensor:
+def piece_tokens(grid: int, piece: int) -> Tensor:
     """The numbers of the tokens of each piece: (P, piece * piece).
 
     Here a grid of 4 with pieces of 2:
@@ -204,7 +199,7 @@ def piece_tokens(grid: int, piece: int) -> torch.Tensor:
     return rearrange(numbers, "(y i x j) -> (y x) (i j)", i=piece, j=piece, x=grid // piece)
 
 
-def differing_tokens(ids: torch.Tensor) -> torch.Tensor:
+def differing_tokens(ids: Tensor) -> Tensor:
     """How many tokens of each piece differ from its most common one: (B, P, tokens) -> (B, P)."""
     most_common = ids.mode(dim=-1, keepdim=True).values  # B P 1
     return (ids != most_common).sum(dim=-1)

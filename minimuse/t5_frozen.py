@@ -65,9 +65,10 @@ def relative_position_bucket(
 ) -> torch.Tensor:
     """The bucket of each distance = key position - query position (T5, section 2.1).
 
-    Half of the buckets hold one distance each. The others hold ranges that grow logarithmically up
-    to `max_distance`. If attention looks both ways, the first half of all buckets is for keys
-    before the query, and the second half for keys after it.
+    Half of the buckets hold one distance each. The others hold wider and wider ranges, of equal
+    width in the logarithm, up to `max_distance`; all larger distances share the last bucket.
+    If attention looks both ways, the first half of all buckets is for keys before the query, and
+    the second half for keys after it.
     """
     if bidirectional:
         num_buckets //= 2
@@ -79,10 +80,10 @@ def relative_position_bucket(
     exact = num_buckets // 2
     # Distances below `exact` do not use the logarithm. The clamp only avoids log(0).
     log_distance = torch.log(distance.clamp(min=1).float() / exact)
-    octaves = log_distance / math.log(max_distance / exact)  # 0 at `exact`, 1 at `max_distance`
-    wide = exact + (octaves * (num_buckets - exact)).long()
-    wide = wide.clamp(max=num_buckets - 1)
-    return first + torch.where(distance < exact, distance, wide)
+    fraction = log_distance / math.log(max_distance / exact)  # 0 at `exact`, 1 at `max_distance`
+    far_bucket = exact + (fraction * (num_buckets - exact)).long()
+    far_bucket = far_bucket.clamp(max=num_buckets - 1)
+    return first + torch.where(distance < exact, distance, far_bucket)
 
 
 class Attention(nn.Module):

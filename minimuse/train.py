@@ -5,15 +5,16 @@ tokenizer, the base model, the super-resolution model, or the finetuned decoder.
 only in their loss, so one loop trains them all:
 
     for record in training_loop("base", model, loss_of, settings, size, seed, checkpoint, key):
-        print(record.step, float(record.metrics["loss"]))
+        print(record.step, record.metrics.get("loss"))  # None after a skipped step
 
 `runs/stages.py` builds the arguments. Follow a batch: `batch_at` below chooses the indices of its
 images, and `loss_of`, from `losses.py`, does the rest. It looks the batch up in `data.Images` or
 `data.Tokens`, hides some of the tokens with `maskgit.hide`, runs the model and yields the loss.
 
 The loop is a generator that yields a record after each step. Progress bars and plots are left to
-the caller. Every random number of a step depends on (seed, stage, step) alone. So a run that is
-stopped and resumed ends with the same weights, bit for bit, as a run that never stopped.
+the caller. Every random number of a step depends on (seed, stage, step) alone. So on a CPU a run
+that is stopped and resumed ends with the same weights, bit for bit, as one that never stopped. (A
+GPU adds some sums in varying order.)
 """
 
 import math
@@ -82,14 +83,17 @@ def training_loop(
         set_learning_rate(optimizers, settings, step)
         indices = batch_at(seed, name, step, settings.batch, size)
         generator = generator_at(seed, name, step)
-        metrics = backward(loss_of(indices, generator, step))  # `backward` runs the model, too
+        # `losses` is a generator: the forward pass runs when a loss is taken from it.
+        losses = loss_of(indices, generator, step)
+        metrics = accumulate_gradients(losses)
 
         finite = clip_gradients(model)
-        for optimizer in optimizers:
-            if finite:
+        if finite:
+            for optimizer in optimizers:
                 optimizer.step()
-            optimizer.zero_grad()
-        metrics = skipped.count(finite, step + 1, metrics)
+        model.zero_grad()
+        skipped.count(finite, step + 1)
+        metrics = skipped.report(finite, metrics)
         average.update(step + 1)
 
         if step + 1 < settings.steps:
@@ -121,7 +125,7 @@ def epoch_order(seed: int, stage: str, epoch: int, size: int) -> torch.Tensor:
     return torch.randperm(size, generator=generator_at(seed, stage, "epoch", epoch))
 
 
-def backward(losses: Iterable[tuple[torch.Tensor, Metrics]]) -> dict[str, torch.Tensor]:
+def accumulate_gradients(losses: Iterable[tuple[torch.Tensor, Metrics]]) -> dict[str, torch.Tensor]:
     """Compute the losses of a batch and add up their gradients; return the loss and the metrics.
 
     The sums are over all parts of the batch and over all processes. Collective.
@@ -143,10 +147,10 @@ def clip_gradients(model: nn.Module) -> bool:
     return bool(collectives.gather(norm).isfinite())
 
 
-def learning_rate(settings: Stage, step: int) -> float:
+def learning_rate_fraction(settings: Stage, step: int) -> float:
     """Fraction of the peak learning rate: a linear warm-up, then half a cosine.
 
-    The cosine would reach 0 one step after the last one.
+    The cosine reaches 0 just after the last step, so the last step still learns.
     """
     warmup = max(1, round(settings.warmup * settings.steps))
     if step < warmup:
@@ -156,8 +160,8 @@ def learning_rate(settings: Stage, step: int) -> float:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], settings: Stage, step: int) -> None:
-    """Set the learning rate of every optimizer: its own peak times `learning_rate`."""
-    fraction = learning_rate(settings, step)
+    """Set the learning rate of every optimizer: its own peak times `learning_rate_fraction`."""
+    fraction = learning_rate_fraction(settings, step)
     for optimizer in optimizers:
         optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * fraction
 
@@ -218,7 +222,7 @@ class WeightAverage:
     """A moving average of the weights, which replaces them at the end of the training.
 
     Muse averages a checkpoint every 5,000 of its 1.5 million steps, with a decay of 0.7 (appendix).
-    Here there are `settings.averages` such moments, evenly spaced, and one after the last step.
+    Here there are about `settings.averages` such moments, evenly spaced, and one at the end.
     """
 
     def __init__(self, model: nn.Module, settings: Stage):
@@ -253,26 +257,28 @@ class SkippedSteps:
         self.total = 0  # since the loop began or was resumed
         self.in_a_row = 0
 
-    def count(self, finite: bool, steps_done: int, metrics: Metrics) -> Metrics:
-        """Count a step; return its metrics with the number of skipped steps, if there are any.
-
-        The metrics of a skipped step are left out, since a NaN would stay in a smoothed display.
-        Raises a ValueError after five skipped steps in a row.
-        """
+    def count(self, finite: bool, steps_done: int) -> None:
+        """Count a step. Raises a ValueError after five skipped steps in a row."""
         if finite:
             self.in_a_row = 0
         else:
             self.in_a_row += 1
             self.total += 1
-            metrics = {}
         if self.in_a_row == MAX_SKIPPED_IN_A_ROW:
             raise ValueError(
                 f"gradients were not finite in {self.in_a_row} steps in a row, to step "
                 f"{steps_done}; lower stages.{self.stage}.lr, in another --out"
             )
+
+    def report(self, finite: bool, metrics: Metrics) -> Metrics:
+        """The metrics to show for a step, with the number of skipped steps if there are any.
+
+        Those of a skipped step are left out, since a NaN would stay in a smoothed display.
+        """
+        shown = dict(metrics) if finite else {}
         if self.total:
-            metrics["skipped"] = float(self.total)
-        return metrics
+            shown["skipped"] = float(self.total)
+        return shown
 
 
 class Checkpoints:

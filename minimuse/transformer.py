@@ -14,23 +14,24 @@ h w token grid.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from minimuse.initialization import start_like
 
 
 def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    visible: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Softmax attention: softmax(q k^T / sqrt(d) + bias) v.
 
     q (..., N, d), k and v (..., T, d) -> (..., N, d). The bias is (H, N, T). `visible` (B, T) bool,
@@ -43,34 +44,26 @@ def attend(
     has_keys = visible.any(dim=-1)[:, None, None, None]  # (B, 1, 1, 1)
     # A softmax over no keys is 0 / 0. So let a row without a visible key attend to all of them, and
     # multiply its result by zero.
-    seen = visible[:, None, None, :] | ~has_keys  # (B, 1, 1, T)
-    return attention(q, k, v, seen, bias) * has_keys
+    key_mask = visible[:, None, None, :] | ~has_keys  # (B, 1, 1, T)
+    return attention(q, k, v, key_mask, bias) * has_keys
 
 
 def attend_fused(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    seen: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None
+) -> Tensor:
     """Attention on a GPU: one call that never writes the scores to memory."""
-    mask = seen
+    mask = key_mask
     if bias is not None:
         mask = bias  # (H, N, T)
-        if seen is not None:
-            mask = mask + seen.log()  # log(True) = 0, log(False) = -inf
+        if key_mask is not None:
+            mask = mask + key_mask.log()  # log(True) = 0, log(False) = -inf
         mask = mask.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def attend_plain(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    seen: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None
+) -> Tensor:
     """Attention on a CPU: written out, since for short sequences its backward pass is several
     times faster than that of PyTorch's fused function."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (..., N, T)
@@ -79,9 +72,9 @@ def attend_plain(
         if k.shape[-2] >= 32:
             bias = bias.to(scores.dtype)
         scores = scores + bias
-    if seen is not None:
-        scores = scores + seen.log()  # log(True) = 0, log(False) = -inf
-    # Autocast would first copy the scores to float32.
+    if key_mask is not None:
+        scores = scores + key_mask.log()  # log(True) = 0, log(False) = -inf
+    # Autocast would run the softmax in float32, on a copy of the scores.
     with torch.autocast("cpu", enabled=False):
         weights = scores.softmax(dim=-1).to(v.dtype)  # (..., N, T)
         return weights @ v  # (..., N, d)
@@ -90,7 +83,7 @@ def attend_plain(
 class OffsetBias(nn.Module):
     """Learned relative positions: a number per head and 2-D offset, added to the scores.
 
-    The offset is that between two tokens of a side x side grid, in rows and columns. Not in Muse.
+    The offset is query minus key, in rows and columns of a side x side grid. Not in Muse.
     At first each head attends most to one neighbour, in a direction of its own (as in ConViT,
     2103.10697).
     """
@@ -99,19 +92,19 @@ class OffsetBias(nn.Module):
         super().__init__()
         row = torch.arange(side**2) // side  # (N,)
         column = torch.arange(side**2) % side
-        # Offsets run from 1 - side to side - 1; from 0 on they can index a table.
+        # Offsets are at least 1 - side: add side - 1, so that they can index a table.
         rows = row[:, None] - row[None, :] + side - 1  # (N, N)
         columns = column[:, None] - column[None, :] + side - 1
         self.register_buffer("offsets", rows * (2 * side - 1) + columns, persistent=False)
         # Minus twice the distance of each offset from the head's own direction.
         step = torch.arange(1 - side, side)  # all offsets along one axis
         angle = 2 * math.pi / max(heads, 4) * torch.arange(heads)[:, None, None]  # (H, 1, 1)
-        down = step[:, None] - angle.sin()  # (H, 2 side - 1, 1)
-        right = step - angle.cos()  # (H, 1, 2 side - 1)
-        distance = (down**2 + right**2).sqrt()  # (H, 2 side - 1, 2 side - 1)
+        row_gap = step[:, None] - angle.sin()  # (H, 2 side - 1, 1)
+        column_gap = step - angle.cos()  # (H, 1, 2 side - 1)
+        distance = (row_gap**2 + column_gap**2).sqrt()  # (H, 2 side - 1, 2 side - 1)
         self.weight = nn.Parameter(-2 * distance.flatten(1))
 
-    def forward(self) -> torch.Tensor:
+    def forward(self) -> Tensor:
         """-> (H, N, N): the bias of each pair of tokens."""
         bias = self.weight.index_select(1, self.offsets.flatten())  # (H, N * N)
         return bias.unflatten(1, self.offsets.shape)  # (H, N, N)
@@ -135,7 +128,7 @@ class SelfAttention(nn.Module):
         else:
             self.biases = nn.ModuleList([OffsetBias(heads, grid)])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
         grids = math.isqrt(x.shape[1]) // self.grid  # along one side
         # Several grids occur only in super-resolution by pieces: (i, j) is a token of grid (y, x).
@@ -144,13 +137,15 @@ class SelfAttention(nn.Module):
         qkv = rearrange(self.qkv(x), into_grids, three=3, H=self.heads, **sizes)
         biases = [bias() for bias in self.biases]
         if self.window:
-            mixed = multi_axis(qkv, self.grid, self.window, *biases)  # (B y x) H (i j) d
+            mixed = multi_axis(qkv, self.grid, self.window, biases)  # (B y x) H (i j) d
         else:
             mixed = attend(*qkv, bias=biases[0])  # (B y x) H (i j) d
         return self.out(rearrange(mixed, "(B y x) H (i j) d -> B (y i x j) (H d)", **sizes))
 
 
-def multi_axis(qkv: torch.Tensor, grid: int, window: int, *biases: torch.Tensor) -> torch.Tensor:
+def multi_axis(
+    qkv: Tensor, grid: int, window: int, biases: Sequence[Tensor | None] = (None, None)
+) -> Tensor:
     """Multi-axis self-attention over a square grid of windows (2106.07631, section 3.2).
 
     qkv (3, B, H, N, d) -> (B, H, N, d). The first half of the heads is local: a token attends to
@@ -162,7 +157,7 @@ def multi_axis(qkv: torch.Tensor, grid: int, window: int, *biases: torch.Tensor)
         C C D D     to each other  a b a b     to each other
         C C D D                    c d c d
     """
-    local_bias, dilated_bias = biases or (None, None)
+    local_bias, dilated_bias = biases
     # Token (y, i, x, j) lies in row i and column j of window (y, x).
     sizes = dict(y=grid // window, x=grid // window, i=window, j=window)
     local, dilated = qkv.chunk(2, dim=2)  # 3 B H/2 N d
@@ -182,12 +177,12 @@ class Context(NamedTuple):
     They do not depend on the tokens being decoded, so decoding computes them once for all steps.
     """
 
-    keys: list[torch.Tensor]  # per layer (B, H, T, d)
-    values: list[torch.Tensor]  # per layer (B, H, T, d)
-    visible: torch.Tensor  # (B, T) bool, True = real token
+    keys: list[Tensor]  # per layer (B, H, T, d)
+    values: list[Tensor]  # per layer (B, H, T, d)
+    visible: Tensor  # (B, T) bool, True = real token
     # (B, N, D): super-resolution adds it to the embeddings of its tokens. Each vector is made from
     # the low-res token that covers the high-res token. In the base model it is 0.
-    from_low: torch.Tensor | float = 0.0
+    from_low: Tensor | float = 0.0
 
     def join(self, other: "Context") -> "Context":
         """Stack the rows of two contexts of equal length: one batch for both."""
@@ -209,13 +204,11 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def keys_values(self, context: torch.Tensor) -> torch.Tensor:
+    def keys_values(self, context: Tensor) -> Tensor:
         """context (B, T, D) -> (2, B, H, T, d): keys and values."""
         return rearrange(self.kv(context), "B T (two H d) -> two B H T d", two=2, H=self.heads)
 
-    def forward(
-        self, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
         """x (B, N, D), k and v (B, H, T, d), visible (B, T) -> (B, N, D)."""
         q = rearrange(self.q(x), "B N (H d) -> B H N d", H=self.heads)
         mixed = attend(q, k, v, visible)  # B H N d
@@ -247,11 +240,11 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
-        k: torch.Tensor | None = None,
-        v: torch.Tensor | None = None,
-        visible: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        x: Tensor,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
         """x (B, N, D), k and v (B, H, T, d), visible (B, T) -> (B, N, D)."""
         x = x + self.self_attention(self.norm_self(x))  # B N D
         if self.cross:
@@ -267,7 +260,7 @@ class GridPositions(nn.Module):
         self.rows = nn.Parameter(0.02 * torch.randn(grid, width))
         self.columns = nn.Parameter(0.02 * torch.randn(grid, width))
 
-    def forward(self, grids: int = 1) -> torch.Tensor:
+    def forward(self, grids: int = 1) -> Tensor:
         """-> (N, D), for grids x grids copies of the grid side by side, with the same positions."""
         rows = self.rows.repeat(grids, 1)  # h D
         columns = self.columns.repeat(grids, 1)  # w D
@@ -300,16 +293,16 @@ class TokenDecoder(nn.Module):
         )
         self.norm = layer_norm(width)
 
-    def start(self, codes: torch.Tensor, std: float) -> None:
+    def start(self, codes: Tensor, std: float) -> None:
         """Initialise embeddings and head from the tokenizer's code vectors (K, C)."""
         start_like(self.embedding.weight, codes, std)
         start_like(self.head[-1].weight, codes, std=0.3)
 
     def make_context(
-        self, context: torch.Tensor, visible: torch.Tensor, from_low: torch.Tensor | float = 0.0
+        self, context: Tensor, visible: Tensor, from_low: Tensor | float = 0.0
     ) -> Context:
         """context (B, T, D), visible (B, T) -> the keys and values of each layer."""
-        # A CPU's softmax over 5 numbers takes 2.5 times as long as over 16: add hidden keys.
+        # A CPU's softmax over 5 numbers takes 2.5 times as long as over 16: add invisible keys.
         missing = max(0, 16 - context.shape[1])
         context = F.pad(context, (0, 0, 0, missing))  # B T D
         visible = F.pad(visible, (0, missing))  # B T
@@ -320,9 +313,7 @@ class TokenDecoder(nn.Module):
             values.append(v)
         return Context(keys, values, visible, from_low)
 
-    def forward(
-        self, ids: torch.Tensor, context: Context, where: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, ids: Tensor, context: Context, where: Tensor | None = None) -> Tensor:
         """ids (B, N) in 0 .. K, K = masked -> logits (B, N, K).
 
         With `where` (B, N) bool, only the logits of the M tokens where it is True: (M, K).
@@ -347,4 +338,4 @@ def padded_count(count: int, total: int) -> int:
     kernel for each new number of rows: without rounding, time and memory would grow.
     """
     multiple = max(1, total // 16)
-    return count + -count % multiple
+    return math.ceil(count / multiple) * multiple

@@ -15,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+PEAK = 2.0  # pixels span -1 .. 1
 FEATURE_MAPS = 5  # the perceptual distance compares the first five stages of its network
 
 
 @dataclass(frozen=True)
 class LossWeights:
+    """Weights of the losses, when two of them start, and the width of the discriminator."""
+
     commitment: float = 0.25
     perceptual: float = 0.05  # needs the network of the `eval` extra; trained without if missing
     adversarial: float = 0.1
@@ -58,7 +61,7 @@ class ImageLoss(nn.Module):
         # Squares let the few pixels of an object count more than the many of a background; absolute
         # values make edges sharp. The factors are chosen here, not Muse's.
         loss = 4 * squared_error + 0.5 * error.abs().mean()
-        parts = {"pixel": loss.detach(), "psnr": 10 * torch.log10(4 / squared_error.detach())}
+        parts = {"pixel": loss.detach(), "psnr": 10 * torch.log10(PEAK**2 / squared_error.detach())}
 
         features = self.frozen_features[0]
         if features is not None:

@@ -24,11 +24,17 @@ from minimuse.plumbing import config as configs
 from minimuse.plumbing.config import override
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import parallel
-from minimuse.runs.stages import STAGES, TOKEN_STAGES, train_all
+from minimuse.runs.stages import NEEDS, STAGES, TOKEN_STAGES, train_all
+from minimuse.runs.workers import ROWS
 
 STEPS = 6
 WORKER = Path(__file__).with_name("spread.py")
 TIMEOUT = 300  # seconds
+
+
+def test_every_stage_is_scheduled():
+    """A stage that `side_by_side` did not know would silently stay untrained."""
+    assert set(ROWS) == set(STAGES) == set(NEEDS)
 
 
 def make_settings():

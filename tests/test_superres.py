@@ -257,7 +257,7 @@ def test_places_are_pieces_and_busy_ones_likelier():
     ids = torch.zeros(rows, GRID * GRID, dtype=torch.long)
     ids[:, [2, 3, 6]] = torch.tensor([1, 2, 3])  # three of the upper right piece
     pieces = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]])
-    sampled = (net.places(ids, generator)[:, None] == pieces).all(-1)  # B P
+    sampled = (net.sample_places(ids, generator)[:, None] == pieces).all(-1)  # B P
     assert (sampled.sum(-1) == 1).all()
     expected = torch.tensor([1, 4, 1, 1]) / 7
     sigma = (4 / 7 * 3 / 7 / rows) ** 0.5
@@ -266,14 +266,14 @@ def test_places_are_pieces_and_busy_ones_likelier():
 
 def test_without_pieces_the_places_are_all_tokens():
     ids = torch.zeros(2, GRID * GRID, dtype=torch.long)
-    places = model_of_pieces(piece=0).places(ids, torch.Generator().manual_seed(0))
+    places = model_of_pieces(piece=0).sample_places(ids, torch.Generator().manual_seed(0))
     assert torch.equal(places, torch.arange(GRID * GRID).expand(2, -1))
 
 
 def test_a_quarter_of_the_pieces_is_sampled_without_repeats():
     net = model_of_pieces(1, low_grid=GRID)
     ids = torch.zeros(9, GRID * GRID, dtype=torch.long)
-    for row in net.places(ids, torch.Generator().manual_seed(0)):
+    for row in net.sample_places(ids, torch.Generator().manual_seed(0)):
         assert row.shape == (4,)
         assert row.unique().numel() == 4
 

@@ -29,7 +29,7 @@ from minimuse.runs import stages
 from minimuse.runs.cache import tokens_of
 from minimuse.runs.directory import check_same_model, describe_model
 from minimuse.runs.stages import NEEDS, STAGES, train_all, train_stage
-from minimuse.train import batch_at, learning_rate, training_loop
+from minimuse.train import batch_at, learning_rate_fraction, training_loop
 
 STEPS = 5
 IMAGE_STAGES = ("tokenizer", "tokenizer_hi", "decoder")  # the stages with an ImageLoss
@@ -234,7 +234,7 @@ def test_learning_rate(refuses):
     stage = configs.Stage(10, 1, 1.0)
 
     def rate(lr, steps, warmup, step):
-        return lr * learning_rate(replace(stage, lr=lr, steps=steps, warmup=warmup), step)
+        return lr * learning_rate_fraction(replace(stage, lr=lr, steps=steps, warmup=warmup), step)
 
     def constant(lr, steps, warmup, step):
         return lr

@@ -229,7 +229,7 @@ def test_multi_axis_adds_each_halfs_bias():
     local_bias, dilated_bias = torch.full((2, 2, 4, 4), -1e9)
     local_bias[:, :, 1] = 0
     dilated_bias[:, :, 2] = 0
-    out, v = multi_axis(qkv, 4, 2, local_bias, dilated_bias)[0], qkv[2, 0]
+    out, v = multi_axis(qkv, 4, 2, (local_bias, dilated_bias))[0], qkv[2, 0]
     for n in range(16):
         y, x = n // 4, n % 4
         second_of_its_window = (y // 2 * 2) * 4 + x // 2 * 2 + 1

@@ -4,7 +4,7 @@ import argparse
 import typing
 from pathlib import Path
 
-from minimuse.decode import Sampling
+from minimuse.decode import SAMPLERS, Sampling
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,7 +102,7 @@ SAMPLING_HELP = {
     "guided": "the fractions of the steps between which guidance is on, such as 0.5,1",
     "temperature": "of the softmax that tokens are drawn from; 0 takes the most likely",
     "top_k": "draw from the k most likely codes only; 0 is all",
-    "sampler": "which tokens to keep in a step: confidence, halton, random or entropy",
+    "sampler": f"which tokens to keep in a step: one of {', '.join(SAMPLERS)}",
     "choice_temperature": "of the noise on confidences; it falls to 0 in the last step",
     "entropy_bound": "of the entropy sampler, in nats",
     "law": "the mask schedule, such as cosine or linear",

@@ -29,6 +29,8 @@ from minimuse.data import ASSETS, Images
 from minimuse.datasets import emoji, folder, shapes
 from minimuse.datasets.image_files import Entry
 
+# A new data set is a file in this folder, an entry here and a branch in `load`. The help of --data
+# is in `cli/flags.py`. `metrics/report.py` has the measures of "shapes" and "emoji" alone.
 SPLITS = {
     "shapes": ("train", "validation", "heldout"),
     "emoji": ("train", "heldout", "heldout-concept"),
