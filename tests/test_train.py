@@ -494,7 +494,7 @@ class Spy(torch.nn.Module):
     def context(self, text, visible, low=None, places=None):
         return text, visible, low, places
 
-    def places(self, ids, generator):
+    def sample_places(self, ids, generator):
         first = torch.randint(9, (len(ids), 1), generator=generator)
         return first + torch.arange(4)  # four in a row
 
