@@ -173,6 +173,21 @@ def test_outpainting_puts_the_image_where_it_belongs(muse, pad, size):
     assert inside.tobytes() == picture(*size).tobytes()
 
 
+def test_narrow_part_beside_a_wide_one_is_redrawn():
+    """The blend of a thin line does not depend on what else the hole holds."""
+    line = torch.zeros(24, 40, dtype=torch.bool)
+    line[4:20, 3] = True
+    square = torch.zeros(24, 40, dtype=torch.bool)
+    square[4:20, 20:36] = True
+    alone = [holes.feather_weight(part, width=3)[0, 0] for part in (line, square)]
+    both = holes.feather_weight(line | square, width=3)[0, 0]
+    assert both[line].eq(1).all()
+    assert both.equal(alone[0] + alone[1])
+    # The square: a third at its edge, two thirds one pixel further in, then all of it.
+    row = both[12, 20:36]
+    torch.testing.assert_close(row[:4], torch.tensor([1 / 3, 2 / 3, 1.0, 1.0]))
+
+
 def test_outpainting_needs_something_to_do(muse):
     for pad in ((0, 0, 0, 0), (-1, 0, 3, 0)):
         with pytest.raises(ValueError, match="pad is"):
