@@ -25,7 +25,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimuse import train
 from minimuse.plumbing import checkpoint, lock, stopping
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.t5_files import load_t5
@@ -53,7 +52,7 @@ def run(stage, out, config=CONFIG, under_way=None):
 
     under_way: an event that is set after the first step.
     """
-    train.SAVE_EVERY = -1e9
+    checkpoint.SAVE_EVERY = -1e9
     torch.set_num_threads(1)
     metrics = []
     for record in train_all(
@@ -82,7 +81,7 @@ def exit_code(work, *arguments):
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
     """Restore what `run` changes, where it runs in this process."""
-    monkeypatch.setattr(train, "SAVE_EVERY", train.SAVE_EVERY)
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY", checkpoint.SAVE_EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +307,7 @@ def test_two_runs_in_one_directory(begun, whole):
     out, ready = begun("base"), SERVER.Event()
     process = elsewhere(hold_lock, out, ready)
     assert ready.wait(60)
-    with pytest.raises(ValueError, match=f"base is being trained in {out} by another process"):
+    with pytest.raises(ValueError, match=f"another process writes the base in {out}"):
         run("base", out)
     assert readable(out, "base") == [] and not (out / "base.safetensors").exists()
     process.kill()
@@ -368,7 +367,7 @@ def test_four_in_a_row_twice_are_not_too_many(tmp_path):
 
 def test_no_bad_checkpoint(tmp_path, monkeypatch):
     """Weights that are not finite are not written over good ones."""
-    monkeypatch.setattr(train, "SAVE_EVERY", -1e9)
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY", -1e9)
     calls = count()
 
     def break_the_sixth_step(model):
@@ -523,14 +522,3 @@ def test_interrupted_processes(begun):
     _, errors = interrupt(process, signal.SIGTERM, [out / "base.lock"])
     assert errors.count("with --resume goes on") == 2, errors
     assert len(readable(out, "base")) == 1, errors
-
-
-def test_a_second_signal_stops_at_once():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
-    with pytest.raises(KeyboardInterrupt), stopping.finish_step_on_signal():
-        signal.raise_signal(signal.SIGINT)
-        assert stopping.stop_signals == {signal.SIGINT}
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with stopping.finish_step_on_signal():
-        assert not stopping.stop_signals

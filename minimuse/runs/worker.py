@@ -1,0 +1,81 @@
+"""A worker process, seen from inside: trains the stages that its parent sends, one after the other.
+
+`runs/workers.py` starts it and sends messages to its standard input: a job, or STOP. The process
+answers on its standard output. It ends when its input does, so it never outlives its parent. No
+signal is needed for that, since Windows has none that a process could hear.
+"""
+
+import os
+import pickle
+import signal
+import sys
+import traceback
+from _thread import interrupt_main
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from minimuse.plumbing import stopping
+
+STOP = b""  # the message; all others are pickled jobs
+
+
+def serve() -> None:
+    """Work until the parent says stop, or ends."""
+    stopping.begin(starting=True, quiet=True)
+    if hasattr(signal, "pthread_sigmask"):
+        # The parent started this process with its signals blocked. Ctrl-C stays so: it reaches all
+        # processes of a terminal, and the parent alone decides.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(stopping.SIGNALS) - {signal.SIGINT})
+    # What a library prints must not get among the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    jobs: SimpleQueue[bytes] = SimpleQueue()
+    Thread(target=read_messages, args=(jobs,), daemon=True).start()
+
+    # Imported here, since PyTorch takes a second: the process hears STOP from its first moment on.
+    from minimuse.runs.workers import train_in_worker
+
+    stopping.state.starting = False
+    # A stop raises KeyboardInterrupt also where the process only waits.
+    with suppress(KeyboardInterrupt):
+        message = jobs.get()
+        while message != STOP:
+            pickle.dump(answer_to(message, train_in_worker), answers)
+            answers.flush()
+            message = jobs.get()
+    stopping.ignore()
+
+
+def read_messages(jobs: SimpleQueue) -> None:
+    """Read what the parent sends, in a thread of its own; end the process if the parent ends."""
+    while True:
+        try:
+            message = pickle.load(sys.stdin.buffer)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            os._exit(1)
+        if message == STOP:
+            # As if the process had got a signal: a training finishes its step, and saves.
+            interrupt_main(signal.SIGTERM)
+        jobs.put(message)
+
+
+def answer_to(message: bytes, train: Any) -> tuple[str, Any]:
+    """Do a job: ("finished", its result), ("stopped", None) or ("failed", the error)."""
+    try:
+        return "finished", train(**pickle.loads(message))
+    except KeyboardInterrupt:
+        return "stopped", None
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return "failed", as_plain_error(error)
+
+
+def as_plain_error(error: Exception) -> Exception:
+    """The error, or a RuntimeError with its message if it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
