@@ -122,7 +122,7 @@ def test_demo_writes_what_it_promises(tiny_model):
 
 
 class Threads:
-    """Stands in for `Team`: every job is a thread."""
+    """Stands in for `Team`: every function runs in a thread."""
 
     def __init__(self, size):
         self.free = size
@@ -137,9 +137,9 @@ class Threads:
     def has_room(self):
         return self.free > 0
 
-    def submit(self, job):
+    def submit(self, function):
         self.free -= 1
-        Thread(target=lambda: self.answers.put(workers.train_in_worker(**job))).start()
+        Thread(target=lambda: self.answers.put(function())).start()
 
     def next_result(self):
         result = self.answers.get(timeout=60)

@@ -25,7 +25,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimuse.plumbing import checkpoint, lock, stopping
+from minimuse.plumbing import checkpoint, lock
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs.stages import NEEDS, STAGES, train_all

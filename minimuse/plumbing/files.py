@@ -40,7 +40,11 @@ def write_text(path: Path, text: str) -> None:
 
 def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     """Write an image in the format that the name ends in; `options` are those of `Image.save`."""
-    write_whole(path, lambda temporary: image.save(temporary, **options))
+    try:
+        write_whole(path, lambda temporary: image.save(temporary, **options))
+    except ValueError as error:
+        # For example, a WebP has at most 16,383 pixels on a side.
+        raise ValueError(f"{path} cannot be written ({error}); write another format") from None
 
 
 def copy_file(source: Path, path: Path) -> None:

@@ -52,6 +52,7 @@ class Listening:
         self.resumable: str | None = None  # --resume works where this file exists
         self.before: dict[int, Any] = {}  # signal -> the handler from before
         self.sockets: tuple[socket.socket, ...] = ()
+        self.wakeup_before = -1  # the file that an event loop has asked to be told in
         self.unraisable: Any = None
 
 
@@ -93,7 +94,8 @@ def begin(starting: bool = False, quiet: bool = False) -> bool:
     state.sockets = socket.socketpair()
     for end_of_pair in state.sockets:
         end_of_pair.setblocking(False)
-    signal.set_wakeup_fd(state.sockets[1].fileno(), warn_on_full_buffer=False)
+    fd = state.sockets[1].fileno()
+    state.wakeup_before = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
     Thread(target=watch, args=(state.sockets[0],), daemon=True).start()
     for number in SIGNALS:
         handler = signal.getsignal(number)
@@ -109,11 +111,11 @@ def end() -> None:
     """Stop listening, and restore what `begin` found."""
     for number, handler in state.before.items():
         signal.signal(number, handler)
-    signal.set_wakeup_fd(-1)
+    with suppress(ValueError):  # it is closed by now
+        signal.set_wakeup_fd(state.wakeup_before)
     sys.unraisablehook = state.unraisable
     state.active = False
-    with suppress(OSError):
-        state.sockets[1].send(b"\0")  # ends `watch`
+    state.sockets[1].close()  # ends `watch`
     stop_signals.clear()
 
 
@@ -170,18 +172,19 @@ def finish_first() -> Iterator[None]:
 def watch(wakeup: socket.socket) -> None:
     """End the process if it has not ended itself some time after a signal. Runs in a thread."""
     wakeup.setblocking(True)
-    wakeup.recv(1)
-    due_since = None
-    while state.active and state.sockets[0] is wakeup:
-        time.sleep(0.1)  # the handler comes first, if the main thread can run it
-        if state.starting:
-            end_now()
-        if state.unfinished and not state.raised:
-            due_since = None
-        elif due_since is None:
-            due_since = time.monotonic()
-        elif time.monotonic() - due_since > GRACE:
-            end_now()
+    with wakeup:
+        wakeup.recv(1)
+        due_since = None
+        while state.active and state.sockets[0] is wakeup:
+            time.sleep(0.1)  # the handler comes first, if the main thread can run it
+            if state.starting:
+                end_now()
+            if state.unfinished and not state.raised:
+                due_since = None
+            elif due_since is None:
+                due_since = time.monotonic()
+            elif time.monotonic() - due_since > GRACE:
+                end_now()
 
 
 def end_now() -> None:

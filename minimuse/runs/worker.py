@@ -1,8 +1,8 @@
-"""A worker process, seen from inside: trains the stages that its parent sends, one after the other.
+"""A worker process, seen from inside: calls the functions that its parent sends, one by one.
 
-`runs/workers.py` starts it and sends messages to its standard input: a job, or STOP. The process
-answers on its standard output. It ends when its input does, so it never outlives its parent. No
-signal is needed for that, since Windows has none that a process could hear.
+`runs/workers.py` starts it and sends messages to its standard input: pickled functions, or STOP.
+The process answers on its standard output. It ends when its input does, so it never outlives its
+parent. No signal is needed for that, since Windows has none that a process could hear.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Any
 
 from minimuse.plumbing import stopping
 
-STOP = b""  # the message; all others are pickled jobs
+STOP = b""  # the message; all others are pickled functions without arguments
 
 
 def serve() -> None:
@@ -34,15 +34,11 @@ def serve() -> None:
     jobs: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=read_messages, args=(jobs,), daemon=True).start()
 
-    # Imported here, since PyTorch takes a second: the process hears STOP from its first moment on.
-    from minimuse.runs.workers import train_in_worker
-
-    stopping.state.starting = False
     # A stop raises KeyboardInterrupt also where the process only waits.
     with suppress(KeyboardInterrupt):
         message = jobs.get()
         while message != STOP:
-            pickle.dump(answer_to(message, train_in_worker), answers)
+            pickle.dump(answer_to(message), answers)
             answers.flush()
             message = jobs.get()
     stopping.ignore()
@@ -61,10 +57,13 @@ def read_messages(jobs: SimpleQueue) -> None:
         jobs.put(message)
 
 
-def answer_to(message: bytes, train: Any) -> tuple[str, Any]:
-    """Do a job: ("finished", its result), ("stopped", None) or ("failed", the error)."""
+def answer_to(message: bytes) -> tuple[str, Any]:
+    """Call a function: ("finished", its result), ("stopped", None) or ("failed", the error)."""
     try:
-        return "finished", train(**pickle.loads(message))
+        # This imports the function's module, and PyTorch with it, which takes a second.
+        function = pickle.loads(message)
+        stopping.state.starting = False
+        return "finished", function()
     except KeyboardInterrupt:
         return "stopped", None
     except Exception as error:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -84,11 +85,12 @@ def side_by_side(
         "seed": seed,
         "show": show,
         "threads": threads // workers,
+        "resume": resume,
     }
     with one_process_at_a_time(out, "model"), finish_first():
         todo = pending(STAGES, out, resume)  # another process may have written since
         with Team(workers) as team:
-            finished = train_in_order(team, job | {"resume": resume})
+            finished = train_in_order(team, partial(train_in_worker, **job))
     seconds_of, metrics_of = {}, {}
     for stage, seconds, metrics in finished:
         if stage in todo:
@@ -126,14 +128,14 @@ class Team:
         """Whether a process is idle, or another may be started."""
         return bool(self.idle) or len(self.processes) < self.size
 
-    def submit(self, job: dict) -> None:
-        """Give a job to a process that is idle, or to a new one."""
+    def submit(self, function: Callable[[], Finished]) -> None:
+        """Let a process that is idle, or a new one, call a function."""
         if not self.idle:
             process = start_process()
             self.processes.append(process)
             self.idle.append(process)
             Thread(target=self.read_answers, args=(process,), daemon=True).start()
-        send(self.idle.pop(), pickle.dumps(job))
+        send(self.idle.pop(), pickle.dumps(function))
 
     def read_answers(self, process: subprocess.Popen) -> None:
         """Put the answers of a process into the queue, in a thread of its own."""
@@ -144,7 +146,7 @@ class Team:
             self.answers.put((process, None))
 
     def next_result(self) -> Finished:
-        """Wait for a job to be finished. Raises its error, or KeyboardInterrupt after a signal."""
+        """Wait for a result; raises a function's error, and KeyboardInterrupt after a signal."""
         while True:
             if stop_signals:
                 raise KeyboardInterrupt
@@ -206,7 +208,7 @@ def send(process: subprocess.Popen, message: bytes) -> None:
         process.stdin.flush()
 
 
-def train_in_order(team: Team, job: dict) -> list[Finished]:
+def train_in_order(team: Team, train: Callable[[str, int], Finished]) -> list[Finished]:
     """Start every stage as soon as the stages that it needs are finished."""
     waiting = list(ROWS)
     running = 0
@@ -216,7 +218,7 @@ def train_in_order(team: Team, job: dict) -> list[Finished]:
         for stage in list(waiting):
             if done.issuperset(NEEDS[stage]) and team.has_room():
                 waiting.remove(stage)
-                team.submit(job | {"stage": stage, "row": ROWS[stage]})
+                team.submit(partial(train, stage, ROWS[stage]))
                 running += 1
         finished.append(team.next_result())
         running -= 1
