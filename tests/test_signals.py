@@ -400,6 +400,7 @@ import signal, sys, time
 sys.argv = ["minimuse", "describe", "tiny"]
 from minimuse.cli import describe
 def swallow(preset, t5):
+    print("here", flush=True)
     for _ in range(1000):
         try:
             time.sleep(0.05)
@@ -413,9 +414,13 @@ raise SystemExit(main())
 
 def test_a_library_that_swallows_the_interrupt_does_not_keep_the_process():
     process = subprocess.Popen(
-        [sys.executable, "-c", SWALLOWS], stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+        [sys.executable, "-c", SWALLOWS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
     )
-    time.sleep(4)
+    assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=5)
     assert process.returncode == 130 and errors == "minimuse: stopped\n"

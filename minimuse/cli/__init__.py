@@ -10,6 +10,7 @@ import warnings
 
 from minimuse.cli.flags import make_parser
 from minimuse.plumbing import stopping
+from minimuse.plumbing.messages import print_warning
 
 USERS_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError)
 
@@ -20,13 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     It may be called from a program of one's own: handlers of signals and warnings are as before
     when it returns.
     """
-    show_warning = warnings.showwarning
-    warnings.showwarning = print_warning
-    try:
-        with stopping.listen():
-            return run_command(argv)
-    finally:
-        warnings.showwarning = show_warning
+    with warnings.catch_warnings(), stopping.listen():
+        warnings.showwarning = print_warning
+        return run_command(argv)
 
 
 def run_command(argv: list[str] | None) -> int:
@@ -62,8 +59,3 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
-
-
-def print_warning(message: Warning | str, *details: object) -> None:
-    """Print a Python warning in one line, without file and source."""
-    print(f"minimuse: {message}", file=sys.stderr)

@@ -200,7 +200,8 @@ def output_paths(args: argparse.Namespace, extra: Path | None) -> list[Path]:
             raise ValueError(
                 f"{path}: give each file a name of its own, other than that of an input image"
             )
-        check_output(path)
+        check_folder(path)
+    check_writable(*written)
     return paths
 
 
@@ -212,15 +213,14 @@ def check_suffix(path: Path) -> None:
         )
 
 
-def check_output(path: Path) -> None:
-    """Raise an OSError if the file cannot be written, or if its folder does not exist."""
+def check_folder(path: Path) -> None:
+    """Raise a FileNotFoundError if the folder of this file does not exist."""
     folder = path.resolve().parent
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{path} cannot be written: {folder} is no folder; "
             "make it, or give a file name in a directory that exists"
         )
-    check_writable(path)
 
 
 def save_images(images: list[Image.Image], paths: list[Path]) -> None:

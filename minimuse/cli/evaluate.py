@@ -31,8 +31,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def check_outputs(out: Path) -> None:
     """Raise an OSError if a file of the report cannot be written into the folder `out`."""
-    for name in ("report.json", "report.md", "samples.png", "decoding.gif"):
-        check_writable(out / name)
+    names = ("report.json", "report.md", "samples.png", "decoding.gif")
+    check_writable(*(out / name for name in names))
 
 
 def evaluate(

@@ -27,9 +27,8 @@ def write_notebooks(folder: Path) -> None:
     """Write one notebook for each lesson, and the figures that their text shows."""
     lessons = sorted(LESSONS.glob("[0-9][0-9]-*.md"))
     figures = folder / "figures"
-    check_writable(figures / "figure.png")
-    for lesson in lessons:
-        check_writable(folder / f"{lesson.stem}.ipynb")
+    notebooks = [folder / f"{lesson.stem}.ipynb" for lesson in lessons]
+    check_writable(figures / "figure.png", *notebooks)
     for figure in sorted((LESSONS / "figures").iterdir()):
         copy_file(figure, figures / figure.name)
     setup = SETUP.format(figures=str(figures.resolve()), root=str(LESSONS.parent))

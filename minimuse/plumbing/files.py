@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import stat
@@ -129,29 +130,40 @@ def remedy(error: Exception) -> str:
     return "see that its folder is there, and that you may write to it"
 
 
-def check_writable(path: Path) -> None:
-    """Raise an OSError if a file cannot be written to `path`, now that no work is lost yet.
+def check_writable(*paths: Path) -> None:
+    """Raise an OSError if one of these files cannot be written, now that no work is lost yet.
 
-    It may lie in folders that do not exist yet. Writes some bytes beside it, and removes them.
+    They may lie in folders that do not exist yet. Writes some bytes beside them, and removes them.
     """
-    try:
-        if os.path.exists(path):
-            if not path.is_file():
-                raise OSError("it is no file")
-            if not os.access(path, os.W_OK):
-                raise OSError("it is read-only")
-        # Also raises an error if a part of the path is a file, or has too long a name.
-        with suppress(FileNotFoundError):
-            os.stat(path)
-        target = path.resolve()
-        folder = target.parent
-        while not folder.exists():
-            folder = folder.parent
-        with temporary_folder(folder / target.name) as temporary:
-            (temporary / target.name).write_bytes(bytes(PROBE_BYTES))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"{path} cannot be written ({reason}); give another place") from None
+    tried = set()
+    for path in paths:
+        try:
+            check_place(path)
+            target = path.resolve()
+            folder = target.parent
+            while not folder.exists():
+                folder = folder.parent
+            # One file stands for all in this folder whose names are as long.
+            key = (folder, len(os.fsencode(target.name)))
+            if key not in tried:
+                with temporary_folder(folder / target.name) as temporary:
+                    (temporary / target.name).write_bytes(bytes(PROBE_BYTES))
+                tried.add(key)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(f"{path} cannot be written ({reason}); give another place") from None
+
+
+def check_place(path: Path) -> None:
+    """Raise an OSError if `path` cannot be the name of a file, or is something else already."""
+    if os.path.exists(path):
+        if not path.is_file():
+            raise OSError("it is no file")
+        if not os.access(path, os.W_OK):
+            raise OSError("it is read-only")
+    # Also raises an error if a part of the path is a file, or has too long a name.
+    with suppress(FileNotFoundError):
+        os.stat(path)
 
 
 @contextmanager
@@ -160,14 +172,15 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
     First removes those of processes that were killed while they wrote this file.
     """
-    # A name has at most 255 bytes, and `path` may use them all.
-    name = os.fsdecode(os.fsencode(path.name)[:200])
+    # A name has at most 255 bytes, and `path` may use them all. Several machines may share a disk.
+    name = os.fsdecode(os.fsencode(path.name)[:120])
+    prefix = f"{name}.{platform.node()[:40]}-"
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f"{glob.escape(name)}.*.tmp"):
-        number = old.name.removeprefix(f"{name}.").split(".")[0]
+    for old in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        number = old.name.removeprefix(prefix).split("-")[0]
         if number.isdecimal() and has_ended(int(number)):
             shutil.rmtree(old, ignore_errors=True)
-    folder = path.with_name(f"{name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    folder = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}.tmp")
     folder.mkdir(exist_ok=True)
     try:
         yield folder

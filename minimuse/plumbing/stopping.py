@@ -96,7 +96,7 @@ def begin(starting: bool = False, quiet: bool = False) -> bool:
         end_of_pair.setblocking(False)
     fd = state.sockets[1].fileno()
     state.wakeup_before = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-    Thread(target=watch, args=(state.sockets[0],), daemon=True).start()
+    Thread(target=watch, args=(state,), daemon=True).start()
     for number in SIGNALS:
         handler = signal.getsignal(number)
         # A job in the background ignores Ctrl-C, and one under nohup SIGHUP: go on ignoring it.
@@ -141,7 +141,8 @@ def hear(number: int, frame: FrameType | None = None) -> None:
         stop_now()
     if first:
         tell("finishing this step, and saving; once more stops at once")
-    elif time.monotonic() - state.heard_at > ONE_WISH:
+    elif not state.quiet and time.monotonic() - state.heard_at > ONE_WISH:
+        # Only where a user can wish it: a worker's parent ends it by force.
         stop_now()
 
 
@@ -169,17 +170,23 @@ def finish_first() -> Iterator[None]:
         stop_now()
 
 
-def watch(wakeup: socket.socket) -> None:
+def watch(listening: Listening) -> None:
     """End the process if it has not ended itself some time after a signal. Runs in a thread."""
+    wakeup = listening.sockets[0]
     wakeup.setblocking(True)
     with wakeup:
-        wakeup.recv(1)
+        byte = wakeup.recv(1)
+        # The caller of `main` may have handlers of other signals; nothing comes at the end.
+        while byte and byte[0] not in listening.before:
+            byte = wakeup.recv(1)
         due_since = None
-        while state.active and state.sockets[0] is wakeup:
+        while listening.active:
             time.sleep(0.1)  # the handler comes first, if the main thread can run it
-            if state.starting:
+            if not listening.active:
+                return
+            if listening.starting:
                 end_now()
-            if state.unfinished and not state.raised:
+            if listening.unfinished and not listening.raised:
                 due_since = None
             elif due_since is None:
                 due_since = time.monotonic()

@@ -265,9 +265,8 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
                     f"minimuse train {part.replace('_', '-')} --out {out}"
                 )
     # A stage may take hours before it writes its part.
-    for stage in todo:
-        check_writable(part_path(out, stage))
-        check_writable(checkpoint_path(out, stage))
+    paths = [part_path(out, stage) for stage in todo]
+    check_writable(*paths, *(checkpoint_path(out, stage) for stage in todo))
     return todo
 
 

@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import traceback
+import warnings
 from _thread import interrupt_main
 from contextlib import suppress
 from queue import SimpleQueue
@@ -17,6 +18,7 @@ from threading import Thread
 from typing import Any
 
 from minimuse.plumbing import stopping
+from minimuse.plumbing.messages import print_warning
 
 STOP = b""  # the message; all others are pickled functions without arguments
 
@@ -28,6 +30,7 @@ def serve() -> None:
         # The parent started this process with its signals blocked. Ctrl-C stays so: it reaches all
         # processes of a terminal, and the parent alone decides.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, set(stopping.SIGNALS) - {signal.SIGINT})
+    warnings.showwarning = print_warning
     # What a library prints must not get among the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
