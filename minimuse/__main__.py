@@ -1,5 +1,6 @@
 """`minimuse` and `python -m minimuse` begin here; torchrun needs the second form."""
 
+import os
 import sys
 
 
@@ -16,9 +17,21 @@ def main() -> int:
             return run_command()
         finally:
             stopping.ignore()
+            drop_output()
     except KeyboardInterrupt:
         print("minimuse: stopped", file=sys.stderr)
         return 130
+
+
+def drop_output() -> None:
+    """Drop what could not be printed, or Python would try again at its end, with a traceback.
+
+    The reader has gone, as in `minimuse describe toy | head -1`, or the disk is full.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -149,6 +149,7 @@ def places(tmp_path):
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("/proc/nowhere/x.png")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     return {
         "in a file": tmp_path / "file" / "x.png",
         "in a folder in a file": tmp_path / "file" / "a" / "x.png",
@@ -159,6 +160,7 @@ def places(tmp_path):
         "a file system without files": Path("/proc/x.png"),
         "a pipe": tmp_path / "pipe.png",
         "a link to such a place": tmp_path / "link.png",
+        "in a folder that is a broken link": tmp_path / "broken" / "x.png",
     }
 
 
@@ -406,3 +408,21 @@ def test_one_process_that_fails_leaves_no_other_waiting(who, error, tmp_path):
         process.join(30)
     message = "another process writes the base" if who == "lock" else str(error)
     assert message in said[0] and message in said[1]
+
+
+# What is printed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("reader", ["gone", "full"])
+def test_output_that_nobody_takes(reader):
+    """`minimuse describe toy | true`, and a file on a full disk: one line, no traceback."""
+    output = "/dev/full"
+    if reader == "gone":
+        read_end, output = os.pipe()
+        os.close(read_end)
+    with open(output, "w") as stdout:
+        command = [sys.executable, "-m", "minimuse", "describe", "toy"]
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("minimuse: ")

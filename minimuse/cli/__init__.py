@@ -33,6 +33,7 @@ def run_command(argv: list[str] | None) -> int:
         if hasattr(args, "resume"):
             stopping.state.resumable = str(args.out / "config.json")
         exit_code = args.run(args)
+        sys.stdout.flush()  # it may be a file on a full disk
         # Only `check` returns an exit code; all other commands return None.
         if not stopping.stop_signals:
             return 0 if exit_code is None else exit_code

@@ -164,6 +164,9 @@ def check_place(path: Path) -> None:
     # Also raises an error if a part of the path is a file, or has too long a name.
     with suppress(FileNotFoundError):
         os.stat(path)
+    for folder in path.parents:
+        if folder.is_symlink() and not folder.exists():
+            raise OSError(f"{folder} is a link to a folder that does not exist")
 
 
 @contextmanager
@@ -173,7 +176,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     First removes those of processes that were killed while they wrote this file.
     """
     # A name has at most 255 bytes, and `path` may use them all. Several machines may share a disk.
-    name = os.fsdecode(os.fsencode(path.name)[:120])
+    name = os.fsencode(path.name)[:120].decode("utf-8", "ignore")
     prefix = f"{name}.{platform.node()[:40]}-"
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
