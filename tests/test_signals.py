@@ -1,7 +1,8 @@
 """Signals at any moment: every command ends soon, in one line, and leaves nothing half-written.
 
     pytest tests/test_signals.py             # some moments of each command
-    pytest tests/test_signals.py -m slow     # ten random moments of every command and signal
+    pytest tests/test_signals.py -m slow     # ten random moments of every command and signal; hours
+    MOMENTS=1 pytest tests/test_signals.py -m slow
 
 The moments lie between the first line of our own code and the last write. Before that Python
 itself starts, and prints a traceback when it is interrupted.
@@ -100,20 +101,20 @@ def wait_for(condition, seconds=60):
 
 
 class Blow(NamedTuple):
-    """A way to end a command: signals with gaps (seconds) between them, to whom."""
+    """A signal, or several with gaps (seconds) between them, and to whom each of them is sent.
 
-    name: str
+    "parent" is the command alone, "group" it and its children, as a terminal does, and "child" one
+    of its children.
+    """
+
     number: int
-    gaps: tuple[float, ...] = ()
-    whom: str = "parent"  # or "group", or "both": the parent, then the group; or "child"
+    whom: tuple[str, ...] = ("group",)
+    gaps: tuple[float, ...] = (0.0,)
 
     def hit(self, command):
-        targets = {"parent": [self.whom] * 9, "group": ["group"] * 9, "child": ["child"] * 9}
-        whom = targets.get(self.whom, ["parent", "group"])
-        self.send(command, whom[0])
-        for gap, target in zip(self.gaps, whom[1:], strict=False):
+        for whom, gap in zip(self.whom, self.gaps, strict=True):
             time.sleep(gap)
-            self.send(command, target)
+            self.send(command, whom)
 
     def send(self, command, whom):
         try:
@@ -129,21 +130,25 @@ class Blow(NamedTuple):
             pass
 
 
-BLOWS = [
-    Blow("Ctrl-C", signal.SIGINT, whom="group"),
-    Blow("INT", signal.SIGINT),
-    Blow("INT twice, 5 ms", signal.SIGINT, (0.005,)),
-    Blow("INT, then Ctrl-C, 20 ms", signal.SIGINT, (0.02,), "both"),
-    Blow("Ctrl-C twice, 200 ms", signal.SIGINT, (0.2,), "group"),
-    Blow("Ctrl-C twice, 1 s", signal.SIGINT, (1.0,), "group"),
-    Blow("TERM", signal.SIGTERM),
-    Blow("TERM to all", signal.SIGTERM, whom="group"),
-    Blow("HUP", signal.SIGHUP, whom="group"),
-    Blow("KILL", signal.SIGKILL),
-    Blow("KILL a child", signal.SIGKILL, whom="child"),
-    Blow("TERM a child", signal.SIGTERM, whom="child"),
-]
-BY_NAME = {blow.name: blow for blow in BLOWS}
+CTRL_C = Blow(signal.SIGINT)
+# A wrapper forwards the signal that a terminal has sent to it and to the command.
+FORWARDED = Blow(signal.SIGINT, ("parent", "group"), (0.0, 0.02))
+KILLED = Blow(signal.SIGKILL, ("parent",))
+
+# Kinds of blows: for each a function that draws one.
+KINDS = {
+    "once": lambda chance: Blow(signal.SIGINT, (chance.choice(["parent", "group"]),)),
+    "twice": lambda chance: Blow(
+        signal.SIGINT,
+        (chance.choice(["parent", "group"]), chance.choice(["parent", "group"])),
+        (0.0, 0.005 * 200 ** chance.random()),  # 5 ms to 1 s
+    ),
+    "asked": lambda chance: Blow(
+        chance.choice([signal.SIGTERM, signal.SIGTERM, signal.SIGHUP]),
+        (chance.choice(["parent", "group", "child"]),),
+    ),
+    "killed": lambda chance: Blow(signal.SIGKILL, (chance.choice(["parent", "child"]),)),
+}
 
 
 def ends_well(command, blow, seconds=5.0):
@@ -186,14 +191,19 @@ def leftovers(out):
     return [path.name for path in out.rglob("*") if path.suffix in (".tmp", ".lock", ".before")]
 
 
-def same_files(a, b, pattern="*.safetensors"):
-    """Check that all tensors are the same, bit for bit."""
-    names = sorted(str(path.relative_to(a)) for path in a.rglob(pattern))
-    assert names == sorted(str(path.relative_to(b)) for path in b.rglob(pattern))
-    for name in names:
-        ours, theirs = load_file(a / name), load_file(b / name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+def same_files(a, b):
+    """Check that all images and all tensors are the same, bit for bit."""
+    for suffix in (".png", ".gif", ".safetensors"):
+        paths = sorted(path for path in a.rglob(f"*{suffix}"))
+        names = [str(path.relative_to(a)) for path in paths]
+        assert names == sorted(str(path.relative_to(b)) for path in b.rglob(f"*{suffix}"))
+        for name in names:
+            if suffix == ".safetensors":
+                ours, theirs = load_file(a / name), load_file(b / name)
+                assert ours.keys() == theirs.keys()
+                assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+            else:
+                assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
 class Case(NamedTuple):
@@ -291,30 +301,30 @@ def hit_and_resume(name, blow, moment, prepared, undisturbed):
     assert not leftovers(out)
 
 
-# What is quick, in CI: a moment in the imports, one in the middle, one at the end
+# What is quick, in CI: a moment in the imports, some in the middle, one near the end
 @pytest.mark.parametrize(
     "name, blow, moment",
     [
-        ("train all", "INT, then Ctrl-C, 20 ms", 0.5),
-        ("train all", "KILL", 0.6),
-        ("train base", "Ctrl-C twice, 200 ms", 0.8),
-        ("generate", "Ctrl-C", 0.05),
-        ("cache", "TERM", 0.9),
+        ("train all", FORWARDED, 0.5),
+        ("train all", KILLED, 0.6),
+        ("train base", Blow(signal.SIGINT, ("group", "group"), (0.0, 0.2)), 0.8),
+        ("generate", CTRL_C, 0.05),
+        ("cache", Blow(signal.SIGTERM), 0.9),
     ],
 )
 def test_some_moments(name, blow, moment, prepared, undisturbed):
-    hit_and_resume(name, BY_NAME[blow], moment, prepared, undisturbed)
+    hit_and_resume(name, blow, moment, prepared, undisturbed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("blow", BY_NAME)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CASES)
-def test_ten_random_moments(name, blow, prepared, undisturbed):
-    if "child" in blow and name not in ("demo", "train all"):
-        pytest.skip("it has no child process")
-    chance = random.Random(f"{name} {blow}")
-    for _ in range(10):
-        hit_and_resume(name, BY_NAME[blow], chance.random(), prepared, undisturbed)
+def test_random_moments(name, kind, prepared, undisturbed):
+    chance = random.Random(f"{name} {kind}")
+    for _ in range(int(os.environ.get("MOMENTS", "10"))):
+        blow, moment = KINDS[kind](chance), chance.random()
+        print(f"{name}: {blow} at {moment:.3f}")
+        hit_and_resume(name, blow, moment, prepared, undisturbed)
 
 
 def test_a_long_training_says_that_it_finishes_the_step(prepared):
@@ -325,7 +335,7 @@ def test_a_long_training_says_that_it_finishes_the_step(prepared):
     paths = [out / f"{stage}.lock" for stage in STAGES[:2]]
     wait_for(lambda: all(path.exists() for path in paths))
     time.sleep(1.5)
-    BY_NAME["Ctrl-C"].hit(command)
+    CTRL_C.hit(command)
     code, seconds, output = command.end(30)
     assert code == 130 and seconds < 5
     assert output.count("finishing this step, and saving") == 1, output
@@ -338,7 +348,7 @@ def test_a_long_training_says_that_it_finishes_the_step(prepared):
 def test_an_early_stop_does_not_promise_that_resume_works(prepared):
     out = prepared("train all")
     command = Command(*CASES["train all"].arguments(out))
-    BY_NAME["Ctrl-C"].hit(command)
+    CTRL_C.hit(command)
     code, _, output = command.end(30)
     assert code == 130 and output == "minimuse: stopped\n" and not out.exists()
 
