@@ -124,6 +124,9 @@ def ignore() -> None:
     state.raised = True
     for number in state.before:
         signal.signal(number, signal.SIG_IGN)
+    if state.active:
+        signal.set_wakeup_fd(-1)
+        state.sockets[1].close()
 
 
 def hear(number: int, frame: FrameType | None = None) -> None:
@@ -179,6 +182,8 @@ def watch(listening: Listening) -> None:
         # The caller of `main` may have handlers of other signals; nothing comes at the end.
         while byte and byte[0] not in listening.before:
             byte = wakeup.recv(1)
+        if not byte:
+            return
         due_since = None
         while listening.active:
             time.sleep(0.1)  # the handler comes first, if the main thread can run it

@@ -12,7 +12,6 @@ import sys
 import traceback
 import warnings
 from _thread import interrupt_main
-from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -37,14 +36,18 @@ def serve() -> None:
     jobs: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=read_messages, args=(jobs,), daemon=True).start()
 
-    # A stop raises KeyboardInterrupt also where the process only waits.
-    with suppress(KeyboardInterrupt):
-        message = jobs.get()
-        while message != STOP:
-            pickle.dump(answer_to(message), answers)
-            answers.flush()
+    exit_code = 0
+    try:
+        with answers:
             message = jobs.get()
+            while message != STOP:
+                pickle.dump(answer_to(message), answers)
+                answers.flush()
+                message = jobs.get()
+    except KeyboardInterrupt:  # also where the process only waits
+        exit_code = stopping.EXIT_CODE
     stopping.ignore()
+    raise SystemExit(exit_code)
 
 
 def read_messages(jobs: SimpleQueue) -> None:

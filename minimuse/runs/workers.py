@@ -25,7 +25,7 @@ import torch
 
 from minimuse.plumbing.config import Config
 from minimuse.plumbing.lock import one_process_at_a_time
-from minimuse.plumbing.stopping import SIGNALS, finish_first, stop_signals
+from minimuse.plumbing.stopping import EXIT_CODE, SIGNALS, finish_first, stop_signals
 from minimuse.plumbing.t5_files import LazyT5
 from minimuse.runs.stages import NEEDS, STAGES, pending, train_all
 from minimuse.runs.worker import STOP
@@ -155,6 +155,8 @@ class Team:
             except Empty:
                 continue
             if answer is None:
+                if process.wait() == EXIT_CODE:  # a signal has ended this process alone
+                    raise KeyboardInterrupt
                 raise MemoryError(
                     "a stage was killed, perhaps for memory; train one at a time, with --resume"
                 )
