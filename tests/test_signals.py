@@ -48,12 +48,14 @@ class Command:
     """A command in a session of its own, and what it prints."""
 
     def __init__(self, *arguments):
+        # Two processes train side by side with a thread each. Elsewhere one thread is enough.
+        threads = "2" if "all" in arguments or "demo" in arguments else "1"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "minimuse", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "2"},
+            env=os.environ | {"OMP_NUM_THREADS": threads},
             preexec_fn=hear_ctrl_c,
             start_new_session=True,
         )

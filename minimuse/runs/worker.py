@@ -10,11 +10,11 @@ import pickle
 import signal
 import sys
 import traceback
+import typing
 import warnings
 from _thread import interrupt_main
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
 
 from minimuse.plumbing import stopping
 from minimuse.plumbing.messages import print_warning
@@ -22,7 +22,7 @@ from minimuse.plumbing.messages import print_warning
 STOP = b""  # the message; all others are pickled functions without arguments
 
 
-def serve() -> None:
+def serve() -> typing.NoReturn:
     """Work until the parent says stop, or ends."""
     stopping.begin(starting=True, quiet=True)
     if hasattr(signal, "pthread_sigmask"):
@@ -46,8 +46,9 @@ def serve() -> None:
                 message = jobs.get()
     except KeyboardInterrupt:  # also where the process only waits
         exit_code = stopping.EXIT_CODE
-    stopping.ignore()
-    raise SystemExit(exit_code)
+    # All files are closed. Python's own end would fail, since `read_messages` still reads.
+    sys.stdout.flush()
+    os._exit(exit_code)
 
 
 def read_messages(jobs: SimpleQueue) -> None:
@@ -63,7 +64,7 @@ def read_messages(jobs: SimpleQueue) -> None:
         jobs.put(message)
 
 
-def answer_to(message: bytes) -> tuple[str, Any]:
+def answer_to(message: bytes) -> tuple[str, typing.Any]:
     """Call a function: ("finished", its result), ("stopped", None) or ("failed", the error)."""
     try:
         # This imports the function's module, and PyTorch with it, which takes a second.
