@@ -239,7 +239,7 @@ def test_of_two_at_once_one_wins(arguments, gap, tmp_path):
         for stage in ("tokenizer", "tokenizer-hi"):
             assert run("train", stage, "--out", out, *TRAIN) == 0
     else:
-        arguments = [*arguments, "stages.tokenizer.steps=150"]
+        arguments = [*arguments, "stages.tokenizer.steps=60"]
     first = start(*arguments, "--out", out)
     time.sleep(gap)
     second = start(*arguments, "--out", out)

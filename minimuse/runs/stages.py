@@ -89,6 +89,8 @@ def train_all(
     for stage in stages:
         # Also for a finished stage: this removes what a killed run has left.
         with one_process_at_a_time(out, stage):
+            if not resume:
+                check_nothing_exists(stage, out)  # another process may have written since
             if not part_path(out, stage).is_file():
                 yield from train_stage(stage, out, about, images, text, device)
 
