@@ -334,9 +334,10 @@ def test_a_long_training_says_that_it_finishes_the_step(prepared):
     out = prepared("train all")
     steps = [f"stages.{stage}.steps=100000" for stage in STAGES]
     command = Command(*CASES["train all"].arguments(out), *steps)
-    paths = [out / f"{stage}.lock" for stage in STAGES[:2]]
-    wait_for(lambda: all(path.exists() for path in paths))
-    time.sleep(1.5)
+    shown = ""
+    # A stage shows its bar after its first step.
+    while not all(f"{stage}: " in shown for stage in STAGES[:2]):
+        shown += os.read(command.process.stdout.fileno(), 4096).decode()
     CTRL_C.hit(command)
     code, seconds, output = command.end(30)
     assert code == 130 and seconds < 5
