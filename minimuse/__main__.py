@@ -1,5 +1,38 @@
-"""`python -m minimuse` is the same as `minimuse`; torchrun needs this form."""
+"""`minimuse` and `python -m minimuse` begin here; torchrun needs the second form."""
 
-from minimuse.cli import main
+import os
+import sys
 
-raise SystemExit(main())
+
+def main() -> int:
+    """Run the command of sys.argv and return its exit code."""
+    try:
+        # PyTorch takes a second to import. Signals are heard before that.
+        from minimuse.plumbing import stopping
+
+        stopping.begin(starting=True)
+        try:
+            from minimuse.cli import main as run_command
+
+            return run_command()
+        finally:
+            stopping.ignore()
+            drop_output()
+    except KeyboardInterrupt:
+        print("minimuse: stopped", file=sys.stderr)
+        return 130
+
+
+def drop_output() -> None:
+    """Drop what could not be printed, or Python would try again at its end, with a traceback.
+
+    The reader has gone, as in `minimuse describe toy | head -1`, or the disk is full.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

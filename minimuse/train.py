@@ -18,7 +18,6 @@ GPU adds some sums in varying order.)
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import lru_cache
@@ -30,16 +29,18 @@ from torch import nn
 
 from minimuse.device import generator_at
 from minimuse.plumbing import collectives
-from minimuse.plumbing.checkpoint import restore_checkpoint, save_checkpoint
+from minimuse.plumbing.checkpoint import Checkpoints
 from minimuse.plumbing.config import Stage
 from minimuse.plumbing.muon import Muon
-from minimuse.plumbing.stopping import stop_signals
 
-SAVE_EVERY = 60.0  # seconds between checkpoints
 MAX_GRADIENT_NORM = 1.0
 MAX_SKIPPED_IN_A_ROW = 5
 
 Metrics = dict[str, torch.Tensor | float]
+
+
+def nothing_to_save() -> None:
+    """Stands for `Record.save` where there is no checkpoint."""
 
 
 class Record(NamedTuple):
@@ -49,6 +50,7 @@ class Record(NamedTuple):
     step: int  # steps done so far
     steps: int  # steps of the whole stage
     metrics: Metrics
+    save: Callable[[], None] = nothing_to_save  # write a checkpoint now, from which to resume
 
 
 def training_loop(
@@ -70,13 +72,14 @@ def training_loop(
     checkpoint, key: the loop saves to the file `checkpoint` and resumes from it where it exists;
         `key` describes the run, and a checkpoint with another key raises a ValueError.
 
-    The loop saves a checkpoint every minute and when the caller closes the generator. After a stop
-    signal (`plumbing/stopping.py`) it saves and raises KeyboardInterrupt.
+    The loop saves a checkpoint every minute. To stop earlier and resume later, call `save()` of the
+    last record, and take no more records; a loop that is only dropped or closed writes nothing.
+    After a stop signal (`plumbing/stopping.py`) the loop saves and raises KeyboardInterrupt.
     """
     optimizers = make_optimizers(model, settings)
     average = WeightAverage(model, settings)
     skipped = SkippedSteps(name)
-    checkpoints = Checkpoints(checkpoint, key, model, average, optimizers)
+    checkpoints = Checkpoints(checkpoint, key, model, average.weights, optimizers)
 
     first_step = checkpoints.restore()
     for step in range(first_step, settings.steps):
@@ -96,13 +99,10 @@ def training_loop(
         metrics = skipped.report(finite, metrics)
         average.update(step + 1)
 
+        checkpoints.steps_done = step + 1
         if step + 1 < settings.steps:
-            checkpoints.save_if_needed(step + 1)
-        try:
-            yield Record(name, step + 1, settings.steps, metrics)
-        except GeneratorExit:
-            checkpoints.save_when_closed(step + 1)
-            raise
+            checkpoints.save_if_needed()
+        yield Record(name, step + 1, settings.steps, metrics, checkpoints.save)
     model.load_state_dict(average.weights)
 
 
@@ -279,70 +279,3 @@ class SkippedSteps:
         if self.total:
             shown["skipped"] = float(self.total)
         return shown
-
-
-class Checkpoints:
-    """Saves and restores the state of a training: weights, their average, and the optimizers."""
-
-    def __init__(
-        self,
-        path: Path,
-        key: dict,
-        model: nn.Module,
-        average: WeightAverage,
-        optimizers: list[torch.optim.Optimizer],
-    ):
-        self.path = path
-        self.key = key
-        self.model = model
-        self.average = average
-        self.optimizers = optimizers
-        self.saved_at = time.monotonic()
-        self.seconds_to_save = 0.0
-
-    def restore(self) -> int:
-        """Restore the last checkpoint; return the number of steps done, 0 without a checkpoint."""
-        return restore_checkpoint(
-            self.path, self.model, self.average.weights, self.optimizers, self.key
-        )
-
-    def save(self, steps_done: int) -> None:
-        """Write a checkpoint. Collective: every rank must call this."""
-        begin = time.monotonic()
-        save_checkpoint(
-            self.path, steps_done, self.model, self.average.weights, self.optimizers, self.key
-        )
-        self.saved_at = time.monotonic()
-        self.seconds_to_save = self.saved_at - begin
-
-    def is_due(self) -> bool:
-        """Whether it is time for the next checkpoint.
-
-        Saving a large model takes a minute itself, so wait 20 times as long as the last one took.
-        """
-        age = time.monotonic() - self.saved_at
-        return age - 20 * self.seconds_to_save > SAVE_EVERY
-
-    def save_if_needed(self, steps_done: int) -> None:
-        """Save if a checkpoint is due, or if a signal asked any process to stop.
-
-        After a stop signal, raises KeyboardInterrupt. Collective: every rank must call this.
-        """
-        # All processes must decide alike. Clocks differ, so only that of the first one counts.
-        rank, _ = collectives.rank_and_size()
-        due = rank == 0 and self.is_due()
-        votes = torch.tensor([float(bool(stop_signals)), float(due)])
-        stop, due = collectives.sum_over_processes(votes).tolist()
-        if stop or due:
-            self.save(steps_done)
-        if stop:
-            raise KeyboardInterrupt
-
-    def save_when_closed(self, steps_done: int) -> None:
-        """Save because the caller closed the loop, unless there are several processes.
-
-        Saving is collective, and several processes may have been closed at different steps.
-        """
-        _, processes = collectives.rank_and_size()
-        if processes == 1:
-            self.save(steps_done)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from minimuse import train
-from minimuse.plumbing import collectives, files, parts, t5_files
+from minimuse.plumbing import checkpoint, collectives, files, parts, t5_files
 from minimuse.plumbing.config import from_json
 from minimuse.runs import parallel, stages
 
@@ -33,7 +32,6 @@ def train_stage(stage: str, out: Path, stop: int, device: str) -> list[dict[str,
         metrics.append({name: float(value) for name, value in record.metrics.items()})
         if record.step == stop < record.steps:
             break
-    records.close()
     return metrics
 
 
@@ -59,7 +57,7 @@ def avx2() -> str:
 def main() -> None:
     stage, out, metrics_path, stop, *die = sys.argv[1:]
     torch.backends.cpu.get_cpu_capability = avx2  # fp32, not bf16: see `fp32` in test_parallel.py
-    train.SAVE_EVERY = -1e9  # a checkpoint after each step
+    checkpoint.SAVE_EVERY = -1e9  # a checkpoint after each step
     device = parallel.begin("cpu")
     if die:
         die_in_save(int(stop))

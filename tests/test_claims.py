@@ -365,7 +365,7 @@ def test_a_training_that_was_cut_short_ends_the_same(claims, tmp_path, monkeypat
         out.mkdir(exist_ok=True)
         return trial.fit("some", make, trial.stage_settings(30, 8), 100, seed, out)
 
-    monkeypatch.setattr("minimuse.train.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("minimuse.plumbing.checkpoint.SAVE_EVERY", 0.0)
     whole = fit(0, "whole")
     other = fit(1, "other")
     stop_at = 20

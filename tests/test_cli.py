@@ -6,10 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event
+from queue import Queue
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ from minimuse.cli.flags import make_parser
 from minimuse.data import ASSETS
 from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.parts import PARTS
+from minimuse.runs import workers
 from minimuse.runs.stages import NEEDS, STAGES
-from minimuse.runs.workers import side_by_side
 
 CIRCLE = "a small red circle on a grey background"
 SQUARE = "a square number 3"
@@ -121,6 +121,32 @@ def test_demo_writes_what_it_promises(tiny_model):
         assert gif.n_frames == low_steps + high_steps
 
 
+class Threads:
+    """Stands in for `Team`: every function runs in a thread."""
+
+    def __init__(self, size):
+        self.free = size
+        self.answers = Queue()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *details):
+        pass
+
+    def has_room(self):
+        return self.free > 0
+
+    def submit(self, function):
+        self.free -= 1
+        Thread(target=lambda: self.answers.put(function())).start()
+
+    def next_result(self):
+        result = self.answers.get(timeout=60)
+        self.free += 1
+        return result
+
+
 def test_a_stage_of_the_demo_begins_when_what_it_needs_is_trained(monkeypatch, tmp_path):
     ended = set()
     decoder_has_begun = Event()
@@ -135,13 +161,12 @@ def test_a_stage_of_the_demo_begins_when_what_it_needs_is_trained(monkeypatch, t
         ended.add(stage)
         return stage, 1.0, {}
 
-    def make_pool(workers, *_):
-        return ThreadPoolExecutor(workers)
-
-    monkeypatch.setattr("minimuse.runs.workers.train_in_worker", work)
-    monkeypatch.setattr("minimuse.runs.workers.ProcessPoolExecutor", make_pool)
+    monkeypatch.setattr(workers, "train_in_worker", work)
+    monkeypatch.setattr(workers, "Team", Threads)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    seconds, stages = side_by_side(tmp_path, PRESETS["tiny"], "shapes", "t5-toy", 0, False, print)
+    seconds, stages = workers.side_by_side(
+        tmp_path, PRESETS["tiny"], "shapes", "t5-toy", 0, False, print
+    )
     assert seconds.keys() == stages.keys() == ended == {*STAGES}
 
 

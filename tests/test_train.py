@@ -23,6 +23,7 @@ from minimuse import losses, train, vq
 from minimuse.data import Images, halve
 from minimuse.device import autocast, generator_at
 from minimuse.maskgit import masked_token_loss
+from minimuse.plumbing import checkpoint as checkpoints
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.parts import load_part
 from minimuse.runs import stages
@@ -73,13 +74,13 @@ def about_at(out, seed=0):
 
 
 def run_to_step(records, stop):
-    """Train up to a step, then close the loop; every record."""
+    """Train up to a step, and save a checkpoint; every record."""
     seen = []
     for record in records:
         seen.append(record)
         if record.step == stop:
+            record.save()
             break
-    records.close()
     return seen
 
 
@@ -125,8 +126,8 @@ def run_small_once(checkpoint, settings, seed, stop):
     for record in run:
         weights.append(model.weight.detach().clone())
         if record.step == stop:
+            record.save()
             break
-    run.close()
     return weights, model
 
 
@@ -155,7 +156,7 @@ def test_stopping_anywhere_changes_nothing(tmp_path):
 
 def plant(bug, monkeypatch):
     """Give the loop a bug, of a kind that others have published."""
-    restore = train.restore_checkpoint
+    restore = checkpoints.restore_checkpoint
 
     def broken_restore(path, model, average, optimizers, key):
         old_average = {k: v.clone() for k, v in average.items()}
@@ -183,7 +184,7 @@ def plant(bug, monkeypatch):
     def global_generator(*key):
         return generator_at(*key[:-1], torch.initial_seed(), torch.rand(()).item())
 
-    monkeypatch.setattr(train, "restore_checkpoint", broken_restore)
+    monkeypatch.setattr(checkpoints, "restore_checkpoint", broken_restore)
     if bug == "data order":
         monkeypatch.setattr(train, "batch_at", batch_from_stream)
     if bug == "noise":
@@ -650,15 +651,15 @@ def test_checkpoints_are_written_whole(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr("minimuse.plumbing.files.save_file", fails)
     run = train_stage("base", out, about, sample_images(), Text())
-    next(run)
-    with pytest.raises(OSError):
-        run.close()
+    record = next(run)
+    with pytest.raises(OSError, match="base.checkpoint.safetensors cannot be written"):
+        record.save()
     assert checkpoint.read_bytes() == data
 
 
 def test_a_checkpoint_every_minute(tmp_path, monkeypatch):
-    """Not only when the generator is closed: a killed process loses a minute at most."""
-    monkeypatch.setattr(train, "SAVE_EVERY", -1e9)
+    """Not only when it is asked for: a killed process loses a minute at most."""
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY", -1e9)
     model = torch.nn.Linear(3, 1)
 
     def loss_of(indices, generator, step):

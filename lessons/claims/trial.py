@@ -211,7 +211,7 @@ def run_until_corrected(loop: Iterator, progress: Progress, bar: tqdm) -> bool:
         if corrected or record.step % 50 == 0 or record.step == 1:
             progress.save()
         if corrected:
-            loop.close()  # saves a checkpoint, from which the next loop continues
+            record.save()  # the next loop continues from this checkpoint
             return False
     return True
 

@@ -5,32 +5,48 @@ explained in one line on stderr; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 import argparse
-import signal
 import sys
 import warnings
 
 from minimuse.cli.flags import make_parser
+from minimuse.plumbing import stopping
+from minimuse.plumbing.messages import print_warning
+
+USERS_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code; `argv` is without the program's name."""
-    warnings.showwarning = print_warning
-    args = parse_arguments(argv)
-    # SIGTERM then raises KeyboardInterrupt, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run one command and return its exit code; `argv` is without the program's name.
+
+    It may be called from a program of one's own: handlers of signals and warnings are as before
+    when it returns.
+    """
+    with warnings.catch_warnings(), stopping.listen():
+        warnings.showwarning = print_warning
+        return run_command(argv)
+
+
+def run_command(argv: list[str] | None) -> int:
+    """Run one command; its exit code. Errors that a user can cause are printed in one line."""
     try:
-        exit_code = args.run(args)
-    except KeyboardInterrupt:
-        message = "minimuse: stopped"
+        args = parse_arguments(argv)
         if hasattr(args, "resume"):
-            message += "; the same command with --resume goes on"
-        print(message, file=sys.stderr)
-        return 130
-    except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
-        print("minimuse:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    # Only `check` returns an exit code; all other commands return None.
-    return 0 if exit_code is None else exit_code
+            stopping.state.resumable = str(args.out / "config.json")
+        exit_code = args.run(args)
+        sys.stdout.flush()  # it may be a file on a full disk
+        # Only `check` returns an exit code; all other commands return None.
+        if not stopping.stop_signals:
+            return 0 if exit_code is None else exit_code
+    except BaseException as error:
+        # After a signal, some libraries turn KeyboardInterrupt into an error of their own.
+        if not stopping.stop_signals and not isinstance(error, KeyboardInterrupt):
+            if not isinstance(error, USERS_ERRORS):
+                raise
+            print("minimuse:", " ".join(str(error).split()), file=sys.stderr)
+            return 2
+    stopping.state.raised = True  # signals that follow change nothing
+    stopping.tell_stopped()
+    return stopping.EXIT_CODE
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -44,8 +60,3 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
-
-
-def print_warning(message: Warning | str, *details: object) -> None:
-    """Print a Python warning in one line, without file and source."""
-    print(f"minimuse: {message}", file=sys.stderr)

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minimuse.cli.evaluate import alignment_lines, evaluate
+from minimuse.cli.evaluate import alignment_lines, check_outputs, evaluate
 from minimuse.cli.progress import show_progress
 from minimuse.muse import Muse
 from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.files import write_json
+from minimuse.runs.directory import check_resumable
 from minimuse.runs.workers import side_by_side
 
 
@@ -31,6 +32,9 @@ def demo(out: Path, preset: str, seed: int, resume: bool, n: int = 256) -> dict[
 
     Returns the report. Its "seconds" are those of this call alone, if it resumes another.
     """
+    if resume:
+        check_resumable(out)
+    check_outputs(out)
     start = time.monotonic()
     seconds, stages = side_by_side(
         out, PRESETS[preset], "shapes", "t5-toy", seed, resume, show_progress

@@ -7,7 +7,6 @@ Each command checks first that its output can be written, so that no minutes of 
 
 import argparse
 import itertools
-import os
 import typing
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from minimuse.datasets.image_files import read_image
 from minimuse.decode import Sampling
 from minimuse.muse import Muse
 from minimuse.plumbing.config import convert, parse_literal
+from minimuse.plumbing.files import check_writable, save_image
 from minimuse.runs import parallel
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
@@ -200,7 +200,8 @@ def output_paths(args: argparse.Namespace, extra: Path | None) -> list[Path]:
             raise ValueError(
                 f"{path}: give each file a name of its own, other than that of an input image"
             )
-        check_writable(path)
+        check_folder(path)
+    check_writable(*written)
     return paths
 
 
@@ -212,20 +213,20 @@ def check_suffix(path: Path) -> None:
         )
 
 
-def check_writable(path: Path) -> None:
-    """Raise an OSError if the file cannot be written, or its folder if there is no file yet."""
-    target = path if path.exists() else path.resolve().parent
-    if path.is_dir() or not os.access(target, os.W_OK):
-        raise OSError(
-            f"{path} cannot be written; "
-            "give a file name, in a directory that exists and that you may write to"
+def check_folder(path: Path) -> None:
+    """Raise a FileNotFoundError if the folder of this file does not exist."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{path} cannot be written: {folder} is no folder; "
+            "make it, or give a file name in a directory that exists"
         )
 
 
 def save_images(images: list[Image.Image], paths: list[Path]) -> None:
     """Save images and print their names."""
     for image, path in zip(images, paths, strict=True):
-        image.save(path)
+        save_image(image, path)
         print(path)
 
 

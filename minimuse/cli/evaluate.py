@@ -16,16 +16,23 @@ from typing import Any
 from minimuse.cli.figures import decoding_gif, sheet
 from minimuse.metrics.report import report
 from minimuse.muse import Muse
-from minimuse.plumbing.files import write_json
+from minimuse.plumbing.files import check_writable, save_image, write_json, write_text
 from minimuse.runs import parallel
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Measure a model and print the table, or with --json the report."""
+    check_outputs(args.out)
     muse = Muse.load(args.model, parallel.begin(args.device), args.t5)
     evaluate(muse, args.out, args.n)
     name = "report.json" if args.json else "report.md"
-    print((args.out / name).read_text(), end="")
+    print((args.out / name).read_text(encoding="utf-8"), end="")
+
+
+def check_outputs(out: Path) -> None:
+    """Raise an OSError if a file of the report cannot be written into the folder `out`."""
+    names = ("report.json", "report.md", "samples.png", "decoding.gif")
+    check_writable(*(out / name for name in names))
 
 
 def evaluate(
@@ -36,10 +43,10 @@ def evaluate(
     By default these are all splits that fit the model's data. Returns what report.json holds: the
     measures of the held-out split, and those of every other split under its name.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    check_outputs(out)
     measures, images = report(muse, n, splits=splits)
     draw_samples(muse, images["heldout"], out)
-    (out / "report.md").write_text(markdown_table(measures))
+    write_text(out / "report.md", markdown_table(measures))
     other_splits = {split: values for split, values in measures.items() if split != "heldout"}
     whole = nan_to_none(measures["heldout"] | other_splits)
     write_json(out / "report.json", whole)
@@ -51,7 +58,7 @@ def draw_samples(muse: Muse, images: dict[str, Any], out: Path) -> None:
     captions = images["captions"][:16]
     rows = [images[name][:16] for name in ("real", "low", "high")]
     page = sheet(rows, captions, titles=("real", "base", "super-res"))
-    page.save(out / "samples.png")
+    save_image(page, out / "samples.png")
     decoding_gif(muse, captions[:4], out / "decoding.gif", plain=True)
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from minimuse.data import to_pil
 from minimuse.muse import Muse
+from minimuse.plumbing.files import save_image
 
 WHITE = (255, 255, 255)
 TEXT_COLOUR = (40, 40, 40)
@@ -129,8 +130,9 @@ def decoding_gif(
     if animated:
         # In milliseconds; the last frame stays longest.
         durations = [220] * (len(frames) - 1) + [2500]
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+        options = {"append_images": frames[1:], "duration": durations, "loop": 0}
+        save_image(frames[0], Path(path), save_all=True, **options)
     else:
         titles = [f"step {k + 1}" for k in range(len(frames))]
-        beside(frames, titles, scale=1).save(path)
+        save_image(beside(frames, titles, scale=1), Path(path))
     return len(frames)

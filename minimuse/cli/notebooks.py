@@ -4,12 +4,12 @@ They run the code of this clone, and write the figures that they draw into DIR/f
 """
 
 import re
-import shutil
 from pathlib import Path
 
 import jupytext
 
 from minimuse.checks import EXERCISE_FOLDER
+from minimuse.plumbing.files import check_writable, copy_file, write_text
 
 LESSONS = EXERCISE_FOLDER.parent
 
@@ -25,11 +25,14 @@ os.chdir({root!r})
 
 def write_notebooks(folder: Path) -> None:
     """Write one notebook for each lesson, and the figures that their text shows."""
+    lessons = sorted(LESSONS.glob("[0-9][0-9]-*.md"))
     figures = folder / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(LESSONS / "figures", figures, dirs_exist_ok=True)
+    notebooks = [folder / f"{lesson.stem}.ipynb" for lesson in lessons]
+    check_writable(figures / "figure.png", *notebooks)
+    for figure in sorted((LESSONS / "figures").iterdir()):
+        copy_file(figure, figures / figure.name)
     setup = SETUP.format(figures=str(figures.resolve()), root=str(LESSONS.parent))
-    for lesson in sorted(LESSONS.glob("[0-9][0-9]-*.md")):
+    for lesson in lessons:
         notebook = jupytext.read(lesson)
         code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
         code_cells[0].source = f"{setup}\n\n{code_cells[0].source}"
@@ -37,7 +40,7 @@ def write_notebooks(folder: Path) -> None:
             if cell.cell_type == "markdown":
                 cell.source = redirect_links(cell.source)
         path = folder / f"{lesson.stem}.ipynb"
-        jupytext.write(notebook, path)
+        write_text(path, jupytext.writes(notebook, fmt="ipynb"))
         print(path)
 
 

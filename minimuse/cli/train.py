@@ -9,7 +9,6 @@ else from the preset `toy`. `minimuse.train` has the training loop.
 """
 
 import argparse
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ import torch
 from minimuse.cli.progress import show_progress
 from minimuse.plumbing import collectives
 from minimuse.plumbing import config as configs
+from minimuse.plumbing.files import copy_file
 from minimuse.plumbing.parts import build, find_model, read_about
-from minimuse.plumbing.stopping import finish_step_on_signal
-from minimuse.plumbing.t5_files import load_t5
+from minimuse.plumbing.t5_files import LazyT5
 from minimuse.runs import parallel
+from minimuse.runs.directory import check_resumable
 from minimuse.runs.stages import STAGES, fill_cache, train_all
 from minimuse.runs.workers import side_by_side
 from minimuse.train import Record
@@ -35,6 +35,8 @@ DEFAULT_PRESET = "toy"
 
 def run_train(args: argparse.Namespace) -> None:
     """`minimuse train`: train one stage or all, on one device or in several processes."""
+    if args.resume:
+        check_resumable(args.out)
     about = about_model(args)
     config = training_config(args, about)
     data = args.data or about["data"]
@@ -52,9 +54,7 @@ def run_train(args: argparse.Namespace) -> None:
     if args.stage == "all" and device == "cpu" and processes == 1:
         side_by_side(args.out, config, data, text_name, seed, resume, show_progress)
         return
-    # With a full cache the text encoder is not run, so no GPU needs to hold it.
-    has_cache = (args.out / "cache" / "index.json").is_file()
-    text = load_t5(text_name, "cpu" if has_cache else device)
+    text = LazyT5(text_name, device)
     run_steps(train_all(stages, args.out, config, data, text, text_name, seed, device, resume))
     parallel.end()
 
@@ -67,12 +67,11 @@ def run_cache(args: argparse.Namespace) -> None:
 def run_steps(records: Iterable[Record]) -> None:
     """Train, which each record is one step of; the first of several processes shows progress."""
     rank, _ = collectives.rank_and_size()
-    with finish_step_on_signal():
-        if rank == 0:
-            show_progress(records)
-            return
-        for _ in records:
-            pass
+    if rank == 0:
+        show_progress(records)
+        return
+    for _ in records:
+        pass
 
 
 def holds_model(out: Path) -> bool:
@@ -155,9 +154,8 @@ def copy_start(start: Path, out: Path, stages: tuple[str, ...]) -> None:
     missing = sorted({*stages, *TOKENIZERS} - {*parts})
     if missing:
         raise FileNotFoundError(f"{start} has no {' and no '.join(missing)}, to start from")
-    (out / "start").mkdir(parents=True, exist_ok=True)
     for part in parts:
-        file = start / f"{part}.safetensors"
-        shutil.copy(file, out / "start")
+        name = f"{part}.safetensors"
+        copy_file(start / name, out / "start" / name)
         if part not in trained:
-            shutil.copy(file, out)
+            copy_file(start / name, out / name)

@@ -7,6 +7,7 @@ the two is intact, and training resumes from it.
 """
 
 import json
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,73 @@ from torch import nn
 
 from minimuse.plumbing import collectives
 from minimuse.plumbing.files import digest, save_tensors
+from minimuse.plumbing.stopping import stop_now, stop_signals
+
+SAVE_EVERY = 60.0  # seconds between checkpoints
+
+
+class Checkpoints:
+    """Saves and restores the state of a training: weights, their average, and the optimizers.
+
+    path: the file of the last checkpoint. key: what the training depends on, as JSON; a checkpoint
+        of another key is refused.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: dict,
+        model: nn.Module,
+        average: dict[str, torch.Tensor],
+        optimizers: list[torch.optim.Optimizer],
+    ):
+        self.path = path
+        self.key = key
+        self.model = model
+        self.average = average
+        self.optimizers = optimizers
+        self.steps_done = 0
+        self.saved_at = time.monotonic()
+        self.seconds_to_save = 0.0
+
+    def restore(self) -> int:
+        """Restore the last checkpoint; return the number of steps done, 0 without a checkpoint."""
+        self.steps_done = restore_checkpoint(
+            self.path, self.model, self.average, self.optimizers, self.key
+        )
+        return self.steps_done
+
+    def save(self) -> None:
+        """Write a checkpoint. Collective: every rank must call this."""
+        begin = time.monotonic()
+        save_checkpoint(
+            self.path, self.steps_done, self.model, self.average, self.optimizers, self.key
+        )
+        self.saved_at = time.monotonic()
+        self.seconds_to_save = self.saved_at - begin
+
+    def is_due(self) -> bool:
+        """Whether it is time for the next checkpoint.
+
+        Saving a large model takes a minute itself, so wait 20 times as long as the last one took.
+        """
+        age = time.monotonic() - self.saved_at
+        return age - 20 * self.seconds_to_save > SAVE_EVERY
+
+    def save_if_needed(self) -> None:
+        """Save if a checkpoint is due, or if a signal asked any process to stop.
+
+        After a stop signal, raises KeyboardInterrupt. Collective: every rank must call this.
+        """
+        # All processes must decide alike. Clocks differ, so only that of the first one counts.
+        rank, _ = collectives.rank_and_size()
+        due = rank == 0 and self.is_due()
+        votes = torch.tensor([float(bool(stop_signals)), float(due)])
+        stop, due = collectives.sum_over_processes(votes).tolist()
+        if stop or due:
+            self.save()
+        if stop:
+            stop_now()
 
 
 def previous(path: Path) -> Path:
@@ -143,7 +211,9 @@ def restore_optimizers(
                 # fused step relies on, and spreads the state as the parameter is spread.
                 state[entry] = collectives.copy_into(torch.empty_like(parameter), tensor)
             else:
-                state[entry] = tensor.to(parameter.device)
+                # A copy: the tensor lies in the checkpoint's file, which will be replaced. Windows
+                # does not replace a file that is still mapped.
+                state[entry] = tensor.to(parameter.device, copy=True)
 
 
 def optimizer_states(

@@ -5,6 +5,9 @@ gradients and optimizer state are spread over the processes (see `runs/parallel.
 Collective operations exchange data between all processes: if one rank does not call, all wait.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 
@@ -38,6 +41,27 @@ def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def wait_for_all() -> None:
-    """Wait until every process is here. Collective: every rank must call this."""
-    sum_over_processes(torch.zeros(()))
+@contextmanager
+def fail_together() -> Iterator[None]:
+    """Inside, one process works for all; at the end, all wait for it, or fail as it does.
+
+    An error of one process is raised there as it is, and as an OSError in all others, which would
+    otherwise wait for ever. Collective: every rank must call this.
+    """
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as caught:
+        error = caught
+    rank, processes = rank_and_size()
+    errors: list[str | None] = [None] * processes
+    if processes > 1:
+        description = None
+        if error is not None:
+            description = f"{type(error).__name__}: {error}"
+        dist.all_gather_object(errors, description)
+    if error is not None:
+        raise error
+    for number, description in enumerate(errors):
+        if description is not None:
+            raise OSError(f"process {rank} stops because process {number} failed ({description})")

@@ -1,52 +1,62 @@
-"""A lock, so that two runs never train the same stage in the same directory."""
+"""A lock, so that two runs never write the same part in the same directory."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from minimuse.plumbing import collectives
 from minimuse.plumbing.checkpoint import checkpoints_at
 
+# Seconds. A run that was killed may take a moment to end, with its worker processes.
+PATIENCE = 2.0
+
 
 @contextmanager
-def one_process_at_a_time(out: Path, what: str, wait: float = 0.0) -> Iterator[None]:
-    """Inside, no other process writes `what` (a stage, or "config") in the directory `out`.
+def one_process_at_a_time(out: Path, what: str, wait: float = PATIENCE) -> Iterator[None]:
+    """Inside, no other process writes `what` in the directory `out`.
 
+    what: a stage; "model" for all stages, or "config", or "cache".
     wait: seconds to wait for another process, -1 for any time; then a ValueError. First removes
     what a killed process left behind. Under torchrun the first process holds the lock for all.
     """
     rank, _ = collectives.rank_and_size()
-    if rank != 0:
-        yield
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{what}.lock"
+    lock = None
+    with collectives.fail_together():
+        if rank == 0:
+            lock = acquire(out, what, wait)
     try:
-        # The operating system releases the lock, however the process ends.
-        with FileLock(path, timeout=wait):
-            remove_leftovers(out, what)
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # Windows removes the file by itself
-                    path.unlink()
+        yield
+    finally:
+        if lock is not None:
+            with suppress(OSError):  # Windows removes the file by itself
+                Path(lock.lock_file).unlink()
+            lock.release()
+
+
+def acquire(out: Path, what: str, wait: float) -> BaseFileLock:
+    """Take the lock. The operating system releases it, however the process ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / f"{what}.lock", timeout=wait)
+    try:
+        lock.acquire()
     except Timeout:
         raise ValueError(
-            f"{what} is being trained in {out} by another process; "
-            "wait for it, or give another --out"
+            f"another process writes the {what} in {out}; wait for it, or give another --out"
         ) from None
+    remove_leftovers(out, what)
+    return lock
 
 
 def remove_leftovers(out: Path, what: str) -> None:
     """Remove temporary files of a killed process, and checkpoints of a stage that is finished."""
     for leftover in out.glob(f"{what}.*.tmp"):
         if leftover.is_dir():
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
     if (out / f"{what}.safetensors").is_file():
         for checkpoint in checkpoints_at(out / f"{what}.checkpoint.safetensors"):
-            checkpoint.unlink()
+            checkpoint.unlink(missing_ok=True)

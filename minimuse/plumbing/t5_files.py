@@ -13,7 +13,7 @@ import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from minimuse.data import ASSETS
-from minimuse.t5_frozen import FrozenT5, T5Config, T5Encoder, TextTokenizer
+from minimuse.t5_frozen import MAX_TOKENS, FrozenT5, T5Config, T5Encoder, TextTokenizer
 
 # Names of decoder tensors in a checkpoint begin so. The decoder is never read.
 DECODER_PREFIXES = ("decoder.", "lm_head.")
@@ -42,13 +42,7 @@ def load_t5(
             "(float16 ends at 65504); take torch.bfloat16"
         )
     directory = find_t5(name)
-    config_path = directory / "config.json"
-    pieces_path = directory / "spiece.model"
-    paths = [config_path, pieces_path, *weight_files(directory)]
-    for path in paths:
-        if not path.is_file():
-            needed = ", ".join(p.name for p in paths)
-            raise FileNotFoundError(f"{path} is missing; the directory of a T5 holds {needed}")
+    config_path, pieces_path, *weight_paths = t5_paths(directory)
     config = read_t5_config(config_path)
     tokenizer = TextTokenizer(pieces_path)
     pieces = tokenizer.pieces.get_piece_size()
@@ -64,9 +58,44 @@ def load_t5(
     if dtype is None:
         size = sum(p.numel() for p in encoder.parameters())
         dtype = torch.bfloat16 if size > BILLION else torch.float32
-    weights = read_weights(directory, paths[2:], encoder.state_dict(), dtype, device)
+    weights = read_weights(directory, weight_paths, encoder.state_dict(), dtype, device)
     encoder.load_state_dict(weights, assign=True)
-    return FrozenT5(encoder, tokenizer, fingerprint_of(paths[2:]))
+    return FrozenT5(encoder, tokenizer, fingerprint_of(weight_paths))
+
+
+class LazyT5:
+    """A text encoder whose weights are loaded when it embeds the first caption.
+
+    Most stages of a training only need to know which encoder it is, and T5-XXL takes 11 GB. A
+    damaged file is found at once: all is checked but the values. Otherwise like `FrozenT5`.
+    """
+
+    def __init__(self, name: str | Path, device: str | torch.device = "cpu"):
+        self.name = name
+        self.device = device
+        # On the meta device a tensor has no values, so none are read.
+        known = load_t5(name, "meta")
+        self.width = known.width
+        self.fingerprint = known.fingerprint
+        self.loaded: FrozenT5 | None = None
+
+    def __call__(
+        self, texts: Sequence[str], max_length: int = MAX_TOKENS
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed texts: see `FrozenT5`."""
+        if self.loaded is None:
+            self.loaded = load_t5(self.name, self.device)
+        return self.loaded(texts, max_length)
+
+
+def t5_paths(directory: Path) -> list[Path]:
+    """The files of a text encoder: config.json, spiece.model and those of the weights."""
+    paths = [directory / "config.json", directory / "spiece.model", *weight_files(directory)]
+    for path in paths:
+        if not path.is_file():
+            needed = ", ".join(p.name for p in paths)
+            raise FileNotFoundError(f"{path} is missing; the directory of a T5 holds {needed}")
+    return paths
 
 
 def find_t5(name: str | Path) -> Path:
@@ -180,7 +209,8 @@ def read_weights(
             raise ValueError(
                 f"{directory}: {name} is {shape}, config.json asks for {expected_shape}"
             )
-    if not weights["shared.weight"].any():
+    embedding = weights["shared.weight"]
+    if not embedding.is_meta and not embedding.any():
         raise ValueError(
             f"{directory}: shared.weight is all zero, a faulty conversion; take another copy"
         )

@@ -65,9 +65,21 @@ def write_config(out: Path, about: dict) -> None:
     """Write OUT/config.json."""
     rank, _ = collectives.rank_and_size()
     # Stages that train side by side write the same file, so wait for each other.
-    with one_process_at_a_time(out, "config", wait=-1):
+    with one_process_at_a_time(out, "config", wait=-1), collectives.fail_together():
         if rank == 0:
             write_json(out / "config.json", about)
+
+
+def check_resumable(out: Path) -> None:
+    """Raise a FileNotFoundError if OUT holds no model, so that --resume has nothing to go on with.
+
+    A slip of the pen would otherwise train another model, perhaps for hours.
+    """
+    if not (out / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{out} holds no model to go on with (it has no config.json); "
+            "give the directory that does, or leave --resume out to begin a new model"
+        )
 
 
 def check_nothing_exists(stage: str, out: Path) -> None:

@@ -13,7 +13,7 @@ in `train.py`, the losses are in `losses.py`; here is what comes before and afte
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -26,9 +26,11 @@ from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
 from minimuse.plumbing import collectives
 from minimuse.plumbing.config import Config, from_json
+from minimuse.plumbing.files import check_writable
 from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.lock import one_process_at_a_time
 from minimuse.plumbing.parts import PARTS, build, load_part, read_about, save_part
+from minimuse.plumbing.stopping import finish_first
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import cache, parallel
 from minimuse.runs.directory import (
@@ -87,6 +89,8 @@ def train_all(
     for stage in stages:
         # Also for a finished stage: this removes what a killed run has left.
         with one_process_at_a_time(out, stage):
+            if not resume:
+                check_nothing_exists(stage, out)  # another process may have written since
             if not part_path(out, stage).is_file():
                 yield from train_stage(stage, out, about, images, text, device)
 
@@ -129,10 +133,10 @@ def train_stage(
             loss_of = choose_image_loss(name, model, frozen, images, config, device)
     checkpoint = checkpoint_path(out, name)
     key = without_scale(about) | {"stage": name, "pictures": size}
-    with explain_out_of_memory(name, config):
+    with explain_out_of_memory(name, config), finish_first():
         yield from training_loop(name, model, loss_of, settings, size, seed, checkpoint, key)
-    save_part(out, name, part)
-    remove_checkpoints(checkpoint)
+        save_part(out, name, part)
+        remove_checkpoints(checkpoint)
 
 
 def check_can_be_spread(name: str) -> None:
@@ -262,6 +266,9 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
                     f"{stage} needs {part_path(out, part)}; make it with: "
                     f"minimuse train {part.replace('_', '-')} --out {out}"
                 )
+    # A stage may take hours before it writes its part.
+    paths = [part_path(out, stage) for stage in todo]
+    check_writable(*paths, *(checkpoint_path(out, stage) for stage in todo))
     return todo
 
 
@@ -284,16 +291,23 @@ def load_images(
 
 
 def fill_cache(out: Path, device: str) -> Iterator[Record]:
-    """Write OUT/cache, the training data of base and super-resolution; a record for each shard."""
+    """Write OUT/cache, the training data of base and super-resolution; a record for each shard.
+
+    Meanwhile no other process may train these two: they read the cache while they train.
+    """
     about = read_about(out)
     config, text_name = from_json(about["config"]), about["text"]["name"]
+    check_writable(cache.index_path(out))
     text = load_t5(text_name, device)
     # The text encoder of this name may not be the one that the model was begun with.
     check_same_model(out, describe_model(config, about["data"], text, text_name, about["seed"]))
     tokenizers = {}
     for name in ("tokenizer", "tokenizer_hi"):
         tokenizers[name] = load_part(out, name, config, text.width).eval().to(device)
-    images = load_images(config, about["data"])
-    key = cache.cache_key(out, about)
-    for done, shards in cache.write_cache(out, key, tokenizers, text, images, device):
-        yield Record("cache", done, shards, {})
+    with ExitStack() as locks:
+        for what in ("cache", *TOKEN_STAGES):
+            locks.enter_context(one_process_at_a_time(out, what))
+        images = load_images(config, about["data"])
+        key = cache.cache_key(out, about)
+        for done, shards in cache.write_cache(out, key, tokenizers, text, images, device):
+            yield Record("cache", done, shards, {})
