@@ -23,7 +23,7 @@ from einops import rearrange
 from torch import nn
 
 from minimuse.data import Images, Tokens, halve, pad_texts
-from minimuse.device import autocast
+from minimuse.device import autocast, full_precision
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.plumbing import collectives
 from minimuse.plumbing.config import Config, Stage
@@ -178,7 +178,7 @@ def place_codes(
     device: str,
 ) -> None:
     """Start the codebook by k-means over the latents of some images, batches of (B, 3, H, W)."""
-    with autocast(device):
+    with full_precision(device):
         latents = torch.cat([tokenizer.latents(batch) for batch in batches])
         tokenizer.quantizer.start(latents, generator)
 
