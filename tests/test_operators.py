@@ -35,7 +35,7 @@ ON_MPS = set(
     argmin avg_pool2d bincount bitwise_and bitwise_not bitwise_or bmm cat clamp clamp_ clamp_min
     clamp_min_ clone constant_pad_nd convolution convolution_backward copy_ cos cumsum detach div
     div_ dot embedding embedding_dense_backward empty empty_like eq equal exp expand fill_
-    floor_divide full gather ge gelu gelu_backward gt index index_add index_add_ index_put
+    floor_divide full gather ge gelu gelu_backward gt hardtanh index index_add index_add_ index_put
     index_put_ index_select le leaky_relu leaky_relu_backward lerp lerp_ linalg_vector_norm log
     log10 logical_and lt masked_fill max max_pool2d_with_indices mean min minimum mm mul mul_ mv
     nansum native_layer_norm native_layer_norm_backward ne neg new_empty_strided new_ones
