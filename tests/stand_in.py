@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-aten = torch.ops.aten
+CPU = torch.device("cpu")
 
 # The CPU waits until the device has the result: the values are needed there, or the shape.
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
@@ -89,27 +89,35 @@ class Accelerator(TorchDispatchMode):
 
     def run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Run an operator on the CPU, and wrap what it returns if it runs on the device."""
-        name = str(func).removeprefix("aten.").removesuffix(".default")
-        base = name.partition(".")[0]
-        tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)]
+        tensors = tensors_in((args, kwargs))
         on_device = [x for x in tensors if isinstance(x, OnDevice)]
-        target = torch.device(kwargs["device"]).type if kwargs.get("device") else None
+        target = torch.device(kwargs.get("device") or "cpu").type
         if not on_device and target != "meta":
             return func(*args, **kwargs)
 
+        name = str(func).removeprefix("aten.").removesuffix(".default")
+        copies_to_cpu = name == "copy_" and not isinstance(args[0], OnDevice)
+        to_cpu = copies_to_cpu or (name == "_to_copy" and kwargs.get("device") == CPU)
         self.operators[name] += 1
-        to_cpu = target == "cpu" or (base == "copy_" and not isinstance(args[0], OnDevice))
-        if base in WAITS or to_cpu or indexes_with_bool(base, args):
+        self.note(name, args, tensors, to_cpu)
+        result = func(*tree_map(on_cpu, args), **tree_map(on_cpu, kwargs))
+        if copies_to_cpu:
+            return args[0]
+        return result if to_cpu else self.to_device(name, result, on_device)
+
+    def note(self, name: str, args: tuple, tensors: list[torch.Tensor], to_cpu: bool) -> None:
+        """Count a wait, or refuse tensors of two devices."""
+        base = name.partition(".")[0]
+        if to_cpu or base in WAITS or indexes_with_bool(base, args):
             self.waits[name] += 1
         elif base not in MIXED:
             self.refuse_mixed(name, tensors)
-        result = func(*tree_map(on_cpu, args), **tree_map(on_cpu, kwargs))
-        if to_cpu:
-            return args[0] if base == "copy_" else result
-        for x in tree_iter(result):
-            if isinstance(x, torch.Tensor) and x.dtype in (torch.float64, torch.complex128):
+
+    def to_device(self, name: str, result: Any, on_device: list[OnDevice]) -> Any:
+        """Wrap what an operator returned; where it works in place, that is its argument."""
+        for x in tensors_in(result):
+            if x.dtype in (torch.float64, torch.complex128):
                 self.doubles[name] += 1
-        # An operator that works in place returns its argument.
         wrapped = {id(x.value): x for x in on_device}
         return tree_map(lambda x: wrap(x, wrapped), result)
 
@@ -121,6 +129,10 @@ class Accelerator(TorchDispatchMode):
         for x in tensors:
             if not isinstance(x, OnDevice) and x.dim() > 0:
                 raise RuntimeError(f"{name}: expected all tensors on one device; {x.shape} is not")
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    return [x for x in tree_iter(tree) if isinstance(x, torch.Tensor)]
 
 
 def on_cpu(x: Any) -> Any:
