@@ -49,7 +49,7 @@ class Tokens:
 
         low       (M, n)      low-res token ids
         high      (M, N)      high-res token ids
-        text      (L, E)      embeddings of the words of all C captions, end to end, bfloat16
+        text      (L, E)      embeddings of the words of all C captions, end to end
         starts    (C + 1,)    caption c is text[starts[c] : starts[c + 1]]
         variants  (V,)        numbers c of captions: those of image 0, then those of image 1, ...
         owns      (M + 1,)    image i has the captions variants[owns[i] : owns[i + 1]]

@@ -258,7 +258,7 @@ def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0) -> T
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise -log(-log(u)) on the CPU: float32, since bf16 is not always finite."""
-    u = torch.rand(shape, generator=generator).clamp_(1e-20, 1 - 1e-7)
+    u = torch.rand(shape, generator=generator, dtype=torch.float32).clamp_(1e-20, 1 - 1e-7)
     return u.log_().neg_().log_().neg_()  # In place: the noise is as large as the logits.
 
 

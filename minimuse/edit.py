@@ -35,9 +35,11 @@ from minimuse.holes import (
     round_up,
 )
 from minimuse.muse import Muse
+from minimuse.plumbing.caller_state import in_usual_state
 
 
 # --- Inpainting and outpainting ---
+@in_usual_state
 def inpaint(
     muse: Muse,
     image: Image.Image,
@@ -58,6 +60,7 @@ def inpaint(
     return fill(muse, from_pil(image), hole, prompt, **settings)
 
 
+@in_usual_state
 def outpaint(
     muse: Muse,
     image: Image.Image,
@@ -91,6 +94,7 @@ def outpaint(
     return [drawn.crop((x - left, y - top, *drawn.size)) for drawn in images]
 
 
+@in_usual_state
 def fill(
     muse: Muse,
     pixels: torch.Tensor,
@@ -177,6 +181,7 @@ def edit(
     return finish(muse, image, prompt, low, negative, seed, **settings)
 
 
+@in_usual_state
 def edits(
     muse: Muse,
     image: Image.Image,
@@ -244,6 +249,7 @@ def resample(
     return torch.where(hidden, guess, ids)
 
 
+@in_usual_state
 def finish(
     muse: Muse,
     image: Image.Image,
@@ -282,6 +288,7 @@ def changed_below(before: torch.Tensor, after: torch.Tensor, ratio: int) -> torc
 
 
 # --- Images and holes as tokens ---
+@in_usual_state
 def encode(muse: Muse, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode pixels (3, H, W) as low-res and high-res ids, (1, h, w) each.
 

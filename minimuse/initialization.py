@@ -35,10 +35,11 @@ def start_like(weight: nn.Parameter, codes: torch.Tensor, std: float) -> None:
     learn from scratch which ones are similar. Each row is a random projection of its code vector,
     plus some noise of its own that tells it apart from its neighbours.
     """
-    projection = torch.randn(codes.shape[1], weight.shape[1], device=codes.device)  # C D
+    codes = codes.cpu()  # random numbers come from the CPU
+    projection = torch.randn(codes.shape[1], weight.shape[1])  # C D
     projected = codes @ projection  # K D
     noise = torch.randn_like(projected)
-    weight[: len(codes)] = std * (projected / projected.std() + 0.25 * noise)
+    weight[: len(codes)].copy_(std * (projected / projected.std() + 0.25 * noise))
 
 
 @torch.no_grad()
@@ -54,12 +55,15 @@ def start_white(linear: nn.Linear, text: torch.Tensor) -> None:
     """
     width = len(linear.weight)  # D
     mean = text.mean(dim=0)
+    # From here on the CPU, because PyTorch has no eigh and no qr on Apple's GPUs.
+    covariance = torch.cov((text - mean).T).cpu()  # E E
     # Principal directions (E, E) as columns, and the variance along each, in ascending order.
-    variances, directions = torch.linalg.eigh(torch.cov((text - mean).T))
+    variances, directions = torch.linalg.eigh(covariance)
     variances, directions = variances[-width:], directions[:, -width:]
     # Divide by the standard deviation. The added constant keeps noise in tiny directions small.
     whitening = directions * (variances + 0.05 * variances.mean()).rsqrt()  # E min(D, E)
     # A random rotation, so that each of the D outputs contains all directions.
-    rotation = torch.linalg.qr(torch.randn(width, len(variances), device=text.device))[0]
-    linear.weight.copy_(rotation @ whitening.T)
-    linear.bias.copy_(-linear.weight @ mean)
+    rotation = torch.linalg.qr(torch.randn(width, len(variances)))[0]
+    weight = rotation @ whitening.T
+    linear.weight.copy_(weight)
+    linear.bias.copy_(-weight @ mean.cpu())

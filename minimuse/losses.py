@@ -27,6 +27,7 @@ from minimuse.device import autocast
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.plumbing import collectives
 from minimuse.plumbing.config import Config, Stage
+from minimuse.plumbing.precision import full_precision
 from minimuse.vq import ImageTokenizer, perplexity
 
 Losses = Iterator[tuple[torch.Tensor, dict[str, torch.Tensor | float]]]
@@ -178,7 +179,7 @@ def place_codes(
     device: str,
 ) -> None:
     """Start the codebook by k-means over the latents of some images, batches of (B, 3, H, W)."""
-    with autocast(device):
+    with full_precision(device):
         latents = torch.cat([tokenizer.latents(batch) for batch in batches])
         tokenizer.quantizer.start(latents, generator)
 

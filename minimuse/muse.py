@@ -26,6 +26,7 @@ from minimuse.data import to_pil
 from minimuse.decode import Sampling, Step, decode
 from minimuse.device import autocast
 from minimuse.plumbing import config as configs
+from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.parts import PARTS, find_model, load_part, read_about, save_part
 from minimuse.plumbing.t5_files import load_t5
@@ -61,6 +62,7 @@ class Muse:
         self.device = next(self.base.parameters()).device
 
     @classmethod
+    @in_usual_state
     def load(cls, name: str | Path, device: str = "cpu", t5: str | None = None) -> "Muse":
         """Load a model that ships in `data/`, by name, or a model directory.
 
@@ -109,6 +111,7 @@ class Muse:
         )
         return to_pil(images)
 
+    @in_usual_state
     def draw(
         self, prompts: list[str], batch: int = 32, seed: int = 0, **settings: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,6 +131,7 @@ class Muse:
             highs.append(self.pixels(last_ids["high"], "high"))
         return torch.cat(lows), torch.cat(highs)
 
+    @in_usual_state
     def steps(
         self,
         prompts: list[str],
@@ -188,6 +192,7 @@ class Muse:
         """Token ids (B, N) of grids in which every token is hidden."""
         return torch.full((batch, grid**2), model.mask_id, device=self.device)
 
+    @in_usual_state
     @torch.no_grad()
     def pixels(self, ids: torch.Tensor, resolution: str, finetuned: bool = True) -> torch.Tensor:
         """Turn token ids into images (B, 3, H, W) in [-1, 1].
@@ -216,6 +221,7 @@ class Muse:
         high = replace(self.config.sampling_hi, **given)
         return low, high
 
+    @in_usual_state
     def embed_prompts(self, prompts: list[str], negative: str = "", plain: bool = False) -> Prompts:
         """Embed the prompts of B images with the text encoder. "" is the null caption.
 
@@ -244,6 +250,7 @@ class Muse:
             negative_visible=visible[-1:].expand(B, -1),
         )
 
+    @in_usual_state
     @torch.no_grad()
     def contexts(
         self, model: nn.Module, prompts: Prompts, guidance: float, *low: torch.Tensor

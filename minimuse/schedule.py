@@ -75,7 +75,7 @@ def random_masks(counts: torch.Tensor, tokens: int, generator: torch.Generator) 
     All positions are equally likely. Masking each token with probability counts[b] / N would have
     the right count only on average.
     """
-    noise = torch.rand(len(counts), tokens, generator=generator)  # B N
+    noise = torch.rand(len(counts), tokens, generator=generator, dtype=torch.float32)  # B N
     ranks = noise.argsort(dim=-1).argsort(dim=-1)  # B N, in each row a permutation of 0 .. N-1
     return ranks < counts[:, None]
 

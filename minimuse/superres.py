@@ -138,7 +138,8 @@ class SuperRes(nn.Module):
         """
         pieces = piece_tokens(self.grid, self.piece)  # P, tokens of a piece
         side = max(1, self.grid // self.piece // 2)  # of the new image, in pieces
-        weights = differing_tokens(ids[:, pieces]).float().cpu() + 1  # B P
+        # On the CPU, because Apple's GPUs have no mode in PyTorch.
+        weights = differing_tokens(ids.cpu()[:, pieces]).float() + 1  # B P
         sampled = torch.multinomial(weights, side**2, generator=generator)  # B side^2
         tokens = pieces[sampled].to(ids.device)  # B side^2 tokens
         return rearrange(tokens, "B (y x) (i j) -> B (y i x j)", y=side, i=self.piece)

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from minimuse.plumbing.precision import full_precision
+
 # T5's special ids: padding, end of a text, unknown piece.
 PAD, EOS, UNK = 0, 1, 2
 # Longer captions are cut.
@@ -277,12 +279,17 @@ class FrozenT5:
         self.fingerprint = fingerprint
         self.width = encoder.config.d_model  # E
         self.device = encoder.shared.weight.device
+        self.dtype = encoder.shared.weight.dtype
 
     @torch.no_grad()
     def __call__(
         self, texts: Sequence[str], max_length: int = MAX_TOKENS
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """B texts -> embeddings (B, T, E) float32, zero where padded, and mask (B, T) bool."""
+        """B texts -> embeddings (B, T, E) float32, zero where padded, and mask (B, T) bool.
+
+        Computes in the precision of the weights, in training as in drawing.
+        """
         ids, mask = self.tokenizer.encode(texts, max_length)
         ids, mask = ids.to(self.device), mask.to(self.device)
-        return self.encoder(ids, mask).float(), mask
+        with full_precision(self.device):
+            return self.encoder(ids, mask).float(), mask

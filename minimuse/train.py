@@ -29,11 +29,11 @@ from torch import nn
 
 from minimuse.device import generator_at
 from minimuse.plumbing import collectives
+from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.checkpoint import Checkpoints
 from minimuse.plumbing.config import Stage
-from minimuse.plumbing.muon import Muon
+from minimuse.plumbing.optimizers import clip_gradients, make_optimizers
 
-MAX_GRADIENT_NORM = 1.0
 MAX_SKIPPED_IN_A_ROW = 5
 
 Metrics = dict[str, torch.Tensor | float]
@@ -53,6 +53,7 @@ class Record(NamedTuple):
     save: Callable[[], None] = nothing_to_save  # write a checkpoint now, from which to resume
 
 
+@in_usual_state
 def training_loop(
     name: str,
     model: nn.Module,
@@ -125,6 +126,7 @@ def epoch_order(seed: int, stage: str, epoch: int, size: int) -> torch.Tensor:
     return torch.randperm(size, generator=generator_at(seed, stage, "epoch", epoch))
 
 
+@torch.enable_grad()
 def accumulate_gradients(losses: Iterable[tuple[torch.Tensor, Metrics]]) -> dict[str, torch.Tensor]:
     """Compute the losses of a batch and add up their gradients; return the loss and the metrics.
 
@@ -139,12 +141,6 @@ def accumulate_gradients(losses: Iterable[tuple[torch.Tensor, Metrics]]) -> dict
         for key, value in {"loss": loss.detach(), **metrics}.items():
             sums[key] = sums.get(key, 0) + torch.as_tensor(value)
     return {key: collectives.sum_over_processes(value) for key, value in sums.items()}
-
-
-def clip_gradients(model: nn.Module) -> bool:
-    """Scale all gradients to a norm of at most 1; return whether the norm was finite."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-    return bool(collectives.gather(norm).isfinite())
 
 
 def learning_rate_fraction(settings: Stage, step: int) -> float:
@@ -163,59 +159,8 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], settings: Stage, 
     """Set the learning rate of every optimizer: its own peak times `learning_rate_fraction`."""
     fraction = learning_rate_fraction(settings, step)
     for optimizer in optimizers:
-        optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * fraction
-
-
-def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optimizer]:
-    """AdamW or Adafactor for all weights; with `muon_lr`, Muon for the matrices inside blocks.
-
-    Muse trains its transformers with Adafactor, which in PyTorch has no first moment.
-    """
-    check_processes(settings)
-    matrices = []
-    if settings.muon_lr:
-        matrices = block_matrices(model)
-    in_muon = {id(matrix) for matrix in matrices}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in in_muon]
-
-    if settings.optimizer == "adafactor":
-        optimizer = torch.optim.Adafactor(
-            others, lr=settings.lr, weight_decay=settings.weight_decay
-        )
-    else:
-        optimizer = torch.optim.AdamW(
-            others,
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-    if matrices:
-        return [optimizer, Muon(matrices, settings.muon_lr)]
-    return [optimizer]
-
-
-def check_processes(settings: Stage) -> None:
-    """Raise a ValueError if these settings cannot be trained by several processes."""
-    _, processes = collectives.rank_and_size()
-    if settings.batch % processes:
-        raise ValueError(
-            f"a batch of {settings.batch} cannot be shared evenly by {processes} processes"
-        )
-    if processes > 1 and (settings.muon_lr or settings.optimizer != "adamw"):
-        raise ValueError(
-            "several processes need AdamW: Muon and Adafactor look at whole matrices "
-            "(stages.base.muon_lr=0 stages.base.optimizer=adamw)"
-        )
-
-
-def block_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weight matrices inside transformer blocks, the tables of position biases among them."""
-    matrices = []
-    for name, parameter in model.named_parameters():
-        if "blocks." in name and name.endswith("weight") and parameter.ndim == 2:
-            matrices.append(parameter)
-    return matrices
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * fraction
 
 
 class WeightAverage:

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from minimuse.plumbing.precision import full_precision
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -125,9 +127,7 @@ class ImageTokenizer(nn.Module):
 
         Computes in float32, since bf16 or TF32 would choose another code where two are close.
         """
-        full_precision = torch.autocast(images.device.type, enabled=False)
-        no_tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with full_precision, no_tf32:
+        with full_precision(images.device):
             return self.quantizer.nearest(self.latents(images))
 
     @torch.no_grad()
@@ -213,7 +213,7 @@ class EMAQuantizer(nn.Module):
 
         The codes carry the gradient of z (straight-through, VQ-VAE, section 3.2).
         """
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device):
             z = z.float()  # (B, h, w, C)
             ids = self.nearest(z.detach())  # (B, h, w)
             code = self.lookup(ids)  # (B, h, w, C)
@@ -221,11 +221,12 @@ class EMAQuantizer(nn.Module):
             return z + (code - z).detach(), ids, commitment
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents (..., C) -> ids (...) of the nearest codes by Euclidean distance."""
+        """Latents (..., C) -> ids (...) of the nearest codes by Euclidean distance, in float32."""
         flat = z.reshape(-1, z.shape[-1]).float()
         # |z - c|^2 = |z|^2 - 2 z c + |c|^2. |z|^2 is the same for all codes c, so leave it out.
         code_norms = self.codebook.square().sum(-1)  # (K,)
-        scores = torch.addmm(code_norms, flat, self.codebook.t(), alpha=-2.0)  # (M, K)
+        with full_precision(z.device):
+            scores = torch.addmm(code_norms, flat, self.codebook.t(), alpha=-2.0)  # (M, K)
         return scores.argmin(dim=-1).view(z.shape[:-1])
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
@@ -305,7 +306,7 @@ class FSQuantizer(nn.Module):
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents z (B, h, w, C) -> codes (B, h, w, C), ids (B, h, w), commitment loss 0 ()."""
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device):
             z = z.float()  # (B, h, w, C)
             code = self.code_of(self.digits(z))  # (B, h, w, C)
             return code, self.nearest(z), z.new_zeros(())
@@ -324,7 +325,7 @@ class FSQuantizer(nn.Module):
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
         """Latents (..., C) -> ids (...)."""
-        return (self.digits(z).round().long() * self.radix).sum(-1)
+        return (self.digits(z.float()).round().long() * self.radix).sum(-1)
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (...) -> codes (..., C)."""

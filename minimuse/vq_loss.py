@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 PEAK = 2.0  # pixels span -1 .. 1
 FEATURE_MAPS = 5  # the perceptual distance compares the first five stages of its network
@@ -97,7 +98,8 @@ class PatchDiscriminator(nn.Module):
             is_last = i == layers - 1
             stride = 1 if is_last else 2
             conv = nn.Conv2d(widths[i], widths[i + 1], 4, stride=stride, padding=1)
-            body.append(nn.utils.parametrizations.spectral_norm(conv))
+            register_parametrization(conv, "weight", SpectralNorm(conv.weight))
+            body.append(conv)
             body.append(nn.LeakyReLU(0.2))
         self.body = nn.Sequential(*body, nn.Conv2d(widths[-1], 1, 4, padding=1))
 
@@ -105,6 +107,37 @@ class PatchDiscriminator(nn.Module):
         """images (B, 3, H, W) -> logits (B, 1, h, w), one per overlapping patch, high for real."""
         images = images.contiguous(memory_format=torch.channels_last)  # faster on a CPU
         return self.body(images).float()
+
+
+class SpectralNorm(nn.Module):
+    """Divides a weight by its largest singular value (1802.05957, algorithm 1).
+
+    That value is u^T W v, with singular vectors u and v that follow the weight by one power
+    iteration in each training step. The numbers are those of PyTorch's `spectral_norm`, which uses
+    vdot: Apple's GPUs have it in later versions only.
+    """
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__()
+        matrix = weight.detach().flatten(1)  # (m, n)
+        self.register_buffer("u", F.normalize(torch.randn(len(matrix)), dim=0))
+        self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0))
+        self.iterate(matrix, times=15)
+
+    @torch.no_grad()
+    def iterate(self, matrix: torch.Tensor, times: int) -> None:
+        for _ in range(times):
+            self.u.copy_(F.normalize(matrix.mv(self.v), dim=0))
+            self.v.copy_(F.normalize(matrix.T.mv(self.u), dim=0))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """weight (m, ...) -> the same shape, with a largest singular value of about 1."""
+        matrix = weight.flatten(1)  # (m, n)
+        if self.training:
+            self.iterate(matrix, times=1)
+        # Copies, because the next pass changes u and v before the backward pass reads them.
+        u, v = self.u.clone(), self.v.clone()
+        return weight / u.dot(matrix.mv(v))
 
 
 def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:

@@ -409,3 +409,20 @@ def test_each_saving_of_decoding_gives_the_same_ids(tiny_model, monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 4
     assert not any("ids same" in line for line in lines), lines
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # one seed has no standard deviation
+def test_optimizers(claims, tmp_path, monkeypatch, capsys):
+    script = claims("optimizers")
+    monkeypatch.setattr(script, "SEEDS", (0,))
+    options = ["--out", str(tmp_path), "--steps", "3", "--pictures", "10", "--n", "4"]
+    monkeypatch.setattr("sys.argv", ["optimizers.py", *options, "--seeds", "1", "--workers", "1"])
+    script.main()
+    told = capsys.readouterr().out
+    for way in (*script.BASE_WAYS, *script.TOKENIZER_WAYS):
+        assert way in told
+    results = json.loads((tmp_path / "optimizers.json").read_text())
+    assert len(results) == 5
+    bits = {result["bits"] for name, result in results.items() if name.startswith("base")}
+    assert len(bits) == 3, "two ways train alike"

@@ -49,7 +49,7 @@ CONFIG = make_config()
 class Text:
     """A frozen text encoder of 16 numbers per letter."""
 
-    width, fingerprint = 16, "0123456789ab"
+    width, fingerprint, dtype = 16, "0123456789ab", torch.float32
     table = torch.randn(128, 16, generator=torch.Generator().manual_seed(1))
 
     def __call__(self, texts):
@@ -447,9 +447,10 @@ def test_frozen_parts_stay_frozen(name, trained, tmp_path, monkeypatch):
         loaded.append(load_part(*arguments))
         return loaded[-1]
 
-    def recording_adamw(parameters, **settings):
-        optimized.extend(parameters)
-        return adamw(list(optimized), **settings)
+    def recording_adamw(groups, **settings):
+        for group in groups:
+            optimized.extend(group["params"])
+        return adamw(groups, **settings)
 
     monkeypatch.setattr(stages, "load_part", recording_load)
     monkeypatch.setattr(torch.optim, "AdamW", recording_adamw)
@@ -568,7 +569,7 @@ def test_captions_of_tokens(trained):
         for i in range(6):
             # The captions of an image have different lengths, so the length tells which it is.
             (caption,) = [c for c in images.captions[i] if len(c) == int(visible[i].sum())]
-            expected = Text()([caption])[0][0].bfloat16().float()
+            expected = Text()([caption])[0][0]
             assert torch.equal(embeddings[i][visible[i]], expected)
             assert (embeddings[i][~visible[i]] == 0).all()
             drawn[i].add(caption)

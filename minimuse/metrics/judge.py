@@ -57,8 +57,10 @@ def features(net: Lite0, images: torch.Tensor, batch: int = 64) -> torch.Tensor:
         )
     batches = []
     for part in images.split(batch):
-        resized = F.interpolate(part.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
-        maps = net.stages(resized)
+        # On the CPU, because PyTorch 2.6 has no antialias on Apple's GPUs.
+        small = part.float().cpu()
+        resized = F.interpolate(small, (SIDE, SIDE), mode="bilinear", antialias=True)
+        maps = net.stages(resized.to(part.device))
         # The map from which the network reads ImageNet's classes: B 1280 4 4.
         head = F.relu6(net.net._bn1(net.net._conv_head(maps[-1])))
         chosen = [*(maps[i] for i in STAGES), head]

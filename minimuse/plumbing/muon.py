@@ -11,30 +11,41 @@ from minimuse.device import autocast
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon without weight decay, for matrices only."""
+    """Muon with decoupled weight decay, for matrices only."""
 
-    def __init__(self, matrices: list[torch.Tensor], lr: float, momentum: float = 0.95):
-        super().__init__(matrices, dict(lr=lr, momentum=momentum))
+    def __init__(
+        self,
+        matrices: list[torch.Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+    ):
+        super().__init__(matrices, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every matrix once."""
-        group = self.param_groups[0]
-        for matrix in group["params"]:
-            state = self.state[matrix]
-            if "mean" not in state:
-                state["mean"] = torch.zeros_like(matrix)
-            mean = state["mean"].lerp_(matrix.grad, 1 - group["momentum"])
-            update = matrix.grad.lerp(mean, group["momentum"])  # Nesterov: one step ahead
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                self.update(matrix, group["lr"], group["weight_decay"], group["momentum"])
 
-            # Products are in bf16 on a GPU, as in `torch.optim.Muon`. A CPU with bf16 gains by it
-            # for large matrices alone.
-            use_bf16 = matrix.is_cuda or min(matrix.shape) >= 256
-            with autocast(matrix.device, worth=use_bf16):
-                update = orthogonalize(update)
-            rows, columns = matrix.shape
-            scale = max(1, rows / columns) ** 0.5
-            matrix.add_(update, alpha=-group["lr"] * scale)
+    def update(self, matrix: torch.Tensor, lr: float, weight_decay: float, momentum: float) -> None:
+        """Update one matrix (m, n)."""
+        state = self.state[matrix]
+        if "mean" not in state:
+            state["mean"] = torch.zeros_like(matrix)
+        mean = state["mean"].lerp_(matrix.grad, 1 - momentum)
+        update = matrix.grad.lerp(mean, momentum)  # Nesterov: one step ahead
+
+        # Products are in bf16 on a GPU, as in `torch.optim.Muon`. A CPU with bf16 gains by it for
+        # large matrices alone.
+        use_bf16 = matrix.is_cuda or min(matrix.shape) >= 256
+        with autocast(matrix.device, worth=use_bf16):
+            update = orthogonalize(update)
+        rows, columns = matrix.shape
+        scale = max(1, rows / columns) ** 0.5
+        matrix.mul_(1 - lr * weight_decay)  # decoupled, as in AdamW
+        matrix.add_(update, alpha=-lr * scale)
 
 
 def orthogonalize(update: torch.Tensor, rounds: int = 5) -> torch.Tensor:

@@ -23,14 +23,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from minimuse.data import Images, Tokens, halve, offsets
-from minimuse.device import autocast, stable_hash
+from minimuse.device import stable_hash
+from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.files import save_tensors, write_json
 from minimuse.plumbing.parts import PARTS
 from minimuse.t5_frozen import FrozenT5
 
 CAPTIONS_PER_BATCH = 256
+FORMAT = 2  # of the shards; before, text embeddings were rounded to bfloat16
 
 
+@in_usual_state
 def tokens_of(
     parts: dict[str, nn.Module],
     text: FrozenT5,
@@ -42,6 +45,7 @@ def tokens_of(
     return Tokens([tokenize(parts, text, images, torch.arange(len(images)), device, batch)])
 
 
+@in_usual_state
 @torch.no_grad()
 def tokenize(
     parts: dict[str, nn.Module],
@@ -65,7 +69,7 @@ def tokenize(
     # Embed a caption once, however many images share it. Captions of similar length stand side by
     # side, so that batches need little padding. dict.fromkeys drops repeats and keeps the order.
     unique_captions = sorted(dict.fromkeys(all_captions), key=len)
-    embeddings = embed_captions(text, unique_captions, device)
+    embeddings = embed_captions(text, unique_captions)
 
     number_of = {caption: number for number, caption in enumerate(unique_captions)}
     shard["text"] = torch.cat(embeddings)
@@ -89,19 +93,20 @@ def token_ids(
         pixels = images.batch(some_rows).to(device)  # B 3 H W
         if half_size:
             pixels = halve(pixels)
-        with autocast(device):
-            ids.append(tokenizer.encode(pixels).flatten(1).int().cpu())  # B N
+        ids.append(tokenizer.encode(pixels).flatten(1).int().cpu())  # B N
     return torch.cat(ids)
 
 
-def embed_captions(text: FrozenT5, captions: list[str], device: str) -> list[torch.Tensor]:
-    """Text embeddings (T, E), bfloat16, of captions, without padding."""
+def embed_captions(text: FrozenT5, captions: list[str]) -> list[torch.Tensor]:
+    """Text embeddings (T, E) of captions, without padding: the same numbers as in drawing.
+
+    They are stored in the precision of the encoder's weights, which loses nothing.
+    """
     embeddings = []
     for start in range(0, len(captions), CAPTIONS_PER_BATCH):
-        with autocast(device):
-            padded, visible = text(captions[start : start + CAPTIONS_PER_BATCH])  # B T E, B T
+        padded, visible = text(captions[start : start + CAPTIONS_PER_BATCH])  # B T E, B T
         for row, is_word in zip(padded.cpu(), visible.cpu(), strict=True):
-            embeddings.append(row[is_word].bfloat16())
+            embeddings.append(row[is_word].to(text.dtype))
     return embeddings
 
 
@@ -115,6 +120,7 @@ def cache_key(out: Path, about: dict) -> dict:
         stat = path.stat()
         files.append((str(path), stat.st_size, stat.st_mtime_ns))
     key = {
+        "format": FORMAT,
         "data": about["data"],
         "files": stable_hash(str(files)),
         "scenes": about["config"]["scenes"],
@@ -136,6 +142,7 @@ def shard_path(out: Path, number: int) -> Path:
     return out / "cache" / f"{number:06}.safetensors"
 
 
+@in_usual_state
 def write_cache(
     out: Path,
     key: dict,

@@ -25,6 +25,7 @@ from minimuse.device import generator_at
 from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
 from minimuse.plumbing import collectives
+from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config, from_json
 from minimuse.plumbing.files import check_writable
 from minimuse.plumbing.lite0 import perceptual_network
@@ -64,6 +65,7 @@ NEEDS = {
 WORDS_FOR_START = 2**17
 
 
+@in_usual_state
 def train_all(
     stages: tuple[str, ...],
     out: Path,
@@ -95,6 +97,7 @@ def train_all(
                 yield from train_stage(stage, out, about, images, text, device)
 
 
+@in_usual_state
 def train_stage(
     name: str,
     out: Path,
@@ -163,7 +166,8 @@ def load_frozen_parts(
 def initial_random_numbers(seed: int, name: str) -> Iterator[None]:
     """Inside, new weights depend on (seed, stage) alone: they use PyTorch's global generator."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_at(seed, name, "weights").initial_seed())
+        # Weights are drawn on the CPU. torch.manual_seed would seed the caller's GPUs, too.
+        torch.default_generator.manual_seed(generator_at(seed, name, "weights").initial_seed())
         yield
 
 
@@ -272,6 +276,7 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
     return todo
 
 
+@in_usual_state
 def load_images(
     config: Config, data: str, split: str = "train", count: int | None = None, seed: int = 0
 ) -> Images:
@@ -290,6 +295,7 @@ def load_images(
     )
 
 
+@in_usual_state
 def fill_cache(out: Path, device: str) -> Iterator[Record]:
     """Write OUT/cache, the training data of base and super-resolution; a record for each shard.
 

@@ -1,0 +1,115 @@
+"""The optimizers of a stage: which parameter is trained by which, and which weights decay.
+
+    optimizers = make_optimizers(model, settings)      # settings: a `config.Stage`
+    finite = clip_gradients(model)                     # the discriminator apart
+
+Three kinds of parameters are told apart:
+
+- matrices: the weights of linear layers and convolutions. They decay. With `muon_lr`, Muon trains
+  those inside transformer blocks.
+- tables: embeddings, positions and position biases. Each row stands for itself, so they are trained
+  as vectors are, although they have two dimensions.
+- vectors: biases and norms. Neither tables nor vectors decay.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from minimuse.plumbing import collectives
+from minimuse.plumbing.config import Stage
+from minimuse.plumbing.muon import Muon
+from minimuse.transformer import Block, GridPositions, OffsetBias
+from minimuse.vq_loss import PatchDiscriminator
+
+MAX_GRADIENT_NORM = 1.0
+TABLES = (nn.Embedding, GridPositions, OffsetBias)
+
+
+def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optimizer]:
+    """AdamW or Adafactor, then Muon and the discriminator's AdamW or Adafactor, if they are needed.
+
+    Muse trains its transformers with Adafactor, which in PyTorch has no first moment.
+    """
+    check_processes(settings)
+    muon_matrices = block_matrices(model) if settings.muon_lr else []
+    discriminator = parameters_inside(model, PatchDiscriminator)
+    others = without(model.parameters(), [*muon_matrices, *discriminator])
+    tables = parameters_inside(model, TABLES)
+
+    optimizers = [adaptive(others, tables, settings, settings.lr, settings.betas)]
+    if muon_matrices:
+        optimizers.append(Muon(muon_matrices, settings.muon_lr, settings.weight_decay))
+    if discriminator:
+        lr = settings.discriminator_lr or settings.lr
+        optimizers.append(
+            adaptive(discriminator, tables, settings, lr, settings.discriminator_betas)
+        )
+    return optimizers
+
+
+def adaptive(
+    parameters: list[nn.Parameter],
+    tables: list[nn.Parameter],
+    settings: Stage,
+    lr: float,
+    betas: tuple[float, float],
+) -> torch.optim.Optimizer:
+    """The optimizer that `settings` names, in which only matrices decay."""
+    matrices = without([p for p in parameters if p.ndim >= 2], tables)
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": without(parameters, matrices), "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weight matrices inside transformer blocks."""
+    inside = [p for p in parameters_inside(model, Block) if p.ndim == 2]
+    return without(inside, parameters_inside(model, TABLES))
+
+
+def parameters_inside(model: nn.Module, kinds: type | tuple[type, ...]) -> list[nn.Parameter]:
+    """The trained parameters of all modules of these kinds inside a model, each of them once."""
+    found = {}
+    for module in model.modules():
+        if isinstance(module, kinds):
+            found |= {id(p): p for p in module.parameters() if p.requires_grad}
+    return list(found.values())
+
+
+def without(parameters: Iterable[nn.Parameter], excluded: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Those parameters that are trained, and not among the excluded ones."""
+    numbers = {id(p) for p in excluded}
+    return [p for p in parameters if p.requires_grad and id(p) not in numbers]
+
+
+def check_processes(settings: Stage) -> None:
+    """Raise a ValueError if these settings cannot be trained by several processes."""
+    _, processes = collectives.rank_and_size()
+    if settings.batch % processes:
+        raise ValueError(
+            f"a batch of {settings.batch} cannot be shared evenly by {processes} processes"
+        )
+    if processes > 1 and (settings.muon_lr or settings.optimizer != "adamw"):
+        raise ValueError(
+            "several processes need AdamW: Muon and Adafactor look at whole matrices "
+            "(stages.base.muon_lr=0 stages.base.optimizer=adamw)"
+        )
+
+
+def clip_gradients(model: nn.Module) -> bool:
+    """Scale the gradients to a norm of at most 1; return whether the norm was finite.
+
+    Those of a discriminator have a norm of their own. In one norm with the tokenizer's, of which
+    they are most, they would decide how far the tokenizer moves.
+    """
+    discriminator = parameters_inside(model, PatchDiscriminator)
+    networks = [without(model.parameters(), discriminator), discriminator]
+    norms = [nn.utils.clip_grad_norm_(network, MAX_GRADIENT_NORM) for network in networks]
+    return all(bool(collectives.gather(norm).isfinite()) for norm in norms)
