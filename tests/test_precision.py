@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from minimuse import losses
 from minimuse.data import Images
-from minimuse.device import EXACT_PRODUCTS, full_precision
 from minimuse.plumbing import config
 from minimuse.plumbing.parts import build
+from minimuse.plumbing.precision import EXACT_PRODUCTS, full_precision
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import cache
 from minimuse.vq import EMAQuantizer, FSQuantizer
