@@ -16,7 +16,7 @@ from minimuse.metrics import alignment
 from minimuse.metrics.images import psnr
 from minimuse.metrics.likelihood import masked_nll
 from minimuse.metrics.report import token_report
-from minimuse.muse import Muse, parse_prompt
+from minimuse.muse import Muse
 from minimuse.plumbing.parts import load_part
 from minimuse.runs.cache import tokens_of
 
@@ -86,24 +86,7 @@ def test_there_must_be_something_to_draw(muse):
         muse.draw([])
 
 
-# --- Prompts ---
-@pytest.mark.parametrize(
-    "prompt, parsed",
-    [
-        ("", [("", 1.0)]),
-        ("a clock at 12:05", [("a clock at 12:05", 1.0)]),
-        ("black AND white:0.5", [("black", 1.0), ("white", 0.5)]),
-        ("a:-1 AND b:2 AND c", [("a", -1.0), ("b", 2.0), ("c", 1.0)]),
-        ("a clock at 12:05:0.5 AND b", [("a clock at 12:05", 0.5), ("b", 1.0)]),
-        (" a  AND b:x", [("a", 1.0), ("b:x", 1.0)]),
-        ("a AND :0.5", [("a", 1.0), ("", 0.5)]),
-        ("one ANDtwo:0.5", [("one ANDtwo:0.5", 1.0)]),
-    ],
-)
-def test_prompts_are_parsed(prompt, parsed):
-    assert parse_prompt(prompt) == parsed
-
-
+# --- Prompts: how they are parsed is in test_prompts.py ---
 def test_weights_are_read_where_prompts_are_composed_and_nowhere_else(muse):
     time = "a clock at 12:05"
     both = "black AND white:0.5"

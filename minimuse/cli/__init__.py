@@ -10,6 +10,7 @@ import sys
 import warnings
 
 from minimuse.cli.flags import make_parser
+from minimuse.runs.stages import is_out_of_memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,8 +27,13 @@ def main(argv: list[str] | None = None) -> int:
             message += "; the same command with --resume goes on"
         print(message, file=sys.stderr)
         return 130
-    except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
-        print("minimuse:", " ".join(str(error).split()), file=sys.stderr)
+    except (ValueError, OSError, MemoryError, ModuleNotFoundError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        if isinstance(error, RuntimeError):
+            if not is_out_of_memory(error):
+                raise
+            message = f"too little memory; ask for fewer or smaller images ({message[:100]})"
+        print("minimuse:", message, file=sys.stderr)
         return 2
     # Only `check` returns an exit code; all other commands return None.
     return 0 if exit_code is None else exit_code

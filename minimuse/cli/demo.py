@@ -16,6 +16,8 @@ from minimuse.cli.progress import show_progress
 from minimuse.muse import Muse
 from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.files import write_json
+from minimuse.runs.rehearsal import check_trainable
+from minimuse.runs.stages import STAGES
 from minimuse.runs.workers import side_by_side
 
 
@@ -32,6 +34,7 @@ def demo(out: Path, preset: str, seed: int, resume: bool, n: int = 256) -> dict[
     Returns the report. Its "seconds" are those of this call alone, if it resumes another.
     """
     start = time.monotonic()
+    check_trainable(PRESETS[preset], STAGES, "shapes", "cpu")
     seconds, stages = side_by_side(
         out, PRESETS[preset], "shapes", "t5-toy", seed, resume, show_progress
     )

@@ -139,7 +139,9 @@ def load_part(directory: Path, name: str, config: configs.Config, text_width: in
             f"{path} is missing; "
             f"make it with: minimuse train {name.replace('_', '-')} --out {directory}"
         )
-    part = build(name, config, text_width)
+    # The random initial weights are replaced at once, so draw none of the caller's numbers.
+    with torch.random.fork_rng(devices=[]):
+        part = build(name, config, text_width)
     try:
         part.load_state_dict(dequantize(load_file(path)))
     except (SafetensorError, OSError) as error:

@@ -66,6 +66,7 @@ def load_t5(
         dtype = torch.bfloat16 if size > BILLION else torch.float32
     weights = read_weights(directory, paths[2:], encoder.state_dict(), dtype, device)
     encoder.load_state_dict(weights, assign=True)
+    encoder.eval().requires_grad_(False)
     return FrozenT5(encoder, tokenizer, fingerprint_of(paths[2:]))
 
 
@@ -91,7 +92,10 @@ def read_t5_config(path: Path) -> T5Config:
             f"{path} lacks {', '.join(wrong)}, or has values there that no T5's config.json has"
         )
     known = {f.name: values[f.name] for f in fields(T5Config) if f.name in values}
-    return T5Config(**known)
+    try:
+        return T5Config(**known)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -45,8 +45,11 @@ def describe_model(config: Config, data: str, text: FrozenT5, text_name: str, se
 
 
 def without_scale(about: dict) -> dict:
-    """What decides on the trained weights. `config.scale` and the encoder's name do not."""
-    config = about["config"] | {"scale": None}
+    """What decides on the trained weights.
+
+    The scale, how images are drawn, and the encoder's name do not.
+    """
+    config = about["config"] | {"scale": None, "sampling": None, "sampling_hi": None}
     return about | {"config": config, "text": about["text"]["fingerprint"]}
 
 
