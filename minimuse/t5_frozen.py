@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from minimuse.plumbing.ranges import check_settings
+from minimuse.plumbing.ranges import check_arguments, check_settings
 
 # T5's special ids: padding, end of a text, unknown piece.
 PAD, EOS, UNK = 0, 1, 2
@@ -240,6 +240,7 @@ class TextTokenizer:
         """
         if isinstance(texts, str):
             raise ValueError(f"encode takes a list of texts, not the one text {texts!r}")
+        check_arguments(max_length=max_length)
         rows = [with_eos(row) for row in self.pieces.encode(list(texts))]
         longest = max((len(row) for row in rows), default=0)
         if longest > max_length:

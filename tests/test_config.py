@@ -104,7 +104,7 @@ def test_every_value_can_be_overridden_with_itself(leaf):
         ("base.width=64.0", "base.width=64.0.*int"),
         ("base.width=wide", "base.width=wide.*int"),
         ("base.width=True", "base.width=True.*int"),
-        ("base.width=9999999999", "base.width is 9999999999, not a whole number from 1 to 65536"),
+        ("base.width=9999999999", "base.width is 9999999999, not a whole number from 1 to 16384"),
         ("stages.base.lr=9999999999", "stages.base.lr is 9999999999.0, not a number above 0"),
         ("base.width=", "base.width=.*int"),
         ("stages.base.lr=fast", "stages.base.lr=fast.*float"),

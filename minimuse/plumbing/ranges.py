@@ -4,8 +4,9 @@
     check_arguments(n=n, seed=seed)       # arguments of a function
 
 A value out of its range, NaN, infinity, or a value of another type is a ValueError that names the
-key, the value and the range. What settings must be to each other is checked where they are defined,
-and in `check_tokenizer`. This file imports nothing of minimuse, so that every other file may use it.
+key, the value and the range. What settings must be to each other is checked where they are
+defined, and in `check_tokenizer`. This file imports nothing of minimuse, so that every other file
+may use it.
 """
 
 import math
@@ -69,7 +70,7 @@ SWITCH = Range(bool, "True or False", lambda value: isinstance(value, bool))
 TEXT = Range(str, "a name", lambda value: isinstance(value, str))
 
 # --- Settings, by the name of their dataclass ---
-BLOCKS = each(whole(0, 64), 0, 12)
+BLOCKS = each(whole(0, 32), 0, 12)
 FRACTION = number(0, 1)
 DECAY = number(0, 1, below=True)
 WEIGHT = number(0, 1000)
@@ -81,7 +82,7 @@ SETTINGS: dict[str, dict[str, Range]] = {
         "code_width": whole(1, 4096),
         "channels": whole(1, 4096),
         "multipliers": each(whole(1, 64), 1, 12),
-        "blocks": each(whole(0, 64), 1, 12),
+        "blocks": each(whole(0, 32), 1, 12),
         "overlap": SWITCH,
         "quantizer": TEXT,
         "levels": each(whole(2, 1024), 0, 64),
@@ -89,12 +90,12 @@ SETTINGS: dict[str, dict[str, Range]] = {
         "decoder_blocks": BLOCKS,
     },
     "BaseConfig": {
-        "width": whole(1, 2**16),
-        "layers": whole(1, 512),
+        "width": whole(1, 2**14),
+        "layers": whole(1, 128),
         "heads": whole(1, 1024),
     },
     "SuperResConfig": {
-        "encoder_layers": whole(0, 512),
+        "encoder_layers": whole(0, 128),
         "window": whole(0, 4096),
         "piece": whole(0, 4096),
     },
@@ -170,6 +171,9 @@ ARGUMENTS: dict[str, Range] = {
     "side": whole(1, 4096),
     "count": whole(1, 10**7),
     "smallest": whole(1, 4096),
+    "masked": whole(0, 2**31),
+    "steps": whole(1, 10**6),
+    "max_length": whole(1, 10_000),
     "columns": whole(1, 10_000),
     "cell": whole(8, 4096),
 }

@@ -64,6 +64,15 @@ def check_same_model(out: Path, about: dict) -> None:
         )
 
 
+def take_over_settings(out: Path, about: dict) -> None:
+    """Write OUT/config.json again if settings have changed that decide on no weights.
+
+    Stages that are finished already would not write it.
+    """
+    if (out / "config.json").is_file() and read_about(out) != about:
+        write_config(out, about)
+
+
 def write_config(out: Path, about: dict) -> None:
     """Write OUT/config.json."""
     rank, _ = collectives.rank_and_size()
