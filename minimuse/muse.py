@@ -130,6 +130,7 @@ class Muse:
         """
         check_arguments(batch=batch, seed=seed)
         check_prompts(prompts)
+        self.check_start(len(prompts), low, high)
         lows, highs = [], []
         for start in range(0, len(prompts), batch):
             rows = slice(start, start + batch)
@@ -162,9 +163,8 @@ class Muse:
         None hides all. With `plain`, prompts are taken literally: see `embed_prompts`.
         """
         check_arguments(seed=seed)
-        B, grid, grid_hi = len(prompts), self.config.tokenizer.grid, self.config.tokenizer_hi.grid
-        check_ids("low", low, (B, grid**2), self.base.mask_id)
-        check_ids("high", high, (B, grid_hi**2), self.superres.mask_id)
+        B = len(prompts)
+        self.check_start(B, low, high)
         sampling = sampling or self.config.sampling
         sampling_hi = sampling_hi or self.config.sampling_hi
         generator = torch.Generator().manual_seed(int(seed))
@@ -172,14 +172,14 @@ class Muse:
         weights = embedded.weights
 
         if low is None:
-            low = self.hidden_grid(self.base, grid, B)
+            low = self.hidden_grid(self.base, self.config.tokenizer.grid, B)
         contexts = self.contexts(self.base, embedded, sampling.guidance)
         for step in self.model_steps(self.base, low, contexts, sampling, generator, weights):
             low = step.ids
             yield "low", step
 
         if high is None:
-            high = self.hidden_grid(self.superres, grid_hi, B)
+            high = self.hidden_grid(self.superres, self.config.tokenizer_hi.grid, B)
         contexts = self.contexts(self.superres, embedded, sampling_hi.guidance, low)
         for step in self.model_steps(
             self.superres, high, contexts, sampling_hi, generator, weights
@@ -204,6 +204,11 @@ class Muse:
                 return model(ids, context, hidden)
 
         return decode(model_pass, ids, model.mask_id, context, uncond, sampling, generator, weights)
+
+    def check_start(self, B: int, low: Any, high: Any) -> None:
+        """Raise a ValueError if ids to start from are neither None nor (B, N) ids of this model."""
+        check_ids("low", low, (B, self.config.tokenizer.grid**2), self.base.mask_id)
+        check_ids("high", high, (B, self.config.tokenizer_hi.grid**2), self.superres.mask_id)
 
     def hidden_grid(self, model: nn.Module, grid: int, batch: int) -> torch.Tensor:
         """Token ids (B, N) of grids in which every token is hidden."""

@@ -95,9 +95,9 @@ def test_ids_that_are_complete_are_drawn_as_they_are(muse):
     low, high = steps["low"].ids, steps["high"].ids
     for batch in (1, 2, 32):
         low_images, images = muse.draw([RED, TWO, RED], batch, low=low)
-        assert torch.equal(low_images, muse.pixels(low, "low"))
+        torch.testing.assert_close(low_images, muse.pixels(low, "low"), rtol=0, atol=0.02)
         _, same = muse.draw([RED, TWO, RED], batch, low=low, high=high)
-        assert torch.equal(same, muse.pixels(high, "high"))
+        torch.testing.assert_close(same, muse.pixels(high, "high"), rtol=0, atol=0.02)
         assert images.shape == same.shape
 
 
