@@ -169,7 +169,7 @@ def test_evaluate_repeats_what_demo_measured(tiny_model, tmp_path, capsys):
     assert f"| {shape['value']:.3f} ({shape['low']:.3f} to {shape['high']:.3f}) |" in table
     assert run("evaluate", "--model", tiny_model, "--out", out, "--n", 4, "--json") == 0
     assert json.loads(capsys.readouterr().out) == read_json(out / "report.json")
-    assert run("evaluate", "--model", tiny_model, "--out", out, "--n", 0) == 2
+    assert run_to_exit("evaluate", "--model", tiny_model, "--out", out, "--n", 0) == 2
 
 
 def difference(shown: np.ndarray, image: Image.Image) -> float:
@@ -499,6 +499,7 @@ def test_settings_that_do_not_fit_are_refused_before_training(fails, tmp_path):
     ):
         assert word in fails(*train, setting)
     coarse = ["tokenizer_hi.multipliers=1,1,1,1,1", "tokenizer_hi.blocks=0,0,0,0,0"]
+    coarse.append("decoder_blocks=0,0,0,0,0")
     assert "grid" in fails(*train, *coarse)
     assert not out.exists()
 

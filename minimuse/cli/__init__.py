@@ -10,6 +10,7 @@ import sys
 import warnings
 
 from minimuse.cli.flags import make_parser
+from minimuse.cli.shared_flags import one_line
 from minimuse.runs.stages import is_out_of_memory
 
 
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         print(message, file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, ModuleNotFoundError, RuntimeError) as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         if isinstance(error, RuntimeError):
             if not is_out_of_memory(error):
                 raise
@@ -54,4 +55,4 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def print_warning(message: Warning | str, *details: object) -> None:
     """Print a Python warning in one line, without file and source."""
-    print(f"minimuse: {message}", file=sys.stderr)
+    print(f"minimuse: {one_line(message)}", file=sys.stderr)

@@ -10,11 +10,20 @@ from minimuse.plumbing.prompts import DEFAULT_STYLE, STYLE_NAMES
 from minimuse.plumbing.ranges import argument_from_text
 
 
+def one_line(message: object) -> str:
+    """A message in one line: what cannot be printed, of a value that it names, is escaped."""
+    text = " ".join(str(message).split())
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake in one line, without the usage."""
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"minimuse: {message} (see: {self.prog} --help)\n")
+        self.exit(2, f"minimuse: {one_line(message)} (see: {self.prog} --help)\n")
 
 
 def in_range(name: str) -> Callable[[str], int | float]:
