@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from threading import Event
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from minimuse import checks
 from minimuse.cli import main
 from minimuse.cli.flags import make_parser
+from minimuse.cli.lessons import EXTRAS
 from minimuse.data import ASSETS
 from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.parts import PARTS
@@ -588,6 +589,7 @@ assert not imported, imported
         (["check", "04"], "pytest", "test"),
         (["check", "04"], "hypothesis", "test"),
         (["notebooks", "new"], "jupytext", "lessons"),
+        (["notebooks", "new"], "matplotlib", "lessons"),
     ],
 )
 def test_without_an_extra(fails, monkeypatch, tmp_path, argv, package, extra):
@@ -597,3 +599,24 @@ def test_without_an_extra(fails, monkeypatch, tmp_path, argv, package, extra):
     line = fails(*argv)
     assert f"needs {package}" in line and f"pip install -e '.[{extra}]'" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name, extra", EXTRAS.items())
+def test_a_module_that_is_missing_anywhere(fails, monkeypatch, tmp_path, name, extra):
+    """The command that installs it is named, whoever imports it; and the extra has the package."""
+
+    def import_it(*_):
+        raise ModuleNotFoundError(f"No module named '{name}'", name=f"{name}.inner")
+
+    monkeypatch.setattr("minimuse.cli.draw.output_paths", import_it)
+    line = fails("generate", "x", "-o", tmp_path / "x.png")
+    assert f"No module named '{name}'" in line and f"pip install 'minimuse[{extra}]'" in line
+    wanted = [text for text in requires("minimuse") if f'"{extra}"' in text]
+    assert any(text.startswith(name.replace("_", "-")) for text in wanted), wanted
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m", "\x85", "\udcff", "\u2028", "a\nb\tc", "\0"])
+def test_what_cannot_be_printed_is_escaped(fails, text):
+    for argv in (["generate", "x", "--n", text], ["train", text], ["generate", "x", "-o", text]):
+        line = fails(*argv)
+        assert line.isprintable()

@@ -10,6 +10,7 @@ import sys
 import warnings
 
 from minimuse.cli.flags import make_parser
+from minimuse.cli.lessons import install_hint
 from minimuse.cli.shared_flags import one_line
 from minimuse.runs.stages import is_out_of_memory
 
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except (ValueError, OSError, MemoryError, ModuleNotFoundError, RuntimeError) as error:
         message = one_line(error)
+        if isinstance(error, ModuleNotFoundError):
+            message = install_hint(error)
         if isinstance(error, RuntimeError):
             if not is_out_of_memory(error):
                 raise
