@@ -620,3 +620,8 @@ def test_what_cannot_be_printed_is_escaped(fails, text):
     for argv in (["generate", "x", "--n", text], ["train", text], ["generate", "x", "-o", text]):
         line = fails(*argv)
         assert line.isprintable()
+
+
+def test_a_long_value_does_not_fill_the_screen(fails):
+    line = fails("check", "9" * 5000)
+    assert len(line) < 1000 and "choose one of" in line
