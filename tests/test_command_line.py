@@ -334,6 +334,12 @@ def check_files(argv, code, stdout, before, root):
     if code == 2:
         assert argv[0] == "train" or not changed, changed
     if argv[0] in ("generate", "inpaint", "outpaint", "edit") and code == 0:
-        printed = [] if "usage:" in stdout or "PyTorch" in stdout else stdout.splitlines()
-        for path in printed:
-            assert root / path in changed, path
+        check_printed(stdout, changed, root)
+
+
+def check_printed(stdout, changed, root):
+    """A command that draws prints the names of the files that it wrote, or help, or versions."""
+    if "usage:" in stdout or "PyTorch" in stdout:
+        return
+    for path in stdout.splitlines():
+        assert root / path in changed, path
