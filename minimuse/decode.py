@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from minimuse import schedule
+from minimuse.plumbing.ranges import check_settings
 from minimuse.transformer import Context
 
 # Up to this many tokens (B N), a CPU runs conditional and unconditional rows faster in one batch.
@@ -52,23 +53,17 @@ class Sampling:
     law: str = "cosine"  # the schedule: see schedule.LAWS
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; decoding needs at least 1")
-        for name in ("guidance", "temperature", "top_k", "choice_temperature", "entropy_bound"):
-            value = getattr(self, name)
-            if value < 0:
-                raise ValueError(f"{name} is {value}; it must not be negative")
+        check_settings(self)
         start, end = self.guided
-        if not 0 <= start <= end <= 1:
-            raise ValueError(
-                f"guided is {self.guided}; give two fractions of the steps, such as 0.5,1"
-            )
+        if start > end:
+            raise ValueError(f"guided is {self.guided}; give the smaller fraction first")
         if self.sampler not in SAMPLERS:
             names = ", ".join(SAMPLERS)
-            raise ValueError(f"unknown sampler {self.sampler!r}; choose one of {names}")
+            raise ValueError(f"sampler is {self.sampler!r}; choose one of {names}")
         if self.sampler == "random" and self.choice_temperature == 0:
             raise ValueError(
-                "the random sampler sorts tokens by their noise: choice_temperature must be above 0"
+                "choice_temperature is 0, and the random sampler sorts tokens by that noise: "
+                "give more than 0"
             )
         schedule.check_law(self.law)
 

@@ -15,7 +15,6 @@ Letters: B images, H W pixels, h w tokens, N = h w.
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +35,9 @@ from minimuse.holes import (
 )
 from minimuse.muse import Muse
 from minimuse.plumbing.caller_state import in_usual_state
+from minimuse.plumbing.ranges import check_arguments, later_seed
+
+MOST_PIXELS = 2**22
 
 
 # --- Inpainting and outpainting ---
@@ -73,11 +75,9 @@ def outpaint(
 
     Negative or no padding is a ValueError; so is a large result unless `tile` is set.
     """
-    if min(pad) < 0 or not any(pad):
-        numbers = ",".join(map(str, pad))
-        raise ValueError(
-            f"pad is {numbers}; give pixels for left,top,right,bottom, one of them above 0"
-        )
+    check_arguments(pad=pad)
+    if not any(pad):
+        raise ValueError("pad is 0 on all sides; give pixels for left,top,right,bottom")
     left, top, right, bottom = pad
     check_size(muse, left + image.width + right, top + image.height + bottom, tile)
 
@@ -110,6 +110,7 @@ def fill(
 
     With `keep_pixels` the pixels outside the hole stay too. `settings`: as in `Muse.generate`.
     """
+    check_arguments(n=n, seed=seed)
     low, high = encode_around(muse, pixels, hole)  # 1 h w each
     low = repeat(low, "1 h w -> B h w", B=n).clone()
     high = repeat(high, "1 h w -> B h w", B=n).clone()
@@ -120,7 +121,7 @@ def fill(
     window = next_window(low[0] == muse.base.mask_id, high[0] == muse.superres.mask_id, grid)
     while window is not None:
         fill_window(muse, low, high, window, [prompt] * n, negative, sampling, seed)
-        seed += 1
+        seed = later_seed(seed, 1)
         window = next_window(low[0] == muse.base.mask_id, high[0] == muse.superres.mask_id, grid)
 
     H, W = hole.shape
@@ -177,7 +178,8 @@ def edit(
     **settings: Any,
 ) -> list[Image.Image]:
     """Change the image towards the prompt, without a mask, in n ways. Arguments: see `edits`."""
-    *_, low = edits(muse, image, prompt, iterations, share, n, negative, seed, **settings)
+    for ids in edits(muse, image, prompt, iterations, share, n, negative, seed, **settings):
+        low = ids  # of all iterations only the last is kept
     return finish(muse, image, prompt, low, negative, seed, **settings)
 
 
@@ -201,11 +203,7 @@ def edits(
     `settings`: as in `Muse.generate`. An image larger than in training is a ValueError; so are
     impossible arguments.
     """
-    if iterations < 0 or not 0 < share <= 1:
-        raise ValueError(
-            f"iterations {iterations} and share {share}: "
-            "give 0 or more iterations, and a share above 0 and at most 1"
-        )
+    check_arguments(iterations=iterations, share=share, n=n, seed=seed)
     side = muse.config.tokenizer_hi.side
     if max(image.size) > side:
         raise ValueError(
@@ -214,8 +212,9 @@ def edits(
         )
     low, _ = encode(muse, from_pil(image))  # 1 h w
     low = low.flatten(1).repeat(n, 1)  # B N
-    generator = torch.Generator().manual_seed(seed)
-    sampling = replace(muse.config.sampling, **{"steps": 1, "top_k": 3, **settings})
+    generator = torch.Generator().manual_seed(int(seed))
+    given = {name: value for name, value in settings.items() if value is not None}
+    sampling, _ = muse.sampling(**{"steps": 1, "top_k": 3, **given})
     prompts = muse.embed_prompts([prompt] * n, negative)
     contexts = muse.contexts(muse.base, prompts, sampling.guidance)  # for all iterations
 
@@ -326,8 +325,13 @@ def low_res_unit(muse: Muse) -> int:
 def check_size(muse: Muse, width: int, height: int, tile: bool) -> None:
     """Refuse an image above four times the training side, unless `tile` is set.
 
-    Such an image takes many windows, and so a long time.
+    Such an image takes many windows, and so a long time. All of it is decoded at once, so tiles
+    have an end, too.
     """
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"the image is {width}x{height}; at most {MOST_PIXELS:,} pixels are drawn: shrink it"
+        )
     most = 4 * muse.config.tokenizer_hi.side
     if max(width, height) > most and not tile:
         raise ValueError(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from minimuse import schedule
 from minimuse.initialization import initialize_weights, start_white
+from minimuse.plumbing.ranges import check_settings
 from minimuse.transformer import Context, TokenDecoder, layer_norm
 
 
@@ -35,8 +36,9 @@ class BaseConfig:
     heads: int
 
     def __post_init__(self):
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        check_settings(self)
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width}, not a multiple of {self.heads} heads")
 
 
 class MaskGit(nn.Module):

@@ -11,7 +11,6 @@ Letters: B images, P prompts of each image, N image tokens, h w token grid, H W 
 tokens, E text width.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,8 @@ from minimuse.plumbing import config as configs
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.parts import PARTS, find_model, load_part, read_about, save_part
+from minimuse.plumbing.prompts import check_prompts, common_weights, parse_prompt, with_style
+from minimuse.plumbing.ranges import check_arguments, check_ids, later_seed
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.t5_frozen import FrozenT5
 from minimuse.transformer import Context
@@ -53,7 +54,7 @@ class Muse:
         self.config = config
         self.text = text
         self.about = about
-        self.parts = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
+        self.parts = dict(parts)
         self.tokenizer = self.parts["tokenizer"]
         self.tokenizer_hi = self.parts["tokenizer_hi"]
         self.base = self.parts["base"]
@@ -79,7 +80,10 @@ class Muse:
                 f"{directory} was trained with text encoder {expected}, not {text.fingerprint}; "
                 f"give its directory with --t5"
             )
-        parts = {part: load_part(directory, part, config, text.width).to(device) for part in PARTS}
+        parts = {}
+        for name in PARTS:
+            part = load_part(directory, name, config, text.width).to(device)
+            parts[name] = part.eval().requires_grad_(False)
         return cls(config, text, parts, about)
 
     def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -99,8 +103,9 @@ class Muse:
     ) -> list[Image.Image]:
         """Draw n PIL images for one prompt.
 
-        `settings` are fields of `Sampling`, such as steps=12 or guidance=3.0.
+        `settings` are fields of `Sampling`, such as steps=12 or guidance=3.0. None is the model's.
         """
+        check_arguments(n=n, seed=seed)
         sampling, sampling_hi = self.sampling(**settings)
         _, images = self.draw(
             [prompt] * n,
@@ -113,22 +118,35 @@ class Muse:
 
     @in_usual_state
     def draw(
-        self, prompts: list[str], batch: int = 32, seed: int = 0, **settings: Any
+        self,
+        prompts: list[str],
+        batch: int = 32,
+        seed: int = 0,
+        low: torch.Tensor | None = None,
+        high: torch.Tensor | None = None,
+        **settings: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw low-res (B, 3, H/2, W/2) and high-res images (B, 3, H, W), one for each prompt.
 
         `batch` images are drawn at a time; each batch has its own seed, seed + its first image, so
-        an image depends on `batch`. `settings`: the other arguments of `steps`.
+        an image depends on `batch`. The other arguments: see `steps`.
         """
+        check_arguments(batch=batch, seed=seed)
+        check_prompts(prompts)
+        self.check_start(len(prompts), low, high)
         lows, highs = [], []
-        # At least one round, in which `embed_prompts` refuses an empty list.
-        for start in range(0, max(1, len(prompts)), batch):
-            some = prompts[start : start + batch]
-            last_ids = {}
-            for resolution, step in self.steps(some, seed=seed + start, **settings):
-                last_ids[resolution] = step.ids
-            lows.append(self.pixels(last_ids["low"], "low"))
-            highs.append(self.pixels(last_ids["high"], "high"))
+        for start in range(0, len(prompts), batch):
+            rows = slice(start, start + batch)
+            # Ids that are complete already have no steps.
+            ids = {
+                "low": None if low is None else low[rows],
+                "high": None if high is None else high[rows],
+            }
+            steps = self.steps(prompts[rows], seed=later_seed(seed, start), **ids, **settings)
+            for resolution, step in steps:
+                ids[resolution] = step.ids
+            lows.append(self.pixels(ids["low"], "low"))
+            highs.append(self.pixels(ids["high"], "high"))
         return torch.cat(lows), torch.cat(highs)
 
     @in_usual_state
@@ -148,21 +166,24 @@ class Muse:
         `low` and `high` are token ids (B, N) to start from, with mask ids where tokens are hidden;
         None hides all. With `plain`, prompts are taken literally: see `embed_prompts`.
         """
+        check_arguments(seed=seed)
+        B = len(prompts)
+        self.check_start(B, low, high)
         sampling = sampling or self.config.sampling
         sampling_hi = sampling_hi or self.config.sampling_hi
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         embedded = self.embed_prompts(prompts, negative, plain)
         weights = embedded.weights
 
         if low is None:
-            low = self.hidden_grid(self.base, self.config.tokenizer.grid, len(prompts))
+            low = self.hidden_grid(self.base, self.config.tokenizer.grid, B)
         contexts = self.contexts(self.base, embedded, sampling.guidance)
         for step in self.model_steps(self.base, low, contexts, sampling, generator, weights):
             low = step.ids
             yield "low", step
 
         if high is None:
-            high = self.hidden_grid(self.superres, self.config.tokenizer_hi.grid, len(prompts))
+            high = self.hidden_grid(self.superres, self.config.tokenizer_hi.grid, B)
         contexts = self.contexts(self.superres, embedded, sampling_hi.guidance, low)
         for step in self.model_steps(
             self.superres, high, contexts, sampling_hi, generator, weights
@@ -187,6 +208,11 @@ class Muse:
                 return model(ids, context, hidden)
 
         return decode(model_pass, ids, model.mask_id, context, uncond, sampling, generator, weights)
+
+    def check_start(self, B: int, low: Any, high: Any) -> None:
+        """Raise a ValueError if ids to start from are neither None nor (B, N) ids of this model."""
+        check_ids("low", low, (B, self.config.tokenizer.grid**2), self.base.mask_id)
+        check_ids("high", high, (B, self.config.tokenizer_hi.grid**2), self.superres.mask_id)
 
     def hidden_grid(self, model: nn.Module, grid: int, batch: int) -> torch.Tensor:
         """Token ids (B, N) of grids in which every token is hidden."""
@@ -225,15 +251,17 @@ class Muse:
     def embed_prompts(self, prompts: list[str], negative: str = "", plain: bool = False) -> Prompts:
         """Embed the prompts of B images with the text encoder. "" is the null caption.
 
-        "one thing AND another:0.5" composes two prompts, see `parse_prompt`; `plain` takes it
-        literally. No prompts, or prompts whose weights differ from image to image, are ValueErrors.
+        "one thing AND another:0.5" composes two prompts, and a model of emoji gets a style if the
+        prompt names none: see `plumbing/prompts.py`. `plain` takes prompts as they are. No prompts,
+        or prompts whose weights differ from image to image, are ValueErrors.
         """
-        if not prompts:
-            raise ValueError("nothing to draw; ask for at least 1 image")
-        if plain:
-            parsed = [[(prompt, 1.0)] for prompt in prompts]
-        else:
-            parsed = [parse_prompt(prompt) for prompt in prompts]
+        check_prompts(prompts, negative, plain)
+        pairs = {}
+        for prompt in dict.fromkeys(prompts):
+            pairs[prompt] = [(prompt, 1.0)]
+            if not plain:
+                pairs[prompt] = with_style(parse_prompt(prompt), self.about.get("data"))
+        parsed = [pairs[prompt] for prompt in prompts]
         weights = common_weights(parsed)
 
         texts = []
@@ -269,34 +297,3 @@ class Muse:
             if is_guided:
                 uncond = model.context(prompts.negative_text, prompts.negative_visible, *low)
         return context, uncond
-
-
-def parse_prompt(prompt: str) -> list[tuple[str, float]]:
-    """Split "one thing AND another:0.5" into (prompt, weight) pairs.
-
-    The weight is 1 where none is given. A prompt without " AND " stays as it is, with weight 1: the
-    colon in "a clock at 12:05" is text.
-    """
-    if " AND " not in prompt:
-        return [(prompt, 1.0)]
-    pairs = []
-    for part in prompt.split(" AND "):
-        part = part.strip()
-        with_weight = re.fullmatch(r"(.*):(-?\d+(?:\.\d+)?)", part, re.DOTALL)
-        if with_weight:
-            pairs.append((with_weight[1], float(with_weight[2])))
-        else:
-            pairs.append((part, 1.0))
-    return pairs
-
-
-def common_weights(parsed: list[list[tuple[str, float]]]) -> tuple[float, ...]:
-    """The weights of parsed prompts, which must be the same for all images drawn together."""
-    distinct = set()
-    for pairs in parsed:
-        distinct.add(tuple(weight for _, weight in pairs))
-    if len(distinct) > 1:
-        raise ValueError(
-            f"prompts drawn together need the same weights; these have {sorted(distinct)}"
-        )
-    return distinct.pop()

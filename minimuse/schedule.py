@@ -17,6 +17,8 @@ import math
 import numpy as np
 import torch
 
+from minimuse.plumbing.ranges import check_arguments
+
 # MaskGIT's `exp` and `log` schedules depend on the number of tokens. It is fixed here, so that
 # every schedule is a function of u alone.
 SCALE = 256
@@ -89,10 +91,7 @@ def masked_after(masked: int, steps: int, law: str = "cosine") -> list[int]:
     inpainting those in the hole, not all tokens of the image. If S > N0, some steps change nothing,
     and no model pass is needed for them. A negative `masked` and `steps` below 1 are ValueErrors.
     """
-    if masked < 0:
-        raise ValueError(f"cannot start with {masked} masked tokens")
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; decoding needs at least 1")
+    check_arguments(masked=masked, steps=steps)
     counts = []
     still_masked = masked
     for k in range(steps - 1):

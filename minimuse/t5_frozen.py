@@ -29,6 +29,7 @@ from einops import rearrange
 from torch import nn
 
 from minimuse.plumbing.precision import full_precision
+from minimuse.plumbing.ranges import check_arguments, check_settings
 
 # T5's special ids: padding, end of a text, unknown piece.
 PAD, EOS, UNK = 0, 1, 2
@@ -52,6 +53,7 @@ class T5Config:
     feed_forward_proj: str = "relu"  # the oldest v1.0 files do not say; v1.1 says "gated-gelu"
 
     def __post_init__(self):
+        check_settings(self)
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
             raise ValueError(
                 f"feed_forward_proj is {self.feed_forward_proj!r}; "
@@ -240,6 +242,7 @@ class TextTokenizer:
         """
         if isinstance(texts, str):
             raise ValueError(f"encode takes a list of texts, not the one text {texts!r}")
+        check_arguments(max_length=max_length)
         rows = [with_eos(row) for row in self.pieces.encode(list(texts))]
         longest = max((len(row) for row in rows), default=0)
         if longest > max_length:
@@ -267,14 +270,14 @@ def cut(row: list[int], max_length: int) -> list[int]:
 class FrozenT5:
     """A text encoder that is never trained: captions in, embeddings and mask out.
 
-    It takes an encoder, which it freezes, with its tokenizer. `load_t5` reads both from files.
+    It takes an encoder, which it only reads, with its tokenizer. `load_t5` reads both from files.
     `fingerprint` is a hash of the weight files: a model stores it, and refuses another encoder than
     the one it was trained with. It is not an nn.Module, so that a model that holds one does not
     train, count or save its weights.
     """
 
     def __init__(self, encoder: T5Encoder, tokenizer: TextTokenizer, fingerprint: str = ""):
-        self.encoder = encoder.eval().requires_grad_(False)
+        self.encoder = encoder
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.width = encoder.config.d_model  # E

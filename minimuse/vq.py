@@ -27,6 +27,7 @@ from einops import rearrange
 from torch import nn
 
 from minimuse.plumbing.precision import full_precision
+from minimuse.plumbing.ranges import check_settings, check_tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,8 @@ class TokenizerConfig:
     decoder_blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        decoder_blocks = self.decoder_blocks or self.blocks
-        if not len(self.multipliers) == len(self.blocks) == len(decoder_blocks):
-            raise ValueError(
-                f"multipliers {self.multipliers}, blocks {self.blocks} and decoder_blocks "
-                f"{self.decoder_blocks} must be of one length"
-            )
-        if self.quantizer not in ("ema", "fsq"):
-            raise ValueError(f"unknown quantizer {self.quantizer!r}; choose ema or fsq")
-        if self.quantizer == "fsq":
-            if math.prod(self.levels) != self.codes or len(self.levels) != self.code_width:
-                raise ValueError(
-                    f"FSQ levels {self.levels} must multiply to codes={self.codes}, "
-                    f"one per code_width={self.code_width}"
-                )
-        if self.side % self.factor != 0:
-            raise ValueError(f"side {self.side} is not a multiple of the factor {self.factor}")
+        check_settings(self)
+        check_tokenizer(self)
 
     @property
     def factor(self) -> int:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from minimuse.plumbing.ranges import check_settings
+
 PEAK = 2.0  # pixels span -1 .. 1
 FEATURE_MAPS = 5  # the perceptual distance compares the first five stages of its network
 
@@ -30,6 +32,9 @@ class LossWeights:
     quantize_from: float = 0.2  # fraction of the steps without codes; then k-means places them
     adversarial_from: float = 0.5  # fraction of the steps after which the discriminator starts
     discriminator_channels: int = 32
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class ImageLoss(nn.Module):

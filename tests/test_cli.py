@@ -2,23 +2,26 @@
 
 import argparse
 import json
+import platform
 import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from minimuse import checks
 from minimuse.cli import main
 from minimuse.cli.flags import make_parser
+from minimuse.cli.lessons import EXTRAS
 from minimuse.data import ASSETS
 from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.parts import PARTS
@@ -75,7 +78,12 @@ def read_json(path):
 
 def test_version(capsys):
     assert run_to_exit("--version") == 0
-    assert capsys.readouterr().out == f"minimuse {version('minimuse')}\n"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"minimuse {version('minimuse')}" and len(lines) == 5
+    assert f"PyTorch {torch.__version__}" in lines[1] and platform.python_version() in lines[1]
+    assert f"pillow {version('pillow')}" in lines[2]
+    assert torch.backends.cpu.get_cpu_capability() in lines[3]
+    assert lines[4].startswith("other devices: ")
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -187,7 +195,7 @@ def test_evaluate_repeats_what_demo_measured(tiny_model, tmp_path, capsys):
     assert f"| {shape['value']:.3f} ({shape['low']:.3f} to {shape['high']:.3f}) |" in table
     assert run("evaluate", "--model", tiny_model, "--out", out, "--n", 4, "--json") == 0
     assert json.loads(capsys.readouterr().out) == read_json(out / "report.json")
-    assert run("evaluate", "--model", tiny_model, "--out", out, "--n", 0) == 2
+    assert run_to_exit("evaluate", "--model", tiny_model, "--out", out, "--n", 0) == 2
 
 
 def difference(shown: np.ndarray, image: Image.Image) -> float:
@@ -242,17 +250,32 @@ def test_a_grid_shows_all_combinations(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     "argv, names",
     [
-        (["--n", "0"], "--n is 0"),
-        (["--n", "-3"], "--n is -3"),
-        (["--steps", "0"], "steps is 0"),
-        (["--steps", "-1"], "steps is -1"),
-        (["--guidance", "-1"], "guidance is -1"),
-        (["--temperature", "-1"], "temperature is -1"),
-        (["--temperature", "warm"], "temperature=warm"),
-        (["--guided", "0.5"], "guided=0.5"),
-        (["--guided", "0.5,0.2"], "two fractions"),
+        (["--n", "0"], "--n: 0 is not a whole number from 1 to 100000"),
+        (["--n", "-3"], "--n: -3 is not"),
+        (["--n", "100000000"], "--n: 100000000 is not"),
+        (["--n", "1.5"], "--n: '1.5' is not"),
+        (["--seed", str(2**64)], "--seed: 18446744073709551616 is not"),
+        (["--seed", "1e3"], "--seed: '1e3' is not"),
+        (["--steps", "0"], "--steps is 0, not a whole number from 1 to 10000"),
+        (["--steps", "-1"], "--steps is -1"),
+        (["--steps", "1000000"], "--steps is 1000000"),
+        (["--guidance", "-1"], "--guidance is -1"),
+        (["--guidance", "1e999"], "--guidance is inf"),
+        (["--temperature", "-1"], "--temperature is -1"),
+        (["--temperature", "warm"], "--temperature=warm"),
+        (["--temperature", "nan"], "--temperature=nan"),
+        (["--guided", "0.5"], "--guided=0.5"),
+        (["--guided", "0.5,0.2"], "smaller fraction first"),
+        (["--guided", "0,2"], "--guided is (0.0, 2.0)"),
         (["--sampler", "best"], "'best'"),
-        (["--top-k", "0.5"], "top_k=0.5"),
+        (["--top-k", "0.5"], "--top-k=0.5"),
+        (["--grid", "steps=0,1"], "--grid steps is 0"),
+        (["--grid", "guided=0,1"], "--grid guided"),
+        (["--grid", "steps=1,2", "steps=3"], "steps is there twice"),
+        (["--grid", "steps=" + ",".join("1" * 2000)], "2000 images; a sheet has at most 1000"),
+        (["--n", "600", "--grid", "ramp=True,False"], "1200 images"),
+        (["--grid", "steps=" + ",".join("1" * 900), "-o", "wide.webp"], "16383 a side"),
+        (["--steps", "9999", "--n", "32", "--gif", "strip.webp"], "16383 a side"),
         (["--grid", "steps=1,2", "size=3"], "--grid size"),
         (["--grid", "steps"], "key=a,b"),
         (["--grid", "steps=1,x"], "steps=x"),
@@ -363,11 +386,12 @@ def test_train_a_folder_of_ones_own(tmp_path):
         (["all", "base.depth=3"], "base.depth"),
         (["all", "base.width"], "base.width"),
         (["all", "base.width=wide"], "base.width=wide"),
-        (["all", "stages.base.steps=0"], "steps 0"),
-        (["all", "stages.base.batch=-4"], "batch -4"),
+        (["all", "stages.base.steps=0"], "stages.base.steps is 0"),
+        (["all", "stages.base.batch=-4"], "stages.base.batch is -4"),
         (["all", "scenes=0"], "scenes is 0"),
+        (["all", "--seed", str(2**64)], "--seed"),
         (["some"], "some"),
-        (["base"], "minimuse train tokenizer"),
+        (["base"], "with tokenizer in place of base"),
         (["all", "--t5", "no-such-text-encoder"], "no-such-text-encoder"),
         (["all", "--no-such-flag", "base.width=32"], "--no-such-flag"),
     ],
@@ -501,6 +525,7 @@ def test_settings_that_do_not_fit_are_refused_before_training(fails, tmp_path):
     ):
         assert word in fails(*train, setting)
     coarse = ["tokenizer_hi.multipliers=1,1,1,1,1", "tokenizer_hi.blocks=0,0,0,0,0"]
+    coarse.append("decoder_blocks=0,0,0,0,0")
     assert "grid" in fails(*train, *coarse)
     assert not out.exists()
 
@@ -589,6 +614,7 @@ assert not imported, imported
         (["check", "04"], "pytest", "test"),
         (["check", "04"], "hypothesis", "test"),
         (["notebooks", "new"], "jupytext", "lessons"),
+        (["notebooks", "new"], "matplotlib", "lessons"),
     ],
 )
 def test_without_an_extra(fails, monkeypatch, tmp_path, argv, package, extra):
@@ -598,3 +624,29 @@ def test_without_an_extra(fails, monkeypatch, tmp_path, argv, package, extra):
     line = fails(*argv)
     assert f"needs {package}" in line and f"pip install -e '.[{extra}]'" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name, extra", EXTRAS.items())
+def test_a_module_that_is_missing_anywhere(fails, monkeypatch, tmp_path, name, extra):
+    """The command that installs it is named, whoever imports it; and the extra has the package."""
+
+    def import_it(*_):
+        raise ModuleNotFoundError(f"No module named '{name}'", name=f"{name}.inner")
+
+    monkeypatch.setattr("minimuse.cli.draw.output_paths", import_it)
+    line = fails("generate", "x", "-o", tmp_path / "x.png")
+    assert f"No module named '{name}'" in line and f"pip install 'minimuse[{extra}]'" in line
+    wanted = [text for text in requires("minimuse") if f'"{extra}"' in text]
+    assert any(text.startswith(name.replace("_", "-")) for text in wanted), wanted
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m", "\x85", "\udcff", "\u2028", "a\nb\tc", "\0"])
+def test_what_cannot_be_printed_is_escaped(fails, text):
+    for argv in (["generate", "x", "--n", text], ["train", text], ["generate", "x", "-o", text]):
+        line = fails(*argv)
+        assert line.isprintable()
+
+
+def test_a_long_value_does_not_fill_the_screen(fails):
+    line = fails("check", "9" * 5000)
+    assert len(line) < 1000 and "choose one of" in line

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from minimuse import data, edit, holes
 from minimuse.cli import main
+from minimuse.decode import Sampling
 from minimuse.muse import Muse
 
 
@@ -189,7 +190,7 @@ def test_narrow_part_beside_a_wide_one_is_redrawn():
 
 
 def test_outpainting_needs_something_to_do(muse):
-    for pad in ((0, 0, 0, 0), (-1, 0, 3, 0)):
+    for pad in ((0, 0, 0, 0), (-1, 0, 3, 0), 8, None):
         with pytest.raises(ValueError, match="pad is"):
             edit.outpaint(muse, picture(), CAPTION, pad)
 
@@ -307,6 +308,33 @@ def test_mask_free_editing_draws_as_asked_at_both_resolutions(muse, monkeypatch)
     assert used[1] == own
 
 
+@pytest.mark.parametrize("setting", [*Sampling.__dataclass_fields__, "steps"])
+def test_a_setting_that_is_none_is_the_models(muse, setting):
+    """In every function that takes settings: None and not given are the same."""
+
+    def everything(**settings):
+        low = list(edit.edits(muse, picture(), CAPTION, 2, **settings))[-1]
+        images = [
+            *muse.generate(CAPTION, **settings),
+            *edit.inpaint(muse, picture(), mask(), CAPTION, **settings),
+            *edit.outpaint(muse, picture(), CAPTION, (4, 0, 0, 0), **settings),
+            *edit.edit(muse, picture(), CAPTION, 2, **settings),
+            *edit.finish(muse, picture(), CAPTION, low, **settings),
+        ]
+        return [image.tobytes() for image in images]
+
+    assert everything(**{setting: None}) == everything()
+    assert muse.sampling(**{setting: None}) == muse.sampling()
+
+
+def test_an_image_has_an_end_also_in_tiles(muse, monkeypatch):
+    monkeypatch.setattr(edit, "MOST_PIXELS", 200 * 50)
+    with pytest.raises(ValueError, match="201x50; at most 10,000 pixels"):
+        edit.inpaint(muse, picture(201, 50), mask(201, 50), CAPTION, tile=True)
+    with pytest.raises(ValueError, match="40x1032; at most"):
+        edit.outpaint(muse, picture(), CAPTION, (8, 0, 0, 1000), tile=True)
+
+
 def test_mask_free_editing_refuses(muse):
     with pytest.raises(ValueError, match="40x32.*32x32"):
         edit.edit(muse, picture(40, 32), CAPTION)
@@ -323,14 +351,23 @@ def test_mask_free_editing_refuses(muse):
         (["inpaint", "p.png", "nope.png", "a"], "nope.png"),
         (["inpaint", "nope.png", "m.png", "a"], "nope.png"),
         (["inpaint", "p.png", "m.txt", "a"], "m.txt"),
-        (["inpaint", "p.png", "m.png", "a", "--n", "0"], "--n is 0"),
+        (["inpaint", "p.png", "m.png", "a", "--n", "0"], "--n: 0 is not"),
+        (["inpaint", "p.png", "m.png", "a", "--n", "100000000"], "--n: 100000000 is not"),
+        (["edit", "p.png", "a", "--n", "9999", "--sheet", "s.webp"], "at most 16383 a side"),
         (["outpaint", "p.png", "a"], "--pad"),
         (["outpaint", "p.png", "a", "--pad", "x"], "--pad"),
         (["outpaint", "p.png", "a", "--pad", "1,2"], "left,top,right,bottom"),
-        (["outpaint", "p.png", "a", "--pad", "0"], "pad is 0,0,0,0"),
+        (["outpaint", "p.png", "a", "--pad", "0"], "pad is 0"),
+        (["outpaint", "p.png", "a", "--pad", "1.5"], "--pad"),
+        (["outpaint", "p.png", "a", "--pad", "nan"], "--pad"),
         (["outpaint", "p.png", "a", "--pad", "300"], "--tile"),
-        (["edit", "p.png", "a", "--iterations", "-1"], "iterations -1"),
-        (["edit", "p.png", "a", "--share", "2"], "share 2"),
+        (["outpaint", "p.png", "a", "--pad", "1000000", "--tile"], "at most 4,194,304 pixels"),
+        (["outpaint", "p.png", "a", "--pad", "10000000000"], "--pad"),
+        (["edit", "p.png", "a", "--iterations", "-1"], "--iterations: -1"),
+        (["edit", "p.png", "a", "--iterations", "1000000000"], "--iterations: 1000000000"),
+        (["edit", "p.png", "a", "--share", "2"], "--share: 2.0"),
+        (["edit", "p.png", "a", "--share", "nan"], "--share: nan"),
+        (["edit", "p.png", "a", "--seed", str(-(2**64))], "--seed"),
         (["edit", "p.png", "a", "-o", "nowhere/x.png"], "nowhere"),
     ],
 )

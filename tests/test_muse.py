@@ -1,14 +1,19 @@
 """The pipeline: captions to images, prompts, files and back."""
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from minimuse import edit
+from minimuse.cli.describe import describe
 from minimuse.data import ASSETS
 from minimuse.datasets import load, shapes
 from minimuse.device import autocast
@@ -16,9 +21,12 @@ from minimuse.metrics import alignment
 from minimuse.metrics.images import psnr
 from minimuse.metrics.likelihood import masked_nll
 from minimuse.metrics.report import token_report
-from minimuse.muse import Muse, parse_prompt
+from minimuse.muse import Muse
 from minimuse.plumbing.parts import load_part
 from minimuse.runs.cache import tokens_of
+from minimuse.runs.rehearsal import check_trainable
+from minimuse.runs.stages import STAGES
+from minimuse.t5_frozen import FrozenT5
 
 RED = "a small red circle on a grey background"
 TWO = "two large blue squares on a white background"
@@ -81,29 +89,42 @@ def test_n_images_are_the_same_in_batches_of_their_own_seed(muse):
     assert torch.equal(together[1:], second)
 
 
+def test_ids_that_are_complete_are_drawn_as_they_are(muse):
+    """`draw` takes ids to start from, also more than one batch of them."""
+    steps = last(muse, [RED, TWO, RED], seed=1)
+    low, high = steps["low"].ids, steps["high"].ids
+    for batch in (1, 2, 32):
+        low_images, images = muse.draw([RED, TWO, RED], batch, low=low)
+        torch.testing.assert_close(low_images, muse.pixels(low, "low"), rtol=0, atol=0.02)
+        _, same = muse.draw([RED, TWO, RED], batch, low=low, high=high)
+        torch.testing.assert_close(same, muse.pixels(high, "high"), rtol=0, atol=0.02)
+        assert images.shape == same.shape
+
+
+@pytest.mark.parametrize("name", ["low", "high"])
+def test_ids_that_are_none_of_the_model(muse, name):
+    N = muse.config.tokenizer.grid**2 if name == "low" else muse.config.tokenizer_hi.grid**2
+    mask_id = muse.base.mask_id
+    for ids in (
+        torch.zeros(1, N + 1).long(),
+        torch.zeros(2, N).long(),
+        torch.zeros(N).long(),
+        torch.zeros(1, N),
+        torch.full((1, N), mask_id + 1),
+        torch.full((1, N), -1),
+        [[0] * N],
+        3,
+    ):
+        with pytest.raises(ValueError, match=f"^{name} "):
+            muse.draw([RED], **{name: ids})
+
+
 def test_there_must_be_something_to_draw(muse):
     with pytest.raises(ValueError, match="at least 1 image"):
         muse.draw([])
 
 
-# --- Prompts ---
-@pytest.mark.parametrize(
-    "prompt, parsed",
-    [
-        ("", [("", 1.0)]),
-        ("a clock at 12:05", [("a clock at 12:05", 1.0)]),
-        ("black AND white:0.5", [("black", 1.0), ("white", 0.5)]),
-        ("a:-1 AND b:2 AND c", [("a", -1.0), ("b", 2.0), ("c", 1.0)]),
-        ("a clock at 12:05:0.5 AND b", [("a clock at 12:05", 0.5), ("b", 1.0)]),
-        (" a  AND b:x", [("a", 1.0), ("b:x", 1.0)]),
-        ("a AND :0.5", [("a", 1.0), ("", 0.5)]),
-        ("one ANDtwo:0.5", [("one ANDtwo:0.5", 1.0)]),
-    ],
-)
-def test_prompts_are_parsed(prompt, parsed):
-    assert parse_prompt(prompt) == parsed
-
-
+# --- Prompts: how they are parsed is in test_prompts.py ---
 def test_weights_are_read_where_prompts_are_composed_and_nowhere_else(muse):
     time = "a clock at 12:05"
     both = "black AND white:0.5"
@@ -130,6 +151,47 @@ def test_composed_prompts_come_prompt_by_prompt(muse):
 def test_weights_must_be_the_same_for_all_images(muse):
     with pytest.raises(ValueError, match="same weights.*1.0.*0.5"):
         muse.embed_prompts(["a", "a AND b:0.5"])
+
+
+# --- What belongs to the caller ---
+def test_parts_of_the_caller_stay_as_they_are(tiny_model):
+    loaded = Muse.load(tiny_model)
+    parts = {name: part.train().requires_grad_(True) for name, part in loaded.parts.items()}
+    encoder = loaded.text.encoder.train().requires_grad_(True)
+    text = FrozenT5(encoder, loaded.text.tokenizer, loaded.text.fingerprint)
+    own = Muse(loaded.config, text, parts, loaded.about)
+    images = own.generate(RED)[0].tobytes(), edit.edit(own, Image.new("RGB", (32, 32)), RED, 1)
+    assert images[0] == Muse.load(tiny_model).generate(RED)[0].tobytes()
+    for module in [*parts.values(), encoder]:
+        assert module.training
+        assert all(p.requires_grad and p.grad is None for p in module.parameters())
+
+
+def test_what_is_loaded_is_frozen(tiny_model):
+    loaded = Muse.load(tiny_model)
+    for module in [*loaded.parts.values(), loaded.text.encoder]:
+        assert not module.training and not any(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: Muse.load(model),
+        lambda model: Muse.load(model).generate(RED, 2, seed=3),
+        lambda model: edit.edit(Muse.load(model), Image.new("RGB", (32, 32)), RED, 2),
+        lambda model: load("shapes", "train", 16, 4, seed=1),
+        lambda model: load("emoji", "train", 16, 4, seed=1),
+        lambda model: describe("tiny"),
+        lambda model: check_trainable(Muse.load(model).config, STAGES, "shapes", "cpu"),
+    ],
+    ids=["load", "generate", "edit", "shapes", "emoji", "describe", "check_trainable"],
+)
+def test_global_random_numbers_are_the_callers(tiny_model, call):
+    """No function draws from PyTorch's, numpy's or Python's generators."""
+    states = [torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()]
+    call(tiny_model)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == [np.random.get_state()[1].tolist(), random.getstate()]
 
 
 # --- Files ---

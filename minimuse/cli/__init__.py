@@ -9,8 +9,10 @@ import sys
 import warnings
 
 from minimuse.cli.flags import make_parser
+from minimuse.cli.lessons import install_hint
 from minimuse.plumbing import stopping
-from minimuse.plumbing.messages import print_warning
+from minimuse.plumbing.messages import one_line, print_warning
+from minimuse.runs.stages import is_out_of_memory
 
 USERS_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError)
 
@@ -40,13 +42,23 @@ def run_command(argv: list[str] | None) -> int:
     except BaseException as error:
         # After a signal, some libraries turn KeyboardInterrupt into an error of their own.
         if not stopping.stop_signals and not isinstance(error, KeyboardInterrupt):
-            if not isinstance(error, USERS_ERRORS):
+            if not isinstance(error, USERS_ERRORS) and not is_out_of_memory(error):
                 raise
-            print("minimuse:", " ".join(str(error).split()), file=sys.stderr)
+            print("minimuse:", explanation(error), file=sys.stderr)
             return 2
     stopping.state.raised = True  # signals that follow change nothing
     stopping.tell_stopped()
     return stopping.EXIT_CODE
+
+
+def explanation(error: BaseException) -> str:
+    """An error of the user in one line, with the remedy."""
+    if isinstance(error, ModuleNotFoundError):
+        return install_hint(error)
+    message = one_line(error)
+    if isinstance(error, RuntimeError):
+        return f"too little memory; ask for fewer or smaller images ({message[:100]})"
+    return message
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -6,28 +6,38 @@ Each command checks first that its output can be written, so that no minutes of 
 """
 
 import argparse
-import itertools
-import typing
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from tqdm import tqdm
 
-from minimuse import data, edit
-from minimuse.cli.figures import beside, decoding_gif, sheet
+from minimuse import edit
+from minimuse.cli.figures import beside, decoding_gif
+from minimuse.cli.grid import (
+    SAMPLING_TYPES,
+    check_image_size,
+    draw_grid,
+    grid_size,
+    parse_grid,
+    read_setting,
+)
 from minimuse.datasets.image_files import read_image
-from minimuse.decode import Sampling
 from minimuse.muse import Muse
-from minimuse.plumbing.config import convert, parse_literal
+from minimuse.plumbing.config import parse_literal
 from minimuse.plumbing.files import check_writable, save_image
+from minimuse.plumbing.ranges import ARGUMENTS, check, later_seed
 from minimuse.runs import parallel
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
-SAMPLING_TYPES = typing.get_type_hints(Sampling)
+# About so many pixels does an image take in the strip of a decoding.
+STRIP_CELL = 90
 # So many images of a decoding fit beside each other.
 MAX_GIF_IMAGES = 32
+# So many images are drawn at a time; fewer if they are larger than this together, in pixels.
+BATCH = 32
+BATCH_PIXELS = 2**23
 
 
 # --- generate ---
@@ -35,16 +45,27 @@ def run_generate(args: argparse.Namespace) -> None:
     """`minimuse generate`: draw images of a prompt, or one sheet with a grid of settings."""
     paths = output_paths(args, args.gif)
     settings = sampling_settings(args)
-    cells, columns = parse_grid(args.grid) if args.grid else ([], 0)
-    muse = load_model(args)
+    cells, columns = parse_grid(args.grid, args.n) if args.grid else ([], 0)
     if args.grid:
-        images = [draw_grid(muse, args, settings, cells, columns)]
+        check_image_size(args.output, *grid_size(len(cells), columns, args.n))
+    muse = load_model(args)
+    if args.gif is not None:
+        check_gif_size(muse, args, settings)
+    if args.grid:
+        save_images([draw_grid(muse, args, settings, cells, columns)], paths)
     else:
-        images = muse.generate(args.prompt, args.n, args.negative, args.seed, **settings)
-    save_images(images, paths)
+        for start, n, seed in batches(args, BATCH):
+            images = muse.generate(args.prompt, n, args.negative, seed, **settings)
+            save_images(images, paths[start : start + n])
     if args.gif is not None:
         write_gif(muse, args, settings)
         print(args.gif)
+
+
+def batches(args: argparse.Namespace, size: int) -> Iterator[tuple[int, int, int]]:
+    """Cut --n images into batches: yields (number of the first image, how many, seed)."""
+    for start in range(0, args.n, size):
+        yield start, min(size, args.n - start), later_seed(args.seed, start)
 
 
 def write_gif(muse: Muse, args: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -61,76 +82,54 @@ def write_gif(muse: Muse, args: argparse.Namespace, settings: dict[str, Any]) ->
     )
 
 
-def parse_grid(axes: list[str]) -> tuple[list[dict[str, Any]], int]:
-    """Parse ["steps=4,8", "guidance=0,2"]: all combinations of settings, and how many to a row."""
-    values_of_axes = []
-    for axis in axes:
-        key, _, values = axis.partition("=")
-        if key not in SAMPLING_TYPES or not values:
-            known = ", ".join(SAMPLING_TYPES)
-            raise ValueError(f"--grid {key}: write key=a,b with a key among {known}")
-        kind = SAMPLING_TYPES[key]
-        values_of_axes.append(
-            [(key, convert(parse_literal(value), kind, key)) for value in values.split(",")]
-        )
-    cells = [dict(combination) for combination in itertools.product(*values_of_axes)]
-    return cells, len(values_of_axes[-1])
-
-
-def draw_grid(
-    muse: Muse,
-    args: argparse.Namespace,
-    settings: dict[str, Any],
-    cells: list[dict[str, Any]],
-    columns: int,
-) -> Image.Image:
-    """A sheet with --n images, one below the other, for each cell's settings."""
-    batches = []
-    for cell in tqdm(cells, desc="grid"):
-        images = muse.generate(args.prompt, args.n, args.negative, args.seed, **settings | cell)
-        batches.append(torch.stack([data.from_pil(image) for image in images]))
-    titles = [", ".join(f"{key} {value}" for key, value in cell.items()) for cell in cells]
-    # (cells, n, 3, H, W) -> n batches of all cells
-    rows = list(torch.stack(batches, dim=1))
-    return sheet(rows, titles, columns=columns)
-
-
 # --- inpaint, outpaint, edit ---
 def run_inpaint(args: argparse.Namespace) -> None:
     """`minimuse inpaint`: draw again what is white in a mask."""
     paths = output_paths(args, args.sheet)
     settings = edit_settings(args)
     image, mask = read_image(args.image), read_image(args.mask)
-    drawn = edit.inpaint(
-        load_model(args),
-        image,
-        mask,
-        args.prompt,
-        keep_pixels=args.keep_pixels,
-        tile=args.tile,
-        **settings,
-    )
-    save_images(drawn, paths)
-    save_sheet(args.sheet, {"before": image, "mask": mask}, drawn)
+    before = {"before": image, "mask": mask}
+    muse = load_model(args)
+
+    def draw(n: int, seed: int) -> list[Image.Image]:
+        return edit.inpaint(
+            muse,
+            image,
+            mask,
+            args.prompt,
+            n=n,
+            seed=seed,
+            keep_pixels=args.keep_pixels,
+            tile=args.tile,
+            **settings,
+        )
+
+    draw_edited(args, image.size, before, draw, paths)
 
 
 def run_outpaint(args: argparse.Namespace) -> None:
     """`minimuse outpaint`: draw around an image."""
     paths = output_paths(args, args.sheet)
     settings = edit_settings(args)
-    pad = parse_pad(args.pad)
     image = read_image(args.image)
-    drawn = edit.outpaint(
-        load_model(args),
-        image,
-        args.prompt,
-        pad,
-        keep_pixels=args.keep_pixels,
-        tile=args.tile,
-        **settings,
-    )
-    save_images(drawn, paths)
-    save_sheet(args.sheet, {"before": image}, drawn)
+    left, top, right, bottom = args.pad
+    size = (left + image.width + right, top + image.height + bottom)
+    muse = load_model(args)
+
+    def draw(n: int, seed: int) -> list[Image.Image]:
+        return edit.outpaint(
+            muse,
+            image,
+            args.prompt,
+            args.pad,
+            n=n,
+            seed=seed,
+            keep_pixels=args.keep_pixels,
+            tile=args.tile,
+            **settings,
+        )
+
+    draw_edited(args, size, {"before": image}, draw, paths)
 
 
 def run_edit(args: argparse.Namespace) -> None:
@@ -138,24 +137,57 @@ def run_edit(args: argparse.Namespace) -> None:
     paths = output_paths(args, args.sheet)
     settings = edit_settings(args)
     image = read_image(args.image)
-    drawn = edit.edit(load_model(args), image, args.prompt, args.iterations, args.share, **settings)
-    save_images(drawn, paths)
-    save_sheet(args.sheet, {"before": image}, drawn)
+    muse = load_model(args)
+
+    def draw(n: int, seed: int) -> list[Image.Image]:
+        return edit.edit(
+            muse, image, args.prompt, args.iterations, args.share, n=n, seed=seed, **settings
+        )
+
+    draw_edited(args, image.size, {"before": image}, draw, paths)
+
+
+def draw_edited(
+    args: argparse.Namespace,
+    size: tuple[int, int],
+    before: dict[str, Image.Image],
+    draw: Callable[[int, int], list[Image.Image]],
+    paths: list[Path],
+) -> None:
+    """Draw --n images of (width, height) `size` in batches, and save them and the sheet.
+
+    draw(n, seed) draws a batch; `before` is what the sheet shows beside them.
+    """
+    width, height = size
+    if args.sheet is not None:
+        inputs = sum(image.width for image in before.values())
+        check_image_size(args.sheet, 2 * (inputs + args.n * width), 2 * height)
+    at_a_time = max(1, min(BATCH, BATCH_PIXELS // (width * height)))
+    shown = []
+    for start, n, seed in batches(args, at_a_time):
+        images = draw(n, seed)
+        save_images(images, paths[start : start + n])
+        if args.sheet is not None:
+            shown += images
+    save_sheet(args.sheet, before, shown)
 
 
 def edit_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that all editing functions have."""
-    settings = {"n": args.n, "negative": args.negative, "seed": args.seed}
-    return settings | sampling_settings(args)
+    """The arguments that all editing functions have, besides n and seed."""
+    return {"negative": args.negative} | sampling_settings(args)
 
 
 def parse_pad(text: str) -> tuple[int, ...]:
-    """Parse --pad, "8" or "8,0,8,0", to the pixels at left, top, right and bottom."""
-    pad = convert(parse_literal(f"({text},)"), tuple[int, ...], "--pad")
-    if len(pad) == 1:
-        return pad * 4
-    if len(pad) != 4:
-        raise ValueError(f"--pad {text}: give one number, or left,top,right,bottom")
+    """Read --pad, "8" or "8,0,8,0": the pixels at left, top, right and bottom."""
+    pad = parse_literal(f"({text},)")
+    if isinstance(pad, tuple) and len(pad) == 1:
+        pad = pad * 4
+    try:
+        check(f"'{text}'", pad, ARGUMENTS["pad"])
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not one number, or left,top,right,bottom; {ARGUMENTS['pad'].words}"
+        ) from None
     return pad
 
 
@@ -174,7 +206,7 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
             continue
         # argparse has made a bool of --NAME and --no-NAME. All other values are text still.
         if kind is not bool:
-            value = convert(parse_literal(value), kind, name)
+            value = read_setting(name, value, f"--{name.replace('_', '-')}")
         settings[name] = value
     return settings
 
@@ -184,8 +216,6 @@ def output_paths(args: argparse.Namespace, extra: Path | None) -> list[Path]:
 
     Raises an error if one of them cannot be written, or `extra`, the GIF or the sheet.
     """
-    if args.n < 1:
-        raise ValueError(f"--n is {args.n}; draw at least 1 image")
     if args.n == 1 or getattr(args, "grid", None):
         paths = [args.output]
     else:
@@ -193,16 +223,28 @@ def output_paths(args: argparse.Namespace, extra: Path | None) -> list[Path]:
         paths = [args.output.with_stem(f"{stem}-{i}") for i in range(args.n)]
     written = [*paths, extra] if extra is not None else paths
     read = [getattr(args, "image", None), getattr(args, "mask", None)]
-    resolved = [path.resolve() for path in [*written, *read] if path is not None]
+    resolved = Counter(path.resolve() for path in [*written, *read] if path is not None)
     for path in written:
         check_suffix(path)
-        if resolved.count(path.resolve()) > 1:
+        if resolved[path.resolve()] > 1:
             raise ValueError(
                 f"{path}: give each file a name of its own, other than that of an input image"
             )
         check_folder(path)
     check_writable(*written)
     return paths
+
+
+def check_gif_size(muse: Muse, args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Raise a ValueError if the steps of decoding do not fit beside each other in a strip."""
+    if args.gif.suffix.lower() == ".gif":
+        return
+    sampling, sampling_hi = muse.sampling(**settings)
+    # A step that reveals no token is not shown.
+    frames = min(sampling.steps, muse.config.tokenizer.grid**2)
+    frames += min(sampling_hi.steps, muse.config.tokenizer_hi.grid**2)
+    images = min(args.n, MAX_GIF_IMAGES)
+    check_image_size(args.gif, frames * images * STRIP_CELL, 3 * STRIP_CELL)
 
 
 def check_suffix(path: Path) -> None:

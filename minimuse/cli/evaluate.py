@@ -17,7 +17,9 @@ from minimuse.cli.figures import decoding_gif, sheet
 from minimuse.metrics.report import report
 from minimuse.muse import Muse
 from minimuse.plumbing.files import check_writable, save_image, write_json, write_text
+from minimuse.plumbing.ranges import check_arguments
 from minimuse.runs import parallel
+from minimuse.runs.rehearsal import gigabytes, memory_of
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -43,6 +45,8 @@ def evaluate(
     By default these are all splits that fit the model's data. Returns what report.json holds: the
     measures of the held-out split, and those of every other split under its name.
     """
+    check_arguments(n=n)
+    check_room(muse, n)
     check_outputs(out)
     measures, images = report(muse, n, splits=splits)
     draw_samples(muse, images["heldout"], out)
@@ -51,6 +55,20 @@ def evaluate(
     whole = nan_to_none(measures["heldout"] | other_splits)
     write_json(out / "report.json", whole)
     return whole
+
+
+def check_room(muse: Muse, n: int) -> None:
+    """Raise a MemoryError if n scenes do not fit into memory. Other data have an end."""
+    if muse.about["data"] != "shapes":
+        return
+    # Real, reconstructed and drawn images as floats, some of them twice.
+    bytes_each = 6 * 4 * 3 * muse.config.tokenizer_hi.side**2
+    room = memory_of("cpu")
+    if n * bytes_each > room:
+        raise MemoryError(
+            f"n is {n}, which takes {gigabytes(n * bytes_each)}; there are {gigabytes(room)}: "
+            f"give at most {int(room // bytes_each)}"
+        )
 
 
 def draw_samples(muse: Muse, images: dict[str, Any], out: Path) -> None:

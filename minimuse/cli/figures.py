@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from minimuse.data import to_pil
 from minimuse.muse import Muse
 from minimuse.plumbing.files import save_image
+from minimuse.plumbing.ranges import check_arguments
 
 WHITE = (255, 255, 255)
 TEXT_COLOUR = (40, 40, 40)
@@ -40,6 +41,7 @@ def sheet(
     `rows` are batches (B, 3, H, W) in [-1, 1], `cell` is the width of an image in pixels, `titles`
     name the batches in a margin on the left.
     """
+    check_arguments(columns=columns, cell=cell)
     font = ImageFont.load_default(FONT_SIZE)
     columns = min(columns, len(captions))
     margin = MARGIN if titles else 0

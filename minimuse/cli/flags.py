@@ -1,16 +1,16 @@
 """The commands and their flags: one `add_` function for each command, and its `run_` elsewhere."""
 
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from minimuse.cli.demo import run_demo
 from minimuse.cli.describe import run_describe
-from minimuse.cli.draw import run_edit, run_generate, run_inpaint, run_outpaint
+from minimuse.cli.draw import parse_pad, run_edit, run_generate, run_inpaint, run_outpaint
 from minimuse.cli.evaluate import run_evaluate
 from minimuse.cli.lessons import run_check, run_notebooks
 from minimuse.cli.shared_flags import (
+    PROMPT_HELP,
     Parser,
     add_device,
     add_drawing_flags,
@@ -20,8 +20,10 @@ from minimuse.cli.shared_flags import (
     add_required_out,
     add_seed,
     add_sheet,
+    in_range,
 )
 from minimuse.cli.train import run_cache, run_train
+from minimuse.cli.versions import Version
 from minimuse.plumbing.config import PRESETS
 from minimuse.runs.stages import STAGES
 
@@ -31,7 +33,9 @@ def make_parser() -> Parser:
     parser = Parser(
         "minimuse", description="Muse, text to image by masked transformers, small enough to read."
     )
-    parser.add_argument("--version", action="version", version=f"minimuse {version('minimuse')}")
+    parser.add_argument(
+        "--version", action=Version, help="print the versions and the CPU's instructions, and exit"
+    )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     add_demo(commands)
     add_generate(commands)
@@ -79,8 +83,9 @@ def add_demo(commands: Any) -> None:
 def add_generate(commands: Any) -> None:
     parser = add_command(commands, "generate", run_generate, "draw images of a prompt")
     parser.add_argument(
-        "prompt", help='a caption; "one thing AND another:0.5" composes two prompts, with weights'
+        "prompt", help='a caption of a thing and its style, such as "a red apple, noto style"'
     )
+    parser.epilog = PROMPT_HELP
     parser.add_argument(
         "--gif",
         type=Path,
@@ -93,7 +98,7 @@ def add_generate(commands: Any) -> None:
         nargs="+",
         metavar="key=a,b",
         help="write one sheet with all combinations of settings, such as: steps=4,8 guidance=0,2 "
-        "(default: separate images)",
+        "guided=0:1,0.5:1 (default: separate images)",
     )
     add_drawing_flags(parser)
 
@@ -117,6 +122,7 @@ def add_outpaint(commands: Any) -> None:
     add_hole_flags(parser)
     parser.add_argument(
         "--pad",
+        type=parse_pad,
         required=True,
         help="new pixels on each side: one number, or left,top,right,bottom (required)",
     )
@@ -132,13 +138,13 @@ def add_edit(commands: Any) -> None:
     add_edit_prompt(parser)
     parser.add_argument(
         "--iterations",
-        type=int,
+        type=in_range("iterations"),
         default=50,
         help="how often to draw tokens again; more change the image more (default 50)",
     )
     parser.add_argument(
         "--share",
-        type=float,
+        type=in_range("share"),
         default=0.08,
         help="the fraction of the tokens that one iteration draws again (default 0.08)",
     )
@@ -151,7 +157,10 @@ def add_evaluate(commands: Any) -> None:
     add_model_flags(parser)
     add_required_out(parser, "the folder for report and figures; it may be the model's")
     parser.add_argument(
-        "--n", type=int, default=256, help="at most so many images of each kind (default 256)"
+        "--n",
+        type=in_range("n"),
+        default=256,
+        help="at most so many images of each kind (default 256)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print report.json (default: print the table)"
@@ -180,7 +189,7 @@ def add_train(commands: Any) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=in_range("seed"),
         help="random seed (default: that of the model in --out or --start, else 0)",
     )
     add_device(parser)

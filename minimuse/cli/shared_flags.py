@@ -2,20 +2,44 @@
 
 import argparse
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 from minimuse.decode import SAMPLERS, Sampling
+from minimuse.plumbing.messages import one_line
+from minimuse.plumbing.prompts import DEFAULT_STYLE, STYLE_NAMES
+from minimuse.plumbing.ranges import argument_from_text
 
 
 class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake in one line, without the usage."""
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"minimuse: {message} (see: {self.prog} --help)\n")
+        self.exit(2, f"minimuse: {one_line(message)} (see: {self.prog} --help)\n")
+
+
+def in_range(name: str) -> Callable[[str], int | float]:
+    """A `type` for argparse: a number in the range that plumbing/ranges.py has for this name."""
+
+    def read(text: str) -> int | float:
+        try:
+            return argument_from_text(name, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+# What the prompt of a drawing may be, for the help of every command that draws.
+PROMPT_HELP = (
+    f"Models of emoji know the styles {', '.join(STYLE_NAMES)}: a prompt that names none is drawn "
+    f'in {DEFAULT_STYLE} style. "one thing AND another:0.5" composes two prompts, with weights; '
+    r"\AND and \: are the word and the colon."
+)
 
 
 def add_seed(parser: Parser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+    parser.add_argument("--seed", type=in_range("seed"), default=0, help="random seed (default 0)")
 
 
 def add_device(parser: Parser) -> None:
@@ -28,6 +52,7 @@ def add_required_out(parser: Parser, what: str) -> None:
 
 def add_edit_prompt(parser: Parser) -> None:
     parser.add_argument("prompt", help="a caption of the whole image, as it should become")
+    parser.epilog = PROMPT_HELP
 
 
 def add_hole_flags(parser: Parser) -> None:
@@ -76,7 +101,9 @@ def add_drawing_flags(parser: Parser) -> None:
         help="the file to write; NAME-0.png, NAME-1.png, ... if --n is above 1 "
         "(default picture.png)",
     )
-    parser.add_argument("--n", type=int, default=1, help="how many images to draw (default 1)")
+    parser.add_argument(
+        "--n", type=in_range("n"), default=1, help="how many images to draw (default 1)"
+    )
     parser.add_argument(
         "--negative", default="", help="a prompt to steer away from (default: no caption)"
     )

@@ -13,16 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minimuse.cli.progress import show_progress
 from minimuse.plumbing import collectives
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.files import copy_file
-from minimuse.plumbing.parts import build, find_model, read_about
+from minimuse.plumbing.parts import find_model, read_about
 from minimuse.plumbing.t5_files import LazyT5
 from minimuse.runs import parallel
 from minimuse.runs.directory import check_resumable
+from minimuse.runs.rehearsal import check_trainable
 from minimuse.runs.stages import STAGES, fill_cache, train_all
 from minimuse.runs.workers import side_by_side
 from minimuse.train import Record
@@ -44,6 +43,7 @@ def run_train(args: argparse.Namespace) -> None:
     seed = about["seed"] if args.seed is None else args.seed
     stages = selected_stages(args.stage)
     device = parallel.begin(args.device)
+    check_trainable(config, stages, data, device)
     resume = args.resume
     if args.start:
         refuse_to_overwrite(args, stages)
@@ -97,21 +97,7 @@ def training_config(args: argparse.Namespace, about: dict[str, Any]) -> configs.
         config = configs.PRESETS[args.preset or DEFAULT_PRESET]
     else:
         config = configs.from_json(about["config"])
-    config = configs.override(config, args.settings)
-    if args.settings:
-        check_parts(config)
-    return config
-
-
-def check_parts(config: configs.Config) -> None:
-    """Build every part without memory, so that settings that do not fit each other are refused now.
-
-    Otherwise the error would come when the stage begins, perhaps hours later.
-    """
-    any_text_width = 64
-    with torch.device("meta"):
-        for part in STAGES:
-            build(part, config, any_text_width)
+    return configs.override(config, args.settings)
 
 
 def selected_stages(name: str) -> tuple[str, ...]:

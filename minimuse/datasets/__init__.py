@@ -28,6 +28,7 @@ import torch
 from minimuse.data import ASSETS, Images
 from minimuse.datasets import emoji, folder, shapes
 from minimuse.datasets.image_files import Entry
+from minimuse.plumbing.ranges import check_arguments
 
 # A new data set is a file in this folder, an entry here and a branch in `load`. The help of --data
 # is in `cli/flags.py`. `metrics/report.py` has the measures of "shapes" and "emoji" alone.
@@ -65,8 +66,9 @@ def load(
     if split not in splits_of(source):
         choices = ", ".join(splits_of(source))
         raise ValueError(f"{source} has no split {split!r}; choose one of {choices}")
-    if count is not None and count < 1:
-        raise ValueError(f"count={count}; give 1 or more")
+    check_arguments(side=side, seed=seed, smallest=smallest)
+    if count is not None:
+        check_arguments(count=count)
     if source == "shapes":
         return load_shapes(split, side, count, seed)
     if source == "emoji":
@@ -83,7 +85,9 @@ def load_shapes(split: str, side: int, count: int | None, seed: int) -> Images:
     # Training takes the even scene numbers and validation the odd ones, so that no two seeds can
     # give the same scene to both.
     odd = 1 if split == "validation" else 0
-    numbers = [2 * (seed * 10**9 + i) + odd for i in range(count)]
+    # A scene's number is not negative, as seeds from -1 down are.
+    first = (int(seed) % 2**64) * 10**9
+    numbers = [2 * (first + i) + odd for i in range(count)]
     scene_split = "heldout" if split == "heldout" else "train"
     scenes = [shapes.scene(number, scene_split) for number in numbers]
     return Images(

@@ -16,6 +16,7 @@ from typing import Any
 from minimuse.data import ASSETS
 from minimuse.decode import Sampling
 from minimuse.maskgit import BaseConfig
+from minimuse.plumbing.ranges import check_settings, shown
 from minimuse.superres import SuperResConfig
 from minimuse.vq import TokenizerConfig
 from minimuse.vq_loss import LossWeights
@@ -47,13 +48,9 @@ class Stage:
     averages: int = 300
 
     def __post_init__(self):
-        if min(self.steps, self.batch, self.averages) < 1 or self.lr <= 0:
-            raise ValueError(
-                f"steps {self.steps}, batch {self.batch}, averages {self.averages} "
-                f"and lr {self.lr} must be positive"
-            )
+        check_settings(self)
         if self.optimizer not in ("adamw", "adafactor"):
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; choose adamw or adafactor")
+            raise ValueError(f"optimizer is {self.optimizer!r}; choose adamw or adafactor")
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,9 @@ class Scale:
     recompute: bool = False
     # Compile each block with torch.compile.
     compile: bool = False
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -103,20 +103,12 @@ class Config:
     sampling_hi: Sampling = field(default_factory=lambda: Sampling(steps=8))
 
     def __post_init__(self):
+        check_settings(self)
         low, high = self.tokenizer, self.tokenizer_hi
         if high.side != 2 * low.side:
             raise ValueError(f"tokenizer_hi.side is {high.side}, not twice {low.side}")
-        if self.decoder_channels % high.channels:
-            raise ValueError(
-                f"decoder_channels is {self.decoder_channels}, "
-                f"not a multiple of tokenizer_hi.channels {high.channels}"
-            )
-        if self.scenes < 2:
-            raise ValueError(f"scenes is {self.scenes}; at least 2 are needed")
-        if self.scale.micro_batch < 0:
-            raise ValueError(
-                f"scale.micro_batch {self.scale.micro_batch} is negative; 0 means no limit"
-            )
+        check_decoder(high, self.decoder)
+        check_loss(self)
 
     @property
     def decoder(self) -> TokenizerConfig:
@@ -125,6 +117,48 @@ class Config:
             self.tokenizer_hi,
             decoder_channels=self.decoder_channels,
             decoder_blocks=self.decoder_blocks,
+        )
+
+
+def check_decoder(small: TokenizerConfig, large: TokenizerConfig) -> None:
+    """Raise a ValueError if the decoder `small` cannot grow into `large` (see `grow.py`)."""
+    channels = small.decoder_channels or small.channels
+    wide_channels = large.decoder_channels or large.channels
+    if wide_channels % channels:
+        raise ValueError(
+            f"decoder_channels is {wide_channels}, "
+            f"not a multiple of the {channels} channels of tokenizer_hi's decoder"
+        )
+    blocks = small.decoder_blocks or small.blocks
+    more_blocks = large.decoder_blocks or large.blocks
+    if any(more < few for few, more in zip(blocks, more_blocks, strict=True)):
+        raise ValueError(
+            f"decoder_blocks is {more_blocks}; "
+            f"give at least the {blocks} of tokenizer_hi's decoder, which it grows from"
+        )
+
+
+def check_loss(config: Config) -> None:
+    """Raise a ValueError if the losses do not fit the length of a training or the size of images.
+
+    All stages that train on images have images of tokenizer.side pixels.
+    """
+    loss, side = config.loss, config.tokenizer.side
+    for name in ("tokenizer", "tokenizer_hi"):
+        steps = getattr(config.stages, name).steps
+        if round(loss.quantize_from * steps) >= steps:
+            raise ValueError(
+                f"loss.quantize_from is {loss.quantize_from}, which leaves none of the {steps} "
+                f"steps of stages.{name} to train the codes; give less"
+            )
+    if loss.adversarial > 0 and side < 12:
+        raise ValueError(
+            f"tokenizer.side is {side}; the discriminator needs 12 pixels (or loss.adversarial=0)"
+        )
+    if loss.perceptual > 0 and side < 16:
+        raise ValueError(
+            f"tokenizer.side is {side}; "
+            "the perceptual distance needs 16 pixels (or loss.perceptual=0)"
         )
 
 
@@ -187,7 +221,11 @@ def from_json(values: Any, kind: type = Config, prefix: str = "") -> Any:
             arguments[name] = from_json(value, types[name], f"{prefix}{name}.")
         else:
             arguments[name] = convert(value, types[name], f"{prefix}{name}")
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        # Its message begins with the name of a field.
+        raise ValueError(f"{prefix}{error}") from None
 
 
 def check_keys(values: dict[str, Any], kind: type, prefix: str) -> None:
@@ -215,11 +253,18 @@ def convert(value: Any, kind: Any, key: str) -> Any:
     elements = typing.get_args(kind)  # (int, ...) of tuple[int, ...]; () of int
     if elements:
         if not fits_tuple(value, elements):
-            raise ValueError(f"{key}={value}: expected {kind}")
-        return tuple(elements[0](x) for x in value)
+            raise ValueError(f"{key}={shown(value)}: expected {kind}")
+        return tuple(as_kind(x, elements[0]) for x in value)
     if not fits(value, kind):
-        raise ValueError(f"{key}={value}: expected {kind.__name__}")
-    return kind(value)
+        raise ValueError(f"{key}={shown(value)}: expected {kind.__name__}")
+    return as_kind(value, kind)
+
+
+def as_kind(value: Any, kind: type) -> Any:
+    """An int as a float where a float is expected, unless it is too large; else the value."""
+    if kind is float and abs(value) < 2**1000:
+        return float(value)
+    return value
 
 
 def fits_tuple(value: Any, elements: tuple[Any, ...]) -> bool:
@@ -236,8 +281,7 @@ def fits(value: Any, kind: type) -> bool:
     """Whether a plain value has this type, or is an int where a float is expected."""
     # `type(value) is`, because True is an instance of int.
     if type(value) is int:
-        # Larger numbers would overflow inside PyTorch, with a less readable error.
-        return kind in (int, float) and abs(value) < 2**31
+        return kind in (int, float)
     return type(value) is kind
 
 

@@ -4,6 +4,7 @@ A model directory holds config.json and one NAME.safetensors for each part.
 """
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from minimuse.data import ASSETS
 from minimuse.maskgit import MaskGit
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.files import save_tensors
+from minimuse.plumbing.ranges import check_arguments
 from minimuse.superres import SuperRes
 from minimuse.vq import Decoder, ImageTokenizer
 
@@ -83,6 +85,7 @@ def check_about(about: Any) -> None:
     for key in ("config", "data", "seed", "text"):
         if key not in about:
             raise ValueError(f"{key} is missing")
+    check_arguments(seed=about["seed"])
     for key in ("name", "fingerprint"):
         if not isinstance(about["text"], dict) or key not in about["text"]:
             raise ValueError(f"text.{key} is missing")
@@ -137,7 +140,8 @@ def load_part(directory: Path, name: str, config: configs.Config, text_width: in
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; "
-            f"make it with: minimuse train {name.replace('_', '-')} --out {directory}"
+            f"make it with: minimuse train {name.replace('_', '-')} "
+            f"--out {shlex.quote(str(directory))}"
         )
     # The random initial weights are replaced at once, so draw none of the caller's numbers.
     with torch.random.fork_rng(devices=[]):

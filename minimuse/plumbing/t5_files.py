@@ -60,6 +60,7 @@ def load_t5(
         dtype = torch.bfloat16 if size > BILLION else torch.float32
     weights = read_weights(directory, weight_paths, encoder.state_dict(), dtype, device)
     encoder.load_state_dict(weights, assign=True)
+    encoder.eval().requires_grad_(False)
     return FrozenT5(encoder, tokenizer, fingerprint_of(weight_paths))
 
 
@@ -77,6 +78,7 @@ class LazyT5:
         known = load_t5(name, "meta")
         self.width = known.width
         self.fingerprint = known.fingerprint
+        self.dtype = known.dtype
         self.loaded: FrozenT5 | None = None
 
     def __call__(
@@ -120,7 +122,10 @@ def read_t5_config(path: Path) -> T5Config:
             f"{path} lacks {', '.join(wrong)}, or has values there that no T5's config.json has"
         )
     known = {f.name: values[f.name] for f in fields(T5Config) if f.name in values}
-    return T5Config(**known)
+    try:
+        return T5Config(**known)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -45,8 +45,11 @@ def describe_model(config: Config, data: str, text: FrozenT5, text_name: str, se
 
 
 def without_scale(about: dict) -> dict:
-    """What decides on the trained weights. `config.scale` and the encoder's name do not."""
-    config = about["config"] | {"scale": None}
+    """What decides on the trained weights.
+
+    The scale, how images are drawn, and the encoder's name do not.
+    """
+    config = about["config"] | {"scale": None, "sampling": None, "sampling_hi": None}
     return about | {"config": config, "text": about["text"]["fingerprint"]}
 
 
@@ -59,6 +62,15 @@ def check_same_model(out: Path, about: dict) -> None:
             f"{out} holds a model with other settings, data, text encoder or seed; "
             "give the same ones, or another --out"
         )
+
+
+def take_over_settings(out: Path, about: dict) -> None:
+    """Write OUT/config.json again if settings have changed that decide on no weights.
+
+    Stages that are finished already would not write it.
+    """
+    if (out / "config.json").is_file() and read_about(out) != about:
+        write_config(out, about)
 
 
 def write_config(out: Path, about: dict) -> None:

@@ -10,6 +10,7 @@ its own rows. The first process writes the files, which are the same as those of
 
 import gc
 import os
+import re
 import warnings
 from functools import partial
 
@@ -27,6 +28,8 @@ def begin(device: str) -> str:
 
     Raises a ValueError if there is no such device. Collective: every rank must call this.
     """
+    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", device) is None:
+        raise ValueError(f"device is {device!r}; say cpu, cuda or mps")
     several = "RANK" in os.environ and not dist.is_initialized()
     if several and device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"

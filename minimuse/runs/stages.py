@@ -41,6 +41,7 @@ from minimuse.runs.directory import (
     describe_model,
     part_path,
     remove_checkpoints,
+    take_over_settings,
     without_scale,
     write_config,
 )
@@ -84,6 +85,7 @@ def train_all(
     about = describe_model(config, data, text, text_name, seed)
     check_same_model(out, about)
     todo = pending(stages, out, resume)
+    take_over_settings(out, about)
     cached = cache.index_path(out).is_file()
     images = None
     if any(stage not in TOKEN_STAGES or not cached for stage in todo):
@@ -267,8 +269,8 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
         for part in NEEDS[stage]:
             if part not in todo and not part_path(out, part).is_file():
                 raise FileNotFoundError(
-                    f"{stage} needs {part_path(out, part)}; make it with: "
-                    f"minimuse train {part.replace('_', '-')} --out {out}"
+                    f"{stage} needs {part_path(out, part)}; train it first: the same command "
+                    f"with {part.replace('_', '-')} in place of {stage.replace('_', '-')}"
                 )
     # A stage may take hours before it writes its part.
     paths = [part_path(out, stage) for stage in todo]
