@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 
+from minimuse.cli.console import escapes_on_console
 from minimuse.cli.flags import make_parser
 
 
@@ -19,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     # SIGTERM then raises KeyboardInterrupt, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        exit_code = args.run(args)
+        with escapes_on_console():
+            exit_code = args.run(args)
     except KeyboardInterrupt:
         message = "minimuse: stopped"
         if hasattr(args, "resume"):

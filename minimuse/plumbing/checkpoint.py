@@ -17,6 +17,7 @@ from torch import nn
 
 from minimuse.plumbing import collectives
 from minimuse.plumbing.files import digest, save_tensors
+from minimuse.plumbing.identity import differences
 
 
 def previous(path: Path) -> Path:
@@ -64,9 +65,10 @@ def restore_checkpoint(
     if not checkpoints_at(path):
         return 0
     header, tensors = read_newest_intact(path)
-    if json.loads(header["key"]) != key:
+    different = differences(key, json.loads(header["key"]), path.name)
+    if different:
         raise ValueError(
-            f"{path} was started with other settings, data, text encoder or seed; "
+            f"{path} was started with other settings, data, text encoder or seed: {different}; "
             "give the same ones, or another --out"
         )
     for name in sorted(average):

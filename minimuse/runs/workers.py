@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 
+from minimuse.datasets import progress
 from minimuse.plumbing.config import Config
 from minimuse.plumbing.stopping import stop_signals
 from minimuse.plumbing.t5_files import load_t5
@@ -139,6 +140,7 @@ def train_in_worker(
     if stop_signals:
         raise KeyboardInterrupt
     begin = time.monotonic()
+    progress.row = row
     encoder = load_t5(text)
     metrics = {}
 
