@@ -70,6 +70,12 @@ def check_same_settings(out: Path, config: Config, data: str, seed: int) -> None
     check_same_model(out, before | {"config": settings, "data": data_place(data), "seed": seed})
 
 
+def is_outdated(out: Path, about: dict) -> bool:
+    """Whether there is a config.json in OUT, and `write_config` would change it."""
+    path = out / "config.json"
+    return path.is_file() and json.loads(path.read_text()) != with_ways(out, about)
+
+
 def write_config(out: Path, about: dict) -> None:
     """Write OUT/config.json."""
     rank, _ = collectives.rank_and_size()

@@ -37,6 +37,7 @@ from minimuse.runs.directory import (
     check_same_settings,
     checkpoint_path,
     describe_model,
+    is_outdated,
     part_path,
     remove_checkpoints,
     write_config,
@@ -82,8 +83,8 @@ def train_all(
     check_same_model(out, about)
     todo = pending(stages, out, resume)
     images = images_for(todo, out, config, about["data"])
-    if (out / "config.json").is_file() and has_images(about["data"]):
-        # The folder may have moved, and `skip_unreadable` may be new.
+    # The folder may have moved, and `skip_unreadable` may be new.
+    if is_outdated(out, about) and has_images(about["data"]):
         write_config(out, about)
     for stage in stages:
         # Also for a finished stage: this removes what a killed run has left.
