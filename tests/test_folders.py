@@ -447,13 +447,7 @@ class Expected:
         self.images = {}
         self.wrong = []  # what a refusal has to mention: one of these
         for picture in case.pictures:
-            if picture.caption in ("", "missing"):
-                self.wrong.append(picture.stem)
-            if picture.content != "good" and not case.skip:
-                self.wrong.append(picture.stem)
-            if picture.content == "good":
-                words = " ".join(picture.caption.split())
-                self.images[picture.name] = (picture.colour, words)
+            self.expect_image(picture, case.skip)
         if "broken.png" in case.extras:
             self.wrong.append("broken.png")
         if case.form == "txt":
@@ -462,6 +456,15 @@ class Expected:
             self.wrong.append("needs at least two")
         if all(picture.caption == "missing" for picture in case.pictures):
             self.wrong.append("captions.csv is empty")
+
+    def expect_image(self, picture, skip):
+        if picture.caption in ("", "missing"):
+            self.wrong.append(picture.stem)
+        if picture.content == "good":
+            words = " ".join(picture.caption.split())
+            self.images[picture.name] = (picture.colour, words)
+        elif not skip:
+            self.wrong.append(picture.stem)
 
     def changed_since(self, before):
         """The names that a model which was begun with `before` has to name."""
@@ -477,15 +480,13 @@ def changed(case, kind, other):
         return dataclasses.replace(case, form="csv" if case.form == "txt" else "txt")
     if kind == "extras":
         return dataclasses.replace(case, extras=other.extras)
-    if kind == "names":
-        first = dataclasses.replace(first, decomposed=(True, False), spelling="backslash")
-    if kind == "colour":
-        colour = COLOURS[(COLOURS.index(first.colour) + 1) % 3]
-        first = dataclasses.replace(first, colour=colour)
-    if kind == "caption":
-        first = dataclasses.replace(first, caption="another caption")
-    if kind == "damage":
-        first = dataclasses.replace(first, content="damaged")
+    to_first = {
+        "names": {"decomposed": (True, False), "spelling": "backslash"},
+        "colour": {"colour": COLOURS[(COLOURS.index(first.colour) + 1) % 3]},
+        "caption": {"caption": "another caption"},
+        "damage": {"content": "damaged"},
+    }
+    first = dataclasses.replace(first, **to_first.get(kind, {}))
     if kind == "fewer":
         return dataclasses.replace(case, pictures=tuple(rest) or (first,))
     if kind == "more":
