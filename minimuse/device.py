@@ -37,7 +37,7 @@ def cpu_is_fast_at_bf16() -> bool:
 
 def stable_hash(text: str) -> int:
     """A 64-bit hash of a text that is the same in every process; Python's hash() is not."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8])
 
 
 def generator_at(*key: object) -> torch.Generator:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from minimuse.cli import main
 from minimuse.data import Images
 from minimuse.device import generator_at
-from minimuse.runs import cache, stages
+from minimuse.runs import cache, images
 from minimuse.runs.cache import tokens_of
 from minimuse.train import batch_at
 
@@ -185,7 +185,7 @@ def test_training_from_a_cache_is_training_from_memory(tmp_path, tiny_model, mon
         assert main(["train", "tokenizer-hi", "--out", str(out)]) == 0
         if cached:
             assert main(["cache", "--out", str(out)]) == 0
-            monkeypatch.setattr(stages, "load", None)
+            monkeypatch.setattr(images, "load", None)
         assert main(["train", "base", "--out", str(out)]) == 0
         weights.append(load_file(out / "base.safetensors"))
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])

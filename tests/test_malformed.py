@@ -21,14 +21,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minimuse.data import ASSETS
-from minimuse.datasets import emoji, folder
+from minimuse.datasets import emoji
+from minimuse.datasets.captions import find_pairs
 from minimuse.datasets.image_files import read_image
 from minimuse.plumbing.checkpoint import restore_checkpoint, save_checkpoint
 from minimuse.plumbing.config import PRESETS, override
 from minimuse.plumbing.files import save_tensors, write_json
 from minimuse.plumbing.parts import load_part, read_about
 from minimuse.plumbing.t5_files import load_t5, read_t5_config
-from minimuse.runs import cache
+from minimuse.runs import cache, kept
 from minimuse.t5_frozen import T5Encoder, TextTokenizer
 from minimuse.train import make_optimizers
 
@@ -199,8 +200,9 @@ def test_captions(tmp_path, name, text):
         (tmp_path / "b.txt").write_text("a dog")
 
     def read():
-        captions = folder.captions_of(tmp_path)
-        assert captions.keys() == {"a.png", "b.png"} and all(captions.values())
+        pairs = find_pairs(tmp_path)
+        assert pairs.keys() == {"a.png", "b.png"}
+        assert all(pair.captions for pair in pairs.values())
 
     whole = text.encode()
     # Nearly any text is a caption, so add letters of two bytes: cut in half, they are not UTF-8.
@@ -356,6 +358,26 @@ def test_caches(tmp_path):
     for name in ("index.json", "000000.safetensors"):
         path = folder / name
         try_all(path, path.read_bytes(), read, 500)
+
+
+@pytest.mark.parametrize("name", ["images.json", "images.safetensors"])
+def test_kept_images(tmp_path, name):
+    """The manifest and the decoded images of a folder. Damaged images are decoded again."""
+    folder, out = tmp_path / "pics", tmp_path / "out"
+    folder.mkdir()
+    for stem in "ab":
+        (folder / f"{stem}.png").write_bytes(image_file("PNG"))
+        (folder / f"{stem}.txt").write_text(f"a cat {stem}\n")
+    kept.open_images(out, folder, 8, 8)
+    whole = (out / name).read_bytes()
+    if name == "images.json":
+        (out / "config.json").write_text("{}")
+        try_all(out / name, whole, lambda: kept.open_images(out, folder, 8, 8, strict=False), 300)
+        return
+    for i in range(round(100 * TIMES)):
+        data = damaged(whole, random.Random(i))
+        (out / name).write_bytes(data)
+        assert kept.open_images(out, folder, 8, 8).names == ["a.png", "b.png"]
 
 
 SETTINGS = (

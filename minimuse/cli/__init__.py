@@ -8,6 +8,7 @@ import argparse
 import sys
 import warnings
 
+from minimuse.cli.console import escapes_on_console
 from minimuse.cli.flags import make_parser
 from minimuse.cli.lessons import install_hint
 from minimuse.plumbing import stopping
@@ -34,7 +35,8 @@ def run_command(argv: list[str] | None) -> int:
         args = parse_arguments(argv)
         if hasattr(args, "resume"):
             stopping.state.resumable = str(args.out / "config.json")
-        exit_code = args.run(args)
+        with escapes_on_console():
+            exit_code = args.run(args)
         sys.stdout.flush()  # it may be a file on a full disk
         # Only `check` returns an exit code; all other commands return None.
         if not stopping.stop_signals:

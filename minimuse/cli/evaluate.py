@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from minimuse.cli.figures import decoding_gif, sheet
+from minimuse.datasets.folder import check_is_folder
 from minimuse.metrics.report import report
 from minimuse.muse import Muse
 from minimuse.plumbing.files import check_writable, save_image, write_json, write_text
+from minimuse.plumbing.parts import find_model
+from minimuse.plumbing.places import DATA_NAMES, data_place
 from minimuse.plumbing.ranges import check_arguments
 from minimuse.runs import parallel
 from minimuse.runs.rehearsal import gigabytes, memory_of
@@ -26,7 +29,14 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """Measure a model and print the table, or with --json the report."""
     check_outputs(args.out)
     muse = Muse.load(args.model, parallel.begin(args.device), args.t5)
-    evaluate(muse, args.out, args.n)
+    home = find_model(args.model)
+    if muse.about["data"] in DATA_NAMES:
+        home = None  # it keeps no images
+    if args.data is not None:
+        muse.about = muse.about | {"data": data_place(args.data)}
+    if muse.about["data"] not in DATA_NAMES:
+        check_is_folder(Path(muse.about["data"]))
+    evaluate(muse, args.out, args.n, home=home)
     name = "report.json" if args.json else "report.md"
     print((args.out / name).read_text(encoding="utf-8"), end="")
 
@@ -38,17 +48,22 @@ def check_outputs(out: Path) -> None:
 
 
 def evaluate(
-    muse: Muse, out: Path, n: int = 256, splits: tuple[str, ...] | None = None
+    muse: Muse,
+    out: Path,
+    n: int = 256,
+    splits: tuple[str, ...] | None = None,
+    home: Path | None = None,
 ) -> dict[str, Any]:
     """Measure at most `n` images of each split, and write report and figures into the folder `out`.
 
-    By default these are all splits that fit the model's data. Returns what report.json holds: the
-    measures of the held-out split, and those of every other split under its name.
+    By default these are all splits that fit the model's data. `home` is the model's directory, if
+    it keeps the decoded images of a folder. Returns what report.json holds: the measures of the
+    held-out split, and those of every other split under its name.
     """
     check_arguments(n=n)
     check_room(muse, n)
     check_outputs(out)
-    measures, images = report(muse, n, splits=splits)
+    measures, images = report(muse, n, splits=splits, home=home)
     draw_samples(muse, images["heldout"], out)
     write_text(out / "report.md", markdown_table(measures))
     other_splits = {split: values for split, values in measures.items() if split != "heldout"}

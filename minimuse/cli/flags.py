@@ -163,6 +163,11 @@ def add_evaluate(commands: Any) -> None:
         help="at most so many images of each kind (default 256)",
     )
     parser.add_argument(
+        "--data",
+        help="the folder of the model's images, if it has moved, or other data "
+        "(default: where it was in training)",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print report.json (default: print the table)"
     )
 
@@ -216,6 +221,12 @@ def add_cache(commands: Any) -> None:
         commands, "cache", run_cache, "compute token ids and text embeddings once, as files"
     )
     add_required_out(parser, "the directory of a model whose tokenizers are trained")
+    parser.add_argument(
+        "--data", help="the folder of images, if it has moved (default: where it was in training)"
+    )
+    parser.add_argument(
+        "--t5", help="the text encoder, if it has moved (default: where it was in training)"
+    )
     add_device(parser)
 
 

@@ -9,6 +9,7 @@ else from the preset `toy`. `minimuse.train` has the training loop.
 """
 
 import argparse
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from minimuse.plumbing import collectives
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.files import copy_file
 from minimuse.plumbing.parts import find_model, read_about
+from minimuse.plumbing.places import DATA_NAMES, data_place, text_place
 from minimuse.plumbing.t5_files import LazyT5
 from minimuse.runs import parallel
 from minimuse.runs.directory import check_resumable
 from minimuse.runs.rehearsal import check_trainable
-from minimuse.runs.stages import STAGES, fill_cache, train_all
+from minimuse.runs.stages import STAGES, fill_cache, prepare, train_all
 from minimuse.runs.workers import side_by_side
 from minimuse.train import Record
 
@@ -38,18 +40,19 @@ def run_train(args: argparse.Namespace) -> None:
         check_resumable(args.out)
     about = about_model(args)
     config = training_config(args, about)
-    data = args.data or about["data"]
-    text_name = args.t5 or about["text"]["name"]
+    data = about["data"] if args.data is None else chosen_data(args.data)
+    text_name = about["text"]["name"] if args.t5 is None else text_place(args.t5)
     seed = about["seed"] if args.seed is None else args.seed
     stages = selected_stages(args.stage)
     device = parallel.begin(args.device)
     check_trainable(config, stages, data, device)
     resume = args.resume
-    if args.start:
+    if args.start is not None:
         refuse_to_overwrite(args, stages)
         if not holds_model(args.out):
             copy_start(find_model(args.start), args.out, stages)
             resume = True
+    prepare(stages, args.out, config, data, seed, resume)
     _, processes = collectives.rank_and_size()
     if args.stage == "all" and device == "cpu" and processes == 1:
         side_by_side(args.out, config, data, text_name, seed, resume, show_progress)
@@ -61,7 +64,19 @@ def run_train(args: argparse.Namespace) -> None:
 
 def run_cache(args: argparse.Namespace) -> None:
     """`minimuse cache`: compute token ids and text embeddings once, and store them in --out."""
-    show_progress(fill_cache(args.out, args.device))
+    data = None if args.data is None else chosen_data(args.data)
+    show_progress(fill_cache(args.out, args.device, data, args.t5))
+
+
+def chosen_data(name: str) -> str:
+    """What --data says: "emoji", "shapes", or the absolute path of a folder."""
+    place = data_place(name)
+    if place in DATA_NAMES and Path(place).is_dir():
+        warnings.warn(
+            f"--data {name} is what ships with minimuse; the folder here is --data ./{name}",
+            stacklevel=2,
+        )
+    return place
 
 
 def run_steps(records: Iterable[Record]) -> None:
@@ -86,7 +101,7 @@ def about_model(args: argparse.Namespace) -> dict[str, Any]:
     """What config.json says in --out, else in --start; else the defaults, without "config"."""
     if holds_model(args.out):
         return read_about(args.out)
-    if args.start:
+    if args.start is not None:
         return read_about(find_model(args.start))
     return DEFAULTS
 

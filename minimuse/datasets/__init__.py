@@ -20,6 +20,7 @@ which other images there are, so a new version of a data set moves no image into
 exception is a folder so small that the hash holds out all or none.)
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ import torch
 from minimuse.data import ASSETS, Images
 from minimuse.datasets import emoji, folder, shapes
 from minimuse.datasets.image_files import Entry
+from minimuse.datasets.progress import bar
 from minimuse.plumbing.ranges import check_arguments
 
 # A new data set is a file in this folder, an entry here and a branch in `load`. The help of --data
@@ -73,9 +75,19 @@ def load(
         return load_shapes(split, side, count, seed)
     if source == "emoji":
         entries = emoji.find_emoji(split, side, Path(data_dir))
-    else:
-        entries = folder.find_images(Path(source), split, side, smallest, skip)
-    return read_all(choose(entries, count, seed), side)
+        rows = choose(range(len(entries)), count, seed)
+        return read_all([entries[i] for i in rows], side)
+    return part_of(folder.read_folder(Path(source), side, smallest, skip), split, count, seed)
+
+
+def part_of(images: Images, split: str, count: int | None = None, seed: int = 0) -> Images:
+    """One split of all images of a folder, in the order of their names; see `load` for the rest."""
+    rows = choose(folder.rows_of_split(images.names, split), count, seed)
+    return Images(
+        pixels=images.pixels[rows],
+        captions=[images.captions[i] for i in rows],
+        names=[images.names[i] for i in rows],
+    )
 
 
 def load_shapes(split: str, side: int, count: int | None, seed: int) -> Images:
@@ -89,27 +101,32 @@ def load_shapes(split: str, side: int, count: int | None, seed: int) -> Images:
     first = (int(seed) % 2**64) * 10**9
     numbers = [2 * (first + i) + odd for i in range(count)]
     scene_split = "heldout" if split == "heldout" else "train"
-    scenes = [shapes.scene(number, scene_split) for number in numbers]
+    pixels = torch.empty((count, 3, side, side), dtype=torch.uint8)
+    captions = []
+    for i, number in enumerate(bar(numbers, "drawing scenes", "scenes")):
+        scene = shapes.scene(number, scene_split)
+        pixels[i] = shapes.render([scene], side)[0]
+        captions.append((shapes.caption(scene),))
     return Images(
-        pixels=shapes.render(scenes, side),
-        captions=[(shapes.caption(scene),) for scene in scenes],
+        pixels=pixels,
+        captions=captions,
         names=[f"shapes/{split}/{number}" for number in numbers],
     )
 
 
-def choose(entries: list[Entry], count: int | None, seed: int) -> list[Entry]:
-    """At most `count` of the entries, chosen at random, in their old order."""
-    if count is None or count >= len(entries):
-        return entries
+def choose(rows: Sequence[int], count: int | None, seed: int) -> Sequence[int]:
+    """At most `count` of the rows, chosen at random, in their old order."""
+    if count is None or count >= len(rows):
+        return rows
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(entries), generator=generator)[:count]
-    return [entries[i] for i in sorted(chosen.tolist())]
+    chosen = torch.randperm(len(rows), generator=generator)[:count]
+    return [rows[i] for i in sorted(chosen.tolist())]
 
 
 def read_all(entries: list[Entry], side: int) -> Images:
     """Read the images of all entries into memory, as bytes."""
     pixels = torch.empty((len(entries), 3, side, side), dtype=torch.uint8)
-    for i, entry in enumerate(entries):
+    for i, entry in enumerate(bar(entries, "reading images")):
         image = np.array(entry.read())  # H W 3
         pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
     return Images(

@@ -5,7 +5,8 @@ image = read_image(Path("cat.jpg"))      # RGB, upright, on white where it was t
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +23,81 @@ class Entry(NamedTuple):
     read: Callable[[], Image.Image]  # reads the file, as an RGB image of the size asked for
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read a PNG, JPEG or WebP file as an upright RGB image; a ValueError if that fails."""
+class UnusableImage(ValueError):
+    """An image that cannot be read, or is too small; made of a reason and a remedy."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
+# A JPEG may be decoded at a half, a quarter or an eighth of its size, which is far faster. What is
+# left has at least this many times the pixels of a side that are needed: LANCZOS then gives nearly
+# the image that it makes of the whole one (tests/test_kept.py).
+SPARE = 2
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A PNG, JPEG or WebP file as an image, not decoded yet; errors inside become a ValueError."""
     # PIL only warns of images so large that they may be an attack; here the warning is an error.
     refuse_huge = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
     try:
         with refuse_huge, Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            # A phone stores the image as its sensor saw it, and beside it how to rotate it.
-            return on_white(ImageOps.exif_transpose(image))
+            yield image
     except Exception as error:  # PIL raises errors of many kinds for damaged files
-        raise ValueError(
-            f"{path} cannot be read ({error}); save it again as a smaller 8-bit PNG, or remove it"
+        raise UnusableImage(
+            f"{path} cannot be read ({error})",
+            "save it again as a smaller 8-bit PNG, or remove it and its caption",
         ) from None
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a PNG, JPEG or WebP file as an upright RGB image; a ValueError if that fails."""
+    with opened(path) as image:
+        # A phone stores the image as its sensor saw it, and beside it how to rotate it.
+        return as_rgb(ImageOps.exif_transpose(image))
+
+
+def read_square(path: Path, side: int, smallest: int = 1) -> Image.Image:
+    """The middle square of an image file, resized to side x side pixels.
+
+    A ValueError if the file cannot be read, or if one of its sides is less than `smallest` pixels.
+    """
+    with opened(path) as image:
+        square = read_scaled_square(image, side)
+        if square is not None and min(image.size) >= smallest:
+            return square
+    whole = read_image(path)
+    if min(whole.size) < smallest:
+        raise UnusableImage(
+            f"{path} is {whole.width}x{whole.height}, and the tokenizer needs at least "
+            f"{smallest}x{smallest}",
+            "enlarge it, or remove it and its caption",
+        )
+    return ImageOps.fit(whole, (side, side), Image.Resampling.LANCZOS)
+
+
+def read_scaled_square(image: Image.Image, side: int) -> Image.Image | None:
+    """The middle square of a JPEG that is far larger, decoded at a fraction of its size, or None.
+
+    Large is at least twice SPARE times the side; smaller images and other formats give None.
+    """
+    size = image.size
+    scaled = image.draft(None, (SPARE * side, SPARE * side))
+    if scaled is None or image.size == size:
+        return None
+    # The width may be a fraction of a pixel, 150.4 of 151: the rest of the last pixel is no image.
+    _, (_, _, width, height) = scaled
+    edge = min(width, height)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    box = (left, top, left + edge, top + edge)
+    square = as_rgb(image).resize((side, side), Image.Resampling.LANCZOS, box=box)
+    # Rotating the square is the same as rotating the image, and faster.
+    return ImageOps.exif_transpose(square)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image as RGB, on white where it is transparent."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()  # `on_white` would give the same, more slowly
+    return on_white(image)

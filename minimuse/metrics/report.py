@@ -16,6 +16,7 @@ The last two of emoji, and every measure of sets, need the `eval` extra.
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -33,7 +34,7 @@ from minimuse.muse import Muse
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.lite0 import Lite0, has_lite0
 from minimuse.runs.cache import tokens_of
-from minimuse.runs.stages import load_images
+from minimuse.runs.images import load_images
 from minimuse.superres import SuperRes
 from minimuse.transformer import Context
 from minimuse.vq import perplexity
@@ -53,16 +54,24 @@ ImageSets = dict[str, torch.Tensor]  # by name, each (B, 3, H, W) in [-1, 1]
 # --- All splits ---
 @in_usual_state
 def report(
-    muse: Muse, n: int, seed: int = 0, splits: tuple[str, ...] | None = None
+    muse: Muse,
+    n: int,
+    seed: int = 0,
+    splits: tuple[str, ...] | None = None,
+    home: Path | None = None,
 ) -> tuple[dict[str, Measures], dict[str, dict]]:
-    """Measure at most n images of each split; returns the measures and the images, by split."""
+    """Measure at most n images of each split; returns the measures and the images, by split.
+
+    home: the directory of the model, if it keeps the decoded images of a folder.
+    """
     data = muse.about["data"]
     if splits is None:
         splits = default_splits(data)
     measures, images = {}, {}
     with tqdm(total=len(STEPS) * len(splits), desc="evaluate") as bar:
         for split in splits:
-            measures[split], images[split] = measure(muse, split, n, seed, partial(say, bar, split))
+            progress = partial(say, bar, split)
+            measures[split], images[split] = measure(muse, split, n, seed, progress, home)
     return measures, images
 
 
@@ -85,14 +94,20 @@ def say(bar: tqdm, split: str, step: str) -> None:
 
 @in_usual_state
 def measure(
-    muse: Muse, split: str, n: int, seed: int, progress: Callable[[str], None]
+    muse: Muse,
+    split: str,
+    n: int,
+    seed: int,
+    progress: Callable[[str], None],
+    home: Path | None = None,
 ) -> tuple[Measures, dict]:
     """All measures that fit, over at most n images of one split; and the images themselves.
 
     Generated images serve all measures. Calls progress(step) at the start of each of STEPS.
     """
     data = muse.about["data"]
-    dataset = load_images(muse.config, data, split, n, seed)
+    load = partial(load_images, muse.config, data, out=home, strict=False)
+    dataset = load(split, n, seed)
     captions = [variants[0] for variants in dataset.captions]
     real = dataset.batch(torch.arange(len(dataset))).to(muse.device)
 
@@ -111,7 +126,8 @@ def measure(
         low_res = {"reconstructed_low": reconstructed["low"], "generated_low": low}
         measures["alignment"] = alignment_report(captions, shown | low_res)
     if has_lite0() and len(dataset) > TOO_FEW:
-        measures |= feature_report(muse, dataset, shown, n, seed)
+        train = load("train", 2 * n, seed)
+        measures |= feature_report(muse, dataset, shown, train)
     return measures, {"captions": captions, "real": real, "low": low, "high": high}
 
 
@@ -245,11 +261,14 @@ def alignment_report(captions: list[str], shown: ImageSets) -> Measures:
 
 
 # --- Generated images against real ones ---
-def feature_report(muse: Muse, dataset: Images, shown: ImageSets, n: int, seed: int) -> Measures:
-    """Measures on Lite0's features: likeness to the real images and, of emoji, the judge's view."""
+def feature_report(muse: Muse, dataset: Images, shown: ImageSets, train: Images) -> Measures:
+    """Measures on Lite0's features: likeness to the real images and, of emoji, the judge's view.
+
+    train: images of the training split, more than the data set has.
+    """
     net = Lite0().to(muse.device)
     vectors = {name: features(net, images) for name, images in shown.items()}
-    others = other_real_images(muse, dataset, n, seed)
+    others = other_real_images(dataset, train).to(muse.device)
     compared = {name: x for name, x in vectors.items() if name != "real"}
     if len(others) > TOO_FEW:
         compared["other real pictures"] = features(net, others)
@@ -264,17 +283,16 @@ def feature_report(muse: Muse, dataset: Images, shown: ImageSets, n: int, seed: 
     return measures
 
 
-def other_real_images(muse: Muse, dataset: Images, n: int, seed: int) -> torch.Tensor:
+def other_real_images(dataset: Images, train: Images) -> torch.Tensor:
     """As many training images as the data set has, or fewer, and none of its own.
 
     They show how unlike two sets of real images are. They come from training because a held-out
     split may have too few images, so the distance includes how the splits differ.
     """
-    train = load_images(muse.config, muse.about["data"], "train", 2 * n, seed)
     own = set(dataset.names)
     indices = [i for i, name in enumerate(train.names) if name not in own]
     chosen = torch.tensor(indices[: len(dataset)], dtype=torch.int64)
-    return train.batch(chosen).to(muse.device)
+    return train.batch(chosen)
 
 
 def likeness(generated: torch.Tensor, real: torch.Tensor) -> Measures:

@@ -18,6 +18,7 @@ from torch import nn
 
 from minimuse.plumbing import collectives
 from minimuse.plumbing.files import digest, save_tensors
+from minimuse.plumbing.identity import differences
 from minimuse.plumbing.stopping import stop_now, stop_signals
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
@@ -144,9 +145,10 @@ def restore_checkpoint(
             f"{names}: from another version of minimuse, which trains in another way; "
             "remove it to start this stage again, or go on with that version"
         )
-    if json.loads(header["key"]) != key:
+    different = differences(key, json.loads(header["key"]), path.name)
+    if different:
         raise ValueError(
-            f"{path} was started with other settings, data, text encoder or seed; "
+            f"{path} was started with other settings, data, text encoder or seed: {different}; "
             "give the same ones, or another --out"
         )
     for name in sorted(average):

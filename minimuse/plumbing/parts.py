@@ -18,6 +18,7 @@ from minimuse.data import ASSETS
 from minimuse.maskgit import MaskGit
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.files import save_tensors
+from minimuse.plumbing.places import located, shipped
 from minimuse.plumbing.ranges import check_arguments
 from minimuse.superres import SuperRes
 from minimuse.vq import Decoder, ImageTokenizer
@@ -46,21 +47,23 @@ def build(part: str, config: configs.Config, text_width: int) -> nn.Module:
 
 def find_model(name: str | Path) -> Path:
     """Return the directory of a model: `name` is a directory, or a model that ships in data/."""
-    for directory in (Path(name), ASSETS / str(name)):
-        if (directory / "config.json").is_file():
-            return directory
-    shipped = sorted(path.parent.name for path in ASSETS.glob("*/base.safetensors"))
+    if str(name).strip() and (Path(name) / "config.json").is_file():
+        return Path(name)
+    directory = shipped(name, "base.safetensors")
+    if directory is not None:
+        return directory
+    names = sorted(path.parent.name for path in ASSETS.glob("*/base.safetensors"))
     raise FileNotFoundError(
         f"no model {str(name)!r}; "
-        f"give a directory with a config.json, or one of: {', '.join(shipped)}"
+        f"give a directory with a config.json, or one of: {', '.join(names)}"
     )
 
 
 def read_about(directory: Path) -> dict[str, Any]:
     """Read config.json: "config" (settings), "data", "seed", "text" (encoder name and fingerprint).
 
-    Settings that an older version did not know get today's defaults. A FileNotFoundError or
-    ValueError names the file.
+    Settings that an older version did not know get today's defaults, and paths are where data and
+    text encoder lie now. A FileNotFoundError or ValueError names the file.
     """
     path = directory / "config.json"
     try:
@@ -75,7 +78,7 @@ def read_about(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a model's config.json ({error})") from None
     # Through JSON, so that tuples are lists, as they are in a file.
     about["config"] = json.loads(json.dumps(asdict(config)))
-    return about
+    return located(directory, about)
 
 
 def check_about(about: Any) -> None:
@@ -89,6 +92,12 @@ def check_about(about: Any) -> None:
     for key in ("name", "fingerprint"):
         if not isinstance(about["text"], dict) or key not in about["text"]:
             raise ValueError(f"text.{key} is missing")
+    ways = about.get("ways", {})
+    if not isinstance(ways, dict):
+        raise ValueError(f"ways is {ways!r}")
+    for place in (about["data"], about["text"]["name"], *ways.values()):
+        if not isinstance(place, str):
+            raise ValueError(f"{place!r} is no name and no path")
 
 
 def save_part(

@@ -15,12 +15,14 @@ import pickle
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from minimuse.data import ASSETS
+from minimuse.datasets.progress import bar
+from minimuse.plumbing.places import shipped
 from minimuse.t5_frozen import MAX_TOKENS, FrozenT5, T5Config, T5Encoder, TextTokenizer
 
 # Names of decoder tensors in a checkpoint begin so. The decoder is never read.
@@ -102,8 +104,7 @@ def t5_paths(directory: Path) -> list[Path]:
 
 def find_t5(name: str | Path) -> Path:
     """The directory of a text encoder that ships with minimuse, or the directory of this name."""
-    shipped = ASSETS / str(name)
-    return Path(str(shipped)) if shipped.is_dir() else Path(name)
+    return shipped(name, "spiece.model") or Path(name)
 
 
 def read_t5_config(path: Path) -> T5Config:
@@ -192,7 +193,7 @@ def read_weights(
     """
     weights = {}
     for file in files:
-        for name, tensor in encoder_tensors(file):
+        for name, tensor in bar(encoder_tensors(file), "reading text encoder", "tensors"):
             weights[name] = tensor.to(device, dtype)
     # The embedding has two names; some files have one of them, some both.
     second_name = weights.pop("encoder.embed_tokens.weight", None)
@@ -225,7 +226,13 @@ def read_weights(
 def fingerprint_of(files: list[Path]) -> str:
     """Twelve hex digits of the files' SHA-256: which encoder a model was trained with."""
     digest = hashlib.sha256()
+    for piece in bar(pieces_of(files), "checking text encoder", "MiB"):
+        digest.update(piece)
+    return digest.hexdigest()[:12]
+
+
+def pieces_of(files: list[Path]) -> Iterator[bytes]:
+    """The contents of all files, a MiB at a time: XXL's files are large."""
     for path in files:
         with open(path, "rb") as file:
-            hashlib.file_digest(file, lambda: digest)  # reads in pieces: XXL's files are large
-    return digest.hexdigest()[:12]
+            yield from iter(partial(file.read, 2**20), b"")

@@ -23,14 +23,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from minimuse.data import Images, Tokens, halve, offsets
+from minimuse.datasets.progress import bar
 from minimuse.device import stable_hash
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.files import save_tensors, write_json
 from minimuse.plumbing.parts import PARTS
+from minimuse.plumbing.places import DATA_NAMES
+from minimuse.runs.kept import digest_of_images
 from minimuse.t5_frozen import FrozenT5
 
 CAPTIONS_PER_BATCH = 256
 FORMAT = 2  # of the shards; before, text embeddings were rounded to bfloat16
+
+# Data that ship have no files of their own in the key. The number is the one of older caches.
+NO_FILES = stable_hash("[]")
 
 
 @in_usual_state
@@ -89,7 +95,7 @@ def token_ids(
 ) -> torch.Tensor:
     """Token ids (M, N), int32, of the images `rows` (M,), at full or half size."""
     ids = []
-    for some_rows in rows.split(batch):
+    for some_rows in bar(rows.split(batch), "tokens", "batches"):
         pixels = images.batch(some_rows).to(device)  # B 3 H W
         if half_size:
             pixels = halve(pixels)
@@ -103,7 +109,7 @@ def embed_captions(text: FrozenT5, captions: list[str]) -> list[torch.Tensor]:
     They are stored in the precision of the encoder's weights, which loses nothing.
     """
     embeddings = []
-    for start in range(0, len(captions), CAPTIONS_PER_BATCH):
+    for start in bar(range(0, len(captions), CAPTIONS_PER_BATCH), "captions", "batches"):
         padded, visible = text(captions[start : start + CAPTIONS_PER_BATCH])  # B T E, B T
         for row, is_word in zip(padded.cpu(), visible.cpu(), strict=True):
             embeddings.append(row[is_word].to(text.dtype))
@@ -111,21 +117,19 @@ def embed_captions(text: FrozenT5, captions: list[str]) -> list[torch.Tensor]:
 
 
 def cache_key(out: Path, about: dict) -> dict:
-    """What OUT/cache depends on: images, text encoder and tokenizers.
+    """What OUT/cache depends on: images, captions, text encoder and tokenizers, by their contents.
 
-    The files of a folder count by name, size and date; tokenizers by the digest of their weights.
+    Of a folder, the images and captions that are used count, and not where they lie.
     """
-    files = []
-    for path in sorted(Path(about["data"]).rglob("*")):
-        stat = path.stat()
-        files.append((str(path), stat.st_size, stat.st_mtime_ns))
     key = {
         "format": FORMAT,
         "data": about["data"],
-        "files": stable_hash(str(files)),
+        "files": NO_FILES,
         "scenes": about["config"]["scenes"],
         "text": about["text"]["fingerprint"],
     }
+    if about["data"] not in DATA_NAMES:
+        key |= {"data": "a folder", "files": digest_of_images(out)}
     for part in PARTS[:2]:  # the tokenizers
         weights = (out / f"{part}.safetensors").read_bytes()
         key[part] = hashlib.sha256(weights).hexdigest()[:12]
@@ -175,7 +179,7 @@ def read_cache(out: Path, key: dict) -> Tokens:
     path = index_path(out)
     try:
         index = json.loads(path.read_text())
-        same_key = index["key"] == key
+        different = sorted(k for k in key if index["key"].get(k) != key[k])
         shards = []
         for number, count in enumerate(index["shards"]):
             path = shard_path(out, number)
@@ -184,13 +188,13 @@ def read_cache(out: Path, key: dict) -> Tokens:
                 raise ValueError(f"{len(shard['low'])} images, not {count}")
             shards.append(shard)
         tokens = Tokens(shards)
-    except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is missing or damaged ({error!r}); run minimuse cache again"
         ) from None
-    if not same_key:
+    if different:
         raise ValueError(
-            f"{path.parent} was made from other data, tokenizers or text encoder; "
-            "run minimuse cache again, or remove it"
+            f"{path.parent} was made from other data, tokenizers or text encoder "
+            f"(other: {', '.join(different)}); run minimuse cache again, or remove it"
         )
     return tokens

@@ -1,13 +1,16 @@
 """The directory of a model in training, OUT on the command line: settings, parts, checkpoints.
 
     OUT/config.json                     settings, data, seed, text encoder
+    OUT/images.json                     the images of a folder that it is trained on, `runs/kept.py`
+    OUT/images.safetensors              the same images, decoded
     OUT/base.safetensors                a finished part
     OUT/base.checkpoint.safetensors     the last checkpoint of a stage that is not finished
     OUT/base.checkpoint.before          the checkpoint before it
     OUT/cache/                          token ids and text embeddings, see `runs/cache.py`
     OUT/start/                          parts of another model, from which this training continues
 
-Only the first two are needed to generate images.
+Only the config and the parts are needed to generate images. images.safetensors and the cache may be
+removed at any time, and are made again where they are needed.
 """
 
 import dataclasses
@@ -18,8 +21,10 @@ from minimuse.plumbing import collectives
 from minimuse.plumbing.checkpoint import checkpoints_at
 from minimuse.plumbing.config import Config
 from minimuse.plumbing.files import write_json
+from minimuse.plumbing.identity import differences
 from minimuse.plumbing.lock import one_process_at_a_time
 from minimuse.plumbing.parts import read_about
+from minimuse.plumbing.places import data_place, text_place, with_ways
 from minimuse.t5_frozen import FrozenT5
 
 
@@ -37,40 +42,38 @@ def describe_model(config: Config, data: str, text: FrozenT5, text_name: str, se
     """The contents of config.json: all settings that a model depends on."""
     about = {
         "config": dataclasses.asdict(config),
-        "data": data,
+        "data": data_place(data),
         "seed": seed,
-        "text": {"name": text_name, "fingerprint": text.fingerprint},
+        "text": {"name": text_place(text_name), "fingerprint": text.fingerprint},
     }
     return json.loads(json.dumps(about))  # tuples become lists, as in the file
-
-
-def without_scale(about: dict) -> dict:
-    """What decides on the trained weights.
-
-    The scale, how images are drawn, and the encoder's name do not.
-    """
-    config = about["config"] | {"scale": None, "sampling": None, "sampling_hi": None}
-    return about | {"config": config, "text": about["text"]["fingerprint"]}
 
 
 def check_same_model(out: Path, about: dict) -> None:
     """Raise a ValueError if OUT/config.json is that of a model with other settings."""
     if not (out / "config.json").is_file():
         return
-    if without_scale(read_about(out)) != without_scale(about):
+    different = differences(about, read_about(out), str(out))
+    if different:
         raise ValueError(
-            f"{out} holds a model with other settings, data, text encoder or seed; "
+            f"{out} holds a model with other settings, data, text encoder or seed: {different}; "
             "give the same ones, or another --out"
         )
 
 
-def take_over_settings(out: Path, about: dict) -> None:
-    """Write OUT/config.json again if settings have changed that decide on no weights.
+def check_same_settings(out: Path, config: Config, data: str, seed: int) -> None:
+    """The same without the text encoder, which need not be loaded for this."""
+    if not (out / "config.json").is_file():
+        return
+    before = read_about(out)
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    check_same_model(out, before | {"config": settings, "data": data_place(data), "seed": seed})
 
-    Stages that are finished already would not write it.
-    """
-    if (out / "config.json").is_file() and read_about(out) != about:
-        write_config(out, about)
+
+def is_outdated(out: Path, about: dict) -> bool:
+    """Whether there is a config.json in OUT, and `write_config` would change it."""
+    path = out / "config.json"
+    return path.is_file() and json.loads(path.read_text()) != with_ways(out, about)
 
 
 def write_config(out: Path, about: dict) -> None:
@@ -79,7 +82,7 @@ def write_config(out: Path, about: dict) -> None:
     # Stages that train side by side write the same file, so wait for each other.
     with one_process_at_a_time(out, "config", wait=-1), collectives.fail_together():
         if rank == 0:
-            write_json(out / "config.json", about)
+            write_json(out / "config.json", with_ways(out, about))
 
 
 def check_resumable(out: Path) -> None:

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from minimuse.data import Images, Tokens
-from minimuse.datasets import load
 from minimuse.device import generator_at
 from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
@@ -31,20 +30,22 @@ from minimuse.plumbing.files import check_writable
 from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.lock import one_process_at_a_time
 from minimuse.plumbing.parts import PARTS, build, load_part, read_about, save_part
+from minimuse.plumbing.places import DATA_NAMES, data_place
 from minimuse.plumbing.stopping import finish_first
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import cache, parallel
 from minimuse.runs.directory import (
     check_nothing_exists,
     check_same_model,
+    check_same_settings,
     checkpoint_path,
     describe_model,
+    is_outdated,
     part_path,
     remove_checkpoints,
-    take_over_settings,
-    without_scale,
     write_config,
 )
+from minimuse.runs.images import has_images, load_images
 from minimuse.t5_frozen import FrozenT5
 from minimuse.train import Record, training_loop
 from minimuse.vq_loss import ImageLoss
@@ -85,11 +86,10 @@ def train_all(
     about = describe_model(config, data, text, text_name, seed)
     check_same_model(out, about)
     todo = pending(stages, out, resume)
-    take_over_settings(out, about)
-    cached = cache.index_path(out).is_file()
-    images = None
-    if any(stage not in TOKEN_STAGES or not cached for stage in todo):
-        images = load_images(config, data)
+    images = images_for(todo, out, config, about["data"])
+    # The folder may have moved, or settings may be new that decide on no weights.
+    if is_outdated(out, about) and has_images(about["data"]):
+        write_config(out, about)
     for stage in stages:
         # Also for a finished stage: this removes what a killed run has left.
         with one_process_at_a_time(out, stage):
@@ -97,6 +97,32 @@ def train_all(
                 check_nothing_exists(stage, out)  # another process may have written since
             if not part_path(out, stage).is_file():
                 yield from train_stage(stage, out, about, images, text, device)
+
+
+def prepare(
+    stages: tuple[str, ...], out: Path, config: Config, data: str, seed: int, resume: bool
+) -> None:
+    """Refuse what `train_all` would refuse, and decode the images of a folder into OUT.
+
+    This takes long, and Ctrl-C ends it at once, as long as nothing is trained.
+    """
+    check_same_settings(out, config, data, seed)
+    todo = pending(stages, out, resume)
+    if data not in DATA_NAMES:
+        images_for(todo, out, config, data_place(data))
+
+
+def images_for(todo: list[str], out: Path, config: Config, data: str) -> Images | None:
+    """The images that stages train on; None if they need none, because there is a cache.
+
+    A folder is then still compared with the one that the model was begun with.
+    """
+    cached = cache.index_path(out).is_file()
+    if any(stage not in TOKEN_STAGES or not cached for stage in todo):
+        return load_images(config, data, out=out)
+    if data not in DATA_NAMES and has_images(data):
+        load_images(config, data, out=out)
+    return None
 
 
 @in_usual_state
@@ -137,7 +163,7 @@ def train_stage(
             size = len(images)
             loss_of = choose_image_loss(name, model, frozen, images, config, device)
     checkpoint = checkpoint_path(out, name)
-    key = without_scale(about) | {"stage": name, "pictures": size}
+    key = about | {"stage": name, "pictures": size}
     with explain_out_of_memory(name, config), finish_first():
         yield from training_loop(name, model, loss_of, settings, size, seed, checkpoint, key)
         save_part(out, name, part)
@@ -279,43 +305,32 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
 
 
 @in_usual_state
-def load_images(
-    config: Config, data: str, split: str = "train", count: int | None = None, seed: int = 0
-) -> Images:
-    """The images of a split, at the size that a configuration asks for."""
-    tokenizer = config.tokenizer_hi
-    if count is None and data == "shapes":
-        count = config.scenes
-    return load(
-        data,
-        split,
-        tokenizer.side,
-        count,
-        seed,
-        smallest=tokenizer.factor,
-        skip=config.skip_unreadable,
-    )
-
-
-@in_usual_state
-def fill_cache(out: Path, device: str) -> Iterator[Record]:
+def fill_cache(
+    out: Path, device: str, data: str | None = None, text_name: str | None = None
+) -> Iterator[Record]:
     """Write OUT/cache, the training data of base and super-resolution; a record for each shard.
 
     Meanwhile no other process may train these two: they read the cache while they train.
+    data, text_name: where the folder of images and the text encoder are now, if they have moved.
     """
     about = read_about(out)
-    config, text_name = from_json(about["config"]), about["text"]["name"]
+    config = from_json(about["config"])
+    data = about["data"] if data is None else data
+    text_name = about["text"]["name"] if text_name is None else text_name
     check_writable(cache.index_path(out))
+    check_same_settings(out, config, data, about["seed"])
     text = load_t5(text_name, device)
     # The text encoder of this name may not be the one that the model was begun with.
-    check_same_model(out, describe_model(config, about["data"], text, text_name, about["seed"]))
+    about = describe_model(config, data, text, text_name, about["seed"])
+    check_same_model(out, about)
     tokenizers = {}
     for name in ("tokenizer", "tokenizer_hi"):
         tokenizers[name] = load_part(out, name, config, text.width).eval().to(device)
     with ExitStack() as locks:
         for what in ("cache", *TOKEN_STAGES):
             locks.enter_context(one_process_at_a_time(out, what))
-        images = load_images(config, about["data"])
+        images = load_images(config, about["data"], out=out)
+        write_config(out, about)
         key = cache.cache_key(out, about)
         for done, shards in cache.write_cache(out, key, tokenizers, text, images, device):
             yield Record("cache", done, shards, {})

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from minimuse.datasets import progress
 from minimuse.plumbing.config import Config
 from minimuse.plumbing.lock import one_process_at_a_time
 from minimuse.plumbing.stopping import EXIT_CODE, SIGNALS, finish_first, stop_signals
@@ -243,6 +244,7 @@ def train_in_worker(
     """Train one stage in this process, unless OUT holds it already."""
     torch.set_num_threads(threads)
     begin = time.monotonic()
+    progress.row = row
     metrics = {}
 
     def records() -> Iterator[Record]:

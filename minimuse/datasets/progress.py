@@ -1,0 +1,23 @@
+"""A bar on the screen for work that takes more than a second, before and between trainings."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+SILENCE = 1.0  # seconds after which a bar appears
+
+# The line of the screen where bars stand. Processes that share a screen each have their own.
+row = 0
+
+
+def bar(items: Iterable[T], what: str, unit: str = "images") -> Iterator[T]:
+    """Yield the items; after a second, a bar on stderr says how many are done.
+
+    Keep the work between two items short: bar and Ctrl-C wait for it.
+    """
+    options = {"delay": SILENCE, "leave": False, "mininterval": 0.2}
+    # Without a position, a bar that another one is waiting for stands below it.
+    return iter(tqdm(items, desc=what, unit=unit, position=row or None, **options))
