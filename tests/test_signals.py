@@ -157,20 +157,23 @@ def ends_well(command, blow, seconds=5.0):
     """Hit a command; check its exit code, its last words and its time; returns the exit code."""
     blow.hit(command)
     code, took, output = command.end(30)
-    said = [line for line in output.replace("\r", "\n").split("\n") if "minimuse: " in line]
     assert took < seconds, (took, output)
     assert "Traceback" not in output and "Exception ignored" not in output, output
-    if blow.number == signal.SIGKILL:
-        assert code in (0, 2, -signal.SIGKILL), output
-    else:
-        assert code in (0, 130), (code, output)
+    allowed = (0, 2, -signal.SIGKILL) if blow.number == signal.SIGKILL else (0, 130)
+    assert code in allowed, (code, output)
+    check_last_words(code, output)
+    wait_for(lambda: not command.members(), 3)
+    return code
+
+
+def check_last_words(code, output):
+    """Check what a command said before it ended."""
+    said = [line for line in output.replace("\r", "\n").split("\n") if "minimuse: " in line]
     if code == 130:
         assert sum("minimuse: stopped" in line for line in said) == 1, output
         assert "minimuse: stopped" in said[-1], output
     if code == 2:
         assert "killed" in said[-1], output
-    wait_for(lambda: not command.members(), 3)
-    return code
 
 
 def is_whole(out):
