@@ -42,7 +42,9 @@ class TokenBatch(NamedTuple):
     hidden: torch.Tensor  # (B, N) bool
     texts: list[torch.Tensor]  # B text embeddings (T, E), of different lengths
     has_caption: torch.Tensor  # (B, 1) bool, False where the caption is dropped
-    low: tuple[torch.Tensor, ...]  # for super-resolution: low-res ids (B, n) and places (B, N)
+    # Of super-resolution alone: all low-res ids (B, n), and the token numbers (B, N) of `ids`.
+    low_ids: torch.Tensor | None = None
+    places: torch.Tensor | None = None
 
 
 def token_loss(
@@ -60,9 +62,11 @@ def token_loss(
             texts, visible = pad_texts([batch.texts[i] for i in rows.tolist()])  # B T E, B T
             visible = visible & batch.has_caption[rows]
             ids, hidden = batch.ids[rows], batch.hidden[rows]
-            low = [tensor[rows] for tensor in batch.low]
+            inputs = [texts.to(device), visible.to(device)]
+            if batch.low_ids is not None:
+                inputs += [batch.low_ids[rows], batch.places[rows]]
             with autocast(device):
-                context = model.context(texts.to(device), visible.to(device), *low)
+                context = model.context(*inputs)
                 logits = model(batch.masked_ids[rows], context, hidden)  # M K
             loss, correct = masked_token_loss(logits, ids, hidden)
             # The loss is the mean over all hidden tokens of the batch, so these rows count by
@@ -90,18 +94,17 @@ def draw_token_batch(
     micro-batches share the work.
     """
     ids = tokens.ids(resolution, indices).to(device)  # B N
-    low: tuple[torch.Tensor, ...] = ()
+    low_ids, places = None, None
     if resolution == "high":
         # Super-resolution trains on some places of each image, but sees all of its low-res tokens.
         low_ids = tokens.ids("low", indices).to(device)
         places = model.sample_places(ids, generator)
         ids = ids.gather(1, places)
-        low = (low_ids, places)
     texts = tokens.choose_captions(indices, generator)
     one_column = torch.ones(len(indices), 1, dtype=torch.bool)  # a text mask
     has_caption = drop_captions(one_column, config.caption_dropout, generator)
     masked_ids, hidden = hide(ids, model.mask_id, generator)
-    return TokenBatch(ids, masked_ids, hidden, texts, has_caption, low)
+    return TokenBatch(ids, masked_ids, hidden, texts, has_caption, low_ids, places)
 
 
 def micro_batches(B: int, micro_batch: int) -> tuple[torch.Tensor, ...]:
@@ -137,6 +140,8 @@ def tokenizer_loss(
     tokenizer = model["part"]
     image_loss = model["loss"]
     quantize_from = round(config.loss.quantize_from * settings.steps)
+    if tokenizer.config.quantizer == "fsq":
+        quantize_from = 0  # There are no codes to place, and only the quantizer bounds the latents.
     adversarial_from = config.loss.adversarial_from * settings.steps
 
     def batch_of(indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -232,8 +232,8 @@ class Muse:
         with autocast(self.device):
             if resolution == "low" or not finetuned:
                 return tokenizer.decode(ids)
-            latents = rearrange(tokenizer.quantizer.lookup(ids), "B h w C -> B C h w")
-            return self.decoder(latents).float().clamp(-1, 1)
+            code_vectors = rearrange(tokenizer.quantizer.lookup(ids), "B h w C -> B C h w")
+            return self.decoder(code_vectors).float().clamp(-1, 1)
 
     # --- Settings and prompts ---
     def sampling(self, **settings: Any) -> tuple[Sampling, Sampling]:
@@ -281,19 +281,27 @@ class Muse:
     @in_usual_state
     @torch.no_grad()
     def contexts(
-        self, model: nn.Module, prompts: Prompts, guidance: float, *low: torch.Tensor
+        self,
+        model: nn.Module,
+        prompts: Prompts,
+        guidance: float,
+        low_ids: torch.Tensor | None = None,
     ) -> tuple[Context, Context | None]:
         """Compute what a model looks at in all steps: for the prompts, and for the negative prompt.
 
         The first has P B rows, the second B. The second is None where it is not needed: one prompt
-        without guidance. Super-resolution takes the low-res ids (B, n) too.
+        without guidance. Super-resolution looks at the low-res ids (B, n), too.
         """
         P = len(prompts.weights)
         is_guided = guidance != 0 or prompts.weights != (1.0,)
+        of_each_prompt, of_each_image = [], []  # a third argument, for super-resolution
+        if low_ids is not None:
+            of_each_prompt, of_each_image = [low_ids.repeat(P, 1)], [low_ids]
         with autocast(self.device):
-            repeated = [ids.repeat(P, 1) for ids in low]
-            context = model.context(prompts.text, prompts.visible, *repeated)
+            context = model.context(prompts.text, prompts.visible, *of_each_prompt)
             uncond = None
             if is_guided:
-                uncond = model.context(prompts.negative_text, prompts.negative_visible, *low)
+                uncond = model.context(
+                    prompts.negative_text, prompts.negative_visible, *of_each_image
+                )
         return context, uncond

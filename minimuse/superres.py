@@ -65,6 +65,11 @@ class SuperRes(nn.Module):
                 f"be a multiple of the piece, and the piece a multiple of {scale}, the side of "
                 "what one low-res token covers"
             )
+        if self.piece < grid and grid // self.piece % 2:
+            raise ValueError(
+                f"{grid // self.piece} pieces along a side of {grid} tokens; "
+                "a training step samples a quarter of them, so their number must be even"
+            )
         self.text = nn.Sequential(nn.Linear(text_width, width), layer_norm(width))
         self.low_embedding = nn.Embedding(low_codes, width)
         self.low_positions = GridPositions(low_grid, width)

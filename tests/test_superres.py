@@ -287,6 +287,9 @@ def test_covering():
 
 
 def test_pieces_divide_the_grid():
+    settings = SuperResConfig(width=8, layers=1, heads=2, encoder_layers=0, window=0, piece=4)
+    with pytest.raises(ValueError, match="3 pieces along a side of 12"):
+        SuperRes(settings, 5, 3, 7, 12, 6)
     with pytest.raises(ValueError, match="4 tokens.*pieces of 3"):
         model_of_pieces(3)
     with pytest.raises(ValueError, match="4 tokens.*pieces of 1: .*piece a multiple of 2"):

@@ -25,12 +25,13 @@ from minimuse.device import autocast, generator_at
 from minimuse.maskgit import masked_token_loss
 from minimuse.plumbing import checkpoint as checkpoints
 from minimuse.plumbing import config as configs
-from minimuse.plumbing.parts import load_part
+from minimuse.plumbing.parts import build, load_part
 from minimuse.runs import stages
 from minimuse.runs.cache import tokens_of
 from minimuse.runs.directory import check_same_model, describe_model
 from minimuse.runs.stages import NEEDS, STAGES, train_all, train_stage
 from minimuse.train import batch_at, learning_rate_fraction, training_loop
+from minimuse.vq_loss import ImageLoss
 
 STEPS = 5
 IMAGE_STAGES = ("tokenizer", "tokenizer_hi", "decoder")  # the stages with an ImageLoss
@@ -64,6 +65,21 @@ def sample_images():
     pixels = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=generator)
     captions = [("red", "a red one"), ("blue",), ("red",), ("green", "leaf"), ("sky",), ("a",)]
     return Images(pixels, captions, [f"{i}" for i in range(6)])
+
+
+def test_fsq_is_quantized_from_the_first_step():
+    """It has no codes to place, and only the quantizer bounds its latents."""
+    settings = ["tokenizer.quantizer=fsq", "tokenizer.code_width=2", "tokenizer.levels=(4,4)"]
+    config = configs.override(CONFIG, [*settings, "tokenizer.codes=16"])
+    assert round(config.loss.quantize_from * STEPS) > 0
+    model = torch.nn.ModuleDict({"part": build("tokenizer", config, 16)})
+    model["loss"] = ImageLoss(config.loss, None)
+    loss_of = losses.tokenizer_loss(
+        model, sample_images(), config, config.stages.tokenizer, low=True, device="cpu"
+    )
+    generator = torch.Generator().manual_seed(0)
+    _, metrics = next(loss_of(torch.arange(4), generator, 0))
+    assert "perplexity" in metrics
 
 
 def about_at(out, seed=0):
