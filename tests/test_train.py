@@ -697,9 +697,11 @@ def test_directories(trained, tmp_path):
         return next(train_all(names, out, config, "shapes", Text(), "letters", **options))
 
     new = tmp_path / "new"
-    with pytest.raises(FileNotFoundError, match="tokenizer.safetensors.*minimuse train tokenizer"):
+    with pytest.raises(
+        FileNotFoundError, match="tokenizer.safetensors.*with tokenizer in place of base"
+    ):
         attempt(new)
-    hint = "tokenizer_hi.safetensors.*minimuse train tokenizer-hi"
+    hint = "tokenizer_hi.safetensors.*with tokenizer-hi in place of decoder"
     with pytest.raises(FileNotFoundError, match=hint):
         attempt(new, ("decoder",))
     with pytest.raises(FileExistsError, match="base.safetensors.*--resume"):

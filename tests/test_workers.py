@@ -102,7 +102,8 @@ def test_in_a_thread_under_an_event_loop_beside_other_children(tmp_path, monkeyp
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    bad = configs.override(CONFIG, ["stages.base.lr=1e30", "stages.base.steps=9"])
+    bad_settings = ["stages.base.lr=100", "stages.base.steps=40", "stages.base.muon_lr=0"]
+    bad = configs.override(CONFIG, bad_settings)
     errors = []
 
     def work():
@@ -231,9 +232,11 @@ def test_a_damaged_encoder_is_known_before_the_first_stage(tmp_path, fails):
 
 def two_at_once(gap, arguments):
     """Start a command twice; returns both exit codes, and what both said."""
-    first = start(*arguments)
+    # Two threads of two busy processes would wait for each other.
+    threads = "2" if "all" in arguments else "1"
+    first = start(*arguments, threads=threads)
     time.sleep(gap)
-    second = start(*arguments)
+    second = start(*arguments, threads=threads)
     said = [process.communicate(timeout=120)[1] for process in (first, second)]
     return [first.returncode, second.returncode], said
 

@@ -118,7 +118,7 @@ def choose(rows: Sequence[int], count: int | None, seed: int) -> Sequence[int]:
     """At most `count` of the rows, chosen at random, in their old order."""
     if count is None or count >= len(rows):
         return rows
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     chosen = torch.randperm(len(rows), generator=generator)[:count]
     return [rows[i] for i in sorted(chosen.tolist())]
 

@@ -55,7 +55,7 @@ def fail_together() -> Iterator[None]:
         error = caught
     rank, processes = rank_and_size()
     errors: list[str | None] = [None] * processes
-    if processes > 1:
+    if dist.is_initialized():
         description = None
         if error is not None:
             description = f"{type(error).__name__}: {error}"

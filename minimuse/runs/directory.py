@@ -90,7 +90,8 @@ def check_resumable(out: Path) -> None:
 
     A slip of the pen would otherwise train another model, perhaps for hours.
     """
-    if not (out / "config.json").is_file():
+    has_checkpoint = any(out.glob("*.checkpoint.safetensors"))
+    if not (out / "config.json").is_file() and not has_checkpoint:
         raise FileNotFoundError(
             f"{out} holds no model to go on with (it has no config.json); "
             "give the directory that does, or leave --resume out to begin a new model"
