@@ -7,6 +7,8 @@ mix its tensors with those of the CPU. What ran there is compared with what PyTo
 that minimuse supports, has for MPS.
 """
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from minimuse.initialization import start_like, start_white
 from minimuse.metrics.judge import features
 from minimuse.plumbing import config
 from minimuse.plumbing.parts import build
+from minimuse.runs import parallel
 from minimuse.vq import EMAQuantizer, FSQuantizer
 from minimuse.vq_loss import PatchDiscriminator, SpectralNorm
 
@@ -38,7 +41,7 @@ ON_MPS = set(
     floor_divide full gather ge gelu gelu_backward gt hardtanh index index_add index_add_ index_put
     index_put_ index_select le leaky_relu leaky_relu_backward lerp lerp_ linalg_vector_norm log
     log10 logical_and lt masked_fill max max_pool2d_with_indices mean min minimum mm mul mul_ mv
-    nansum native_layer_norm native_layer_norm_backward ne neg new_empty_strided new_ones
+    nansum native_layer_norm native_layer_norm_backward ne neg new_empty_strided new_ones ones
     new_zeros nll_loss_backward nll_loss_forward nonzero normal_ ones_like permute pow pow_ randn
     reciprocal relu remainder repeat replication_pad2d round rsqrt rsqrt_ rsub scalar_tensor
     select sgn sigmoid sigmoid_backward silu silu_backward sin slice slice_backward sort split
@@ -64,6 +67,7 @@ def plain_adamw():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "AdamW", PlainAdamW)
+        patch.setattr(parallel, "DEVICES", re.compile(DEVICE))
         yield
 
 
@@ -177,9 +181,9 @@ def test_white_projections_are_the_same_on_a_device():
 def test_places_are_the_same_on_a_device():
     model = build("superres", config.PRESETS["demo"], 64)
     ids = torch.randint(9, (3, model.grid**2), generator=torch.Generator().manual_seed(0))
-    expected = model.places(ids, torch.Generator().manual_seed(1))
+    expected = model.sample_places(ids, torch.Generator().manual_seed(1))
     with Accelerator() as device:
-        places = model.places(ids.to(DEVICE), torch.Generator().manual_seed(1))
+        places = model.sample_places(ids.to(DEVICE), torch.Generator().manual_seed(1))
         assert places.device.type == DEVICE
         assert torch.equal(places.cpu(), expected)
     check(device)

@@ -22,13 +22,15 @@ from torch.utils.checkpoint import checkpoint
 from minimuse.plumbing.collectives import rank_and_size
 from minimuse.transformer import Block
 
+DEVICES = re.compile(r"cpu|mps|cuda(:\d+)?")
+
 
 def begin(device: str) -> str:
     """Join the other processes, if torchrun started any; return the device of this one.
 
     Raises a ValueError if there is no such device. Collective: every rank must call this.
     """
-    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", device) is None:
+    if DEVICES.fullmatch(device) is None:
         raise ValueError(f"device is {device!r}; say cpu, cuda or mps")
     several = "RANK" in os.environ and not dist.is_initialized()
     if several and device == "cuda":
