@@ -68,6 +68,9 @@ class Accelerator(TorchDispatchMode):
 
     def __enter__(self) -> "Accelerator":
         Accelerator.current = self
+        # PyTorch keeps a list of all functions that make tensors, which must be the true ones.
+        with torch.device("cpu"):
+            torch.empty(0)
         self.replaced = (torch.autocast, torch.tensor)
         torch.autocast, torch.tensor = self.autocast, self.tensor
         return super().__enter__()

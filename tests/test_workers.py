@@ -248,7 +248,7 @@ def check_tidy(out):
     assert not [path for path in out.iterdir() if path.suffix in (".tmp", ".lock")]
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.5])
+@pytest.mark.parametrize("gap", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", ["all", "tokenizer"])
 def test_of_two_at_once_one_wins(stage, gap, tmp_path):
     out = tmp_path / "out"
