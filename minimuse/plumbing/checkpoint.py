@@ -67,7 +67,8 @@ class Checkpoints:
     def is_due(self) -> bool:
         """Whether it is time for the next checkpoint.
 
-        Saving a large model takes a minute itself, so wait 20 times as long as the last one took.
+        Saving a large model takes a minute itself. So wait a minute, and 20 times as long as the
+        last save took.
         """
         age = time.monotonic() - self.saved_at
         return age - 20 * self.seconds_to_save > SAVE_EVERY
@@ -81,10 +82,10 @@ class Checkpoints:
         rank, _ = collectives.rank_and_size()
         due = rank == 0 and self.is_due()
         votes = torch.tensor([float(bool(stop_signals)), float(due)])
-        stop, due = collectives.sum_over_processes(votes).tolist()
-        if stop or due:
+        stop_votes, due_votes = collectives.sum_over_processes(votes).tolist()
+        if stop_votes or due_votes:
             self.save()
-        if stop:
+        if stop_votes:
             stop_now()
 
 

@@ -169,7 +169,7 @@ def with_style(pairs: list[tuple[str, float]], data: str) -> list[tuple[str, flo
             first = ", ".join(STYLE_NAMES[:-1])
             tell(
                 f"{shown(words)!r} names no style, so it is drawn in {DEFAULT_STYLE} style; "
-                f"there are {first} and {STYLE_NAMES[-1]} style"
+                f"the styles are {first} and {STYLE_NAMES[-1]}"
             )
             words = f"{words.rstrip(' ,.')}, {DEFAULT_STYLE} style"
         completed.append((words, weight))
