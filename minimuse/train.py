@@ -73,9 +73,10 @@ def training_loop(
     checkpoint, key: the loop saves to the file `checkpoint` and resumes from it where it exists;
         `key` describes the run, and a checkpoint with another key raises a ValueError.
 
-    The loop saves a checkpoint every minute. To stop earlier and resume later, call `save()` of the
-    last record, and take no more records; a loop that is only dropped or closed writes nothing.
-    After a stop signal (`plumbing/stopping.py`) the loop saves and raises KeyboardInterrupt.
+    The loop saves a checkpoint once a minute at most. To stop earlier and resume later, call
+    `save()` of the last record, and take no more records; a loop that is only dropped or closed
+    writes nothing. After a stop signal (`plumbing/stopping.py`) the loop saves and raises
+    KeyboardInterrupt.
     """
     optimizers = make_optimizers(model, settings)
     average = WeightAverage(model, settings)
