@@ -284,15 +284,18 @@ def undisturbed(prepared):
     return run
 
 
-def hit_and_resume(name, blow, moment, prepared, undisturbed):
-    """Hit a command at a moment (a fraction of its time), check what it leaves, and go on."""
+def hit_and_resume(name, blow, moment, prepared, undisturbed, patience=1.0):
+    """Hit a command at a moment (a fraction of its time), check what it leaves, and go on.
+
+    It may take `patience` times as long to end as it should.
+    """
     case = CASES[name]
     whole, seconds = undisturbed(name)
     out = prepared(name)
     command = Command(*case.arguments(out))
     time.sleep(moment * seconds)
     # A second Ctrl-C comes later, and the first may wait for a step.
-    limit = case.seconds + sum(blow.gaps)
+    limit = patience * case.seconds + sum(blow.gaps)
     code = ends_well(command, blow, limit)
     if out.is_dir():
         is_whole(out)
@@ -318,7 +321,8 @@ def hit_and_resume(name, blow, moment, prepared, undisturbed):
     ],
 )
 def test_some_moments(name, blow, moment, prepared, undisturbed):
-    hit_and_resume(name, blow, moment, prepared, undisturbed)
+    # CI may have a busy machine; the slow test below holds the five seconds.
+    hit_and_resume(name, blow, moment, prepared, undisturbed, patience=2.0)
 
 
 @pytest.mark.slow
