@@ -70,6 +70,22 @@ def refuses():
     return check
 
 
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must end with exit code 2 and one line on stderr; returns the line."""
+
+    from minimuse.cli import main
+
+    def run_failing(*argv):
+        capsys.readouterr()
+        code = main([str(argument) for argument in argv])
+        lines = capsys.readouterr().err.splitlines()
+        assert code == 2 and len(lines) == 1, (code, lines)
+        return lines[0]
+
+    return run_failing
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A model directory of `minimuse demo --preset tiny`: every stage, trained for a few steps."""

@@ -36,20 +36,6 @@ def run(*argv):
     return main([str(argument) for argument in argv])
 
 
-@pytest.fixture
-def fails(capsys):
-    """Run a command that must end with exit code 2 and one line on stderr; returns the line."""
-
-    def run_failing(*argv):
-        capsys.readouterr()
-        code = run(*argv)
-        lines = capsys.readouterr().err.splitlines()
-        assert code == 2 and len(lines) == 1, (code, lines)
-        return lines[0]
-
-    return run_failing
-
-
 def start(*arguments, threads="2"):
     return subprocess.Popen(
         [sys.executable, "-m", "minimuse", *map(str, arguments)],
