@@ -47,13 +47,13 @@ def require_clone(command: str, where: str) -> None:
 
 
 def require_packages(command: str, packages: tuple[str, ...]) -> None:
-    """Raise a ModuleNotFoundError that says how to install the packages, if one is missing."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(
-                f"`{command}` needs {package}; "
-                f"install it, in the clone, with: pip install -e '.[{EXTRAS[package]}]'"
-            )
+    """Raise a ModuleNotFoundError that names the packages that are missing and installs them."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"`{command}` needs {' and '.join(missing)}; "
+            f"install what is missing, in the clone, with: pip install -e '.[{EXTRAS[missing[0]]}]'"
+        )
 
 
 def install_hint(error: ModuleNotFoundError) -> str:
