@@ -7,12 +7,14 @@ import sys
 def main() -> int:
     """Run the command of sys.argv and return its exit code."""
     try:
-        # PyTorch takes a second to import. Signals are heard before that.
+        # PyTorch takes seconds to import. Signals are heard before that.
         from minimuse.plumbing import stopping
+        from minimuse.plumbing.status import status
 
         stopping.begin(starting=True)
         try:
-            from minimuse.cli import main as run_command
+            with status("loading PyTorch"):
+                from minimuse.cli import main as run_command
 
             return run_command()
         finally:

@@ -16,6 +16,7 @@ from minimuse.cli.progress import show_progress
 from minimuse.muse import Muse
 from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.files import write_json
+from minimuse.plumbing.status import status
 from minimuse.runs.directory import check_resumable
 from minimuse.runs.rehearsal import check_trainable
 from minimuse.runs.stages import STAGES
@@ -38,7 +39,8 @@ def demo(out: Path, preset: str, seed: int, resume: bool, n: int = 256) -> dict[
         check_resumable(out)
     check_outputs(out)
     start = time.monotonic()
-    check_trainable(PRESETS[preset], STAGES, "shapes", "cpu")
+    with status("checking that the model fits into memory"):
+        check_trainable(PRESETS[preset], STAGES, "shapes", "cpu")
     seconds, stages = side_by_side(
         out, PRESETS[preset], "shapes", "t5-toy", seed, resume, show_progress
     )

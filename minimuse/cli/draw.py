@@ -23,6 +23,7 @@ from minimuse.cli.grid import (
     parse_grid,
     read_setting,
 )
+from minimuse.cli.progress import passes_shown
 from minimuse.datasets.image_files import read_image
 from minimuse.muse import Muse
 from minimuse.plumbing.config import parse_literal
@@ -55,10 +56,12 @@ def run_generate(args: argparse.Namespace) -> None:
         save_images([draw_grid(muse, args, settings, cells, columns)], paths)
     else:
         for start, n, seed in batches(args, BATCH):
-            images = muse.generate(args.prompt, n, args.negative, seed, **settings)
+            with passes_shown(muse):
+                images = muse.generate(args.prompt, n, args.negative, seed, **settings)
             save_images(images, paths[start : start + n])
     if args.gif is not None:
-        write_gif(muse, args, settings)
+        with passes_shown(muse):
+            write_gif(muse, args, settings)
         print(args.gif)
 
 
@@ -104,7 +107,7 @@ def run_inpaint(args: argparse.Namespace) -> None:
             **settings,
         )
 
-    draw_edited(args, image.size, before, draw, paths)
+    draw_edited(args, muse, image.size, before, draw, paths)
 
 
 def run_outpaint(args: argparse.Namespace) -> None:
@@ -129,7 +132,7 @@ def run_outpaint(args: argparse.Namespace) -> None:
             **settings,
         )
 
-    draw_edited(args, size, {"before": image}, draw, paths)
+    draw_edited(args, muse, size, {"before": image}, draw, paths)
 
 
 def run_edit(args: argparse.Namespace) -> None:
@@ -144,11 +147,12 @@ def run_edit(args: argparse.Namespace) -> None:
             muse, image, args.prompt, args.iterations, args.share, n=n, seed=seed, **settings
         )
 
-    draw_edited(args, image.size, {"before": image}, draw, paths)
+    draw_edited(args, muse, image.size, {"before": image}, draw, paths)
 
 
 def draw_edited(
     args: argparse.Namespace,
+    muse: Muse,
     size: tuple[int, int],
     before: dict[str, Image.Image],
     draw: Callable[[int, int], list[Image.Image]],
@@ -165,7 +169,8 @@ def draw_edited(
     at_a_time = max(1, min(BATCH, BATCH_PIXELS // (width * height)))
     shown = []
     for start, n, seed in batches(args, at_a_time):
-        images = draw(n, seed)
+        with passes_shown(muse):
+            images = draw(n, seed)
         save_images(images, paths[start : start + n])
         if args.sheet is not None:
             shown += images

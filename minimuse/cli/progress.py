@@ -1,10 +1,13 @@
-"""Progress bars for training."""
+"""Progress bars for training and for drawing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
 
+from minimuse.datasets.progress import SILENCE
+from minimuse.muse import Muse
 from minimuse.train import Record
 
 
@@ -51,3 +54,23 @@ def update_smoothed(smoothed: dict[str, float], metrics: dict[str, torch.Tensor]
     for name, value in metrics.items():
         previous = smoothed.get(name, float(value))
         smoothed[name] = 0.8 * previous + 0.2 * float(value)
+
+
+@contextmanager
+def passes_shown(muse: Muse) -> Iterator[None]:
+    """Inside, after a second, a bar on stderr counts the passes of the model that draw images.
+
+    How many there will be is not known: some samplers end early, and edits take many.
+    """
+    options = {"delay": SILENCE, "leave": False, "mininterval": 0.2}
+    with tqdm(desc="drawing", unit=" passes", **options) as bar:
+
+        def count(*_: object) -> None:
+            bar.update(1)
+
+        hooks = [model.register_forward_hook(count) for model in (muse.base, muse.superres)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()

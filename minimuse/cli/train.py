@@ -20,6 +20,7 @@ from minimuse.plumbing import config as configs
 from minimuse.plumbing.files import copy_file
 from minimuse.plumbing.parts import find_model, read_about
 from minimuse.plumbing.places import DATA_NAMES, data_place, text_place
+from minimuse.plumbing.status import status
 from minimuse.plumbing.t5_files import LazyT5
 from minimuse.runs import parallel
 from minimuse.runs.directory import check_resumable
@@ -45,7 +46,8 @@ def run_train(args: argparse.Namespace) -> None:
     seed = about["seed"] if args.seed is None else args.seed
     stages = selected_stages(args.stage)
     device = parallel.begin(args.device)
-    check_trainable(config, stages, data, device)
+    with status("checking that the model fits into memory"):
+        check_trainable(config, stages, data, device)
     resume = args.resume
     if args.start is not None:
         refuse_to_overwrite(args, stages)

@@ -5,6 +5,7 @@ The process answers on its standard output. It ends when its input does, so it n
 parent. No signal is needed for that, since Windows has none that a process could hear.
 """
 
+import importlib
 import os
 import pickle
 import signal
@@ -18,6 +19,7 @@ from threading import Thread
 
 from minimuse.plumbing import stopping
 from minimuse.plumbing.messages import print_warning
+from minimuse.plumbing.status import status
 
 STOP = b""  # the message; all others are pickled functions without arguments
 
@@ -38,6 +40,9 @@ def serve() -> typing.NoReturn:
 
     exit_code = 0
     try:
+        with status("starting a process for each stage"):
+            # What the functions need, and PyTorch with it: that takes seconds.
+            importlib.import_module("minimuse.runs.workers")
         with answers:
             message = jobs.get()
             while message != STOP:
@@ -67,7 +72,6 @@ def read_messages(jobs: SimpleQueue) -> None:
 def answer_to(message: bytes) -> tuple[str, typing.Any]:
     """Call a function: ("finished", its result), ("stopped", None) or ("failed", the error)."""
     try:
-        # This imports the function's module, and PyTorch with it, which takes a second.
         function = pickle.loads(message)
         stopping.state.starting = False
         return "finished", function()

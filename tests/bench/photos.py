@@ -4,16 +4,20 @@
     python tests/bench/photos.py --count 20 --python OTHER   # another version's Python, to compare
 
 Says when the first step was done, the longest time in which nothing was printed, and how long
-Ctrl-C took half-way to the first step. The photographs are made anew; --photos DIR keeps them.
+Ctrl-C took half-way to the first step. The commands run on a terminal of their own, since a pipe
+gets no line of what goes on before the first bar. The photographs are made anew; --photos DIR keeps
+them.
 """
 
 import argparse
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -44,24 +48,31 @@ def make_photos(folder: Path, count: int) -> None:
         path.with_suffix(".txt").write_text(f"photograph {i}")
 
 
-def start(python: str, photos: Path, out: Path) -> subprocess.Popen:
-    """Begin a training of all stages."""
+def start(python: str, photos: Path, out: Path) -> tuple[subprocess.Popen, int]:
+    """Begin a training of all stages; the process, and the file with what its terminal shows."""
     line = [python, "-m", "minimuse", "train", "all", "--preset", "tiny"]
-    return subprocess.Popen(
+    shown, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))  # without a width, bars are empty
+    process = subprocess.Popen(
         [*line, "--data", str(photos), "--out", str(out)],
-        stderr=subprocess.PIPE,
+        stderr=terminal,
         start_new_session=True,
         cwd=out.parent,
     )
+    os.close(terminal)
+    return process, shown
 
 
-def time_first_step(process: subprocess.Popen) -> tuple[float, float]:
+def time_first_step(shown: int) -> tuple[float, float]:
     """Seconds until the first step is done, and the longest time without a sign before that."""
     begin = last = time.monotonic()
     silence = 0.0
     said = b""
     while not FIRST_STEP.search(said):
-        part = os.read(process.stderr.fileno(), 2**16)
+        try:
+            part = os.read(shown, 2**16)
+        except OSError:  # the terminal is closed
+            part = b""
         now = time.monotonic()
         silence = max(silence, now - last)
         last = now
@@ -76,13 +87,13 @@ def time_stop(process: subprocess.Popen, after: float) -> float:
     time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)
     begin = time.monotonic()
-    process.communicate()
+    process.wait()
     return time.monotonic() - begin
 
 
 def end(process: subprocess.Popen) -> None:
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
 
 
 def main() -> None:
@@ -96,11 +107,12 @@ def main() -> None:
         make_photos(photos, args.count)
         megabytes = sum(path.stat().st_size for path in photos.glob("*.jpg")) / 1e6
         print(f"{args.count} photographs of 12 MP, {megabytes:.0f} MB")
-        process = start(args.python, photos, Path(temporary) / "first")
-        seconds, silence = time_first_step(process)
+        process, shown = start(args.python, photos, Path(temporary) / "first")
+        seconds, silence = time_first_step(shown)
         end(process)
         print(f"first step after {seconds:.1f} s; nothing printed for {silence:.1f} s at most")
-        stopped = time_stop(start(args.python, photos, Path(temporary) / "stopped"), seconds / 2)
+        process, _ = start(args.python, photos, Path(temporary) / "stopped")
+        stopped = time_stop(process, seconds / 2)
         print(f"ended {stopped:.1f} s after Ctrl-C at {seconds / 2:.1f} s")
 
 
