@@ -652,3 +652,17 @@ def test_what_cannot_be_printed_is_escaped(fails, text):
 def test_a_long_value_does_not_fill_the_screen(fails):
     line = fails("check", "9" * 5000)
     assert len(line) < 1000 and "choose one of" in line
+
+
+@pytest.mark.parametrize("stage", ["all", "base"])
+def test_a_training_that_is_finished_says_so(monkeypatch, capsys, tiny_model, stage):
+    monkeypatch.setattr("minimuse.cli.train.side_by_side", None)  # nothing is started
+    monkeypatch.setattr("minimuse.cli.train.train_all", None)
+    about = json.loads((tiny_model / "config.json").read_text())
+    assert run("train", stage, "--resume", "--out", tiny_model, "--data", about["data"]) == 0
+    names = "tokenizer, base, tokenizer_hi, superres, decoder" if stage == "all" else "base"
+    printed = capsys.readouterr().out
+    assert sorted(printed.split(" holds ")[1].split(" already")[0].split(", ")) == sorted(
+        names.split(", ")
+    )
+    assert "nothing is left to train" in printed

@@ -130,6 +130,94 @@ def test_upper_case_everywhere(tmp_path):
     assert find_pairs(tmp_path)["A.PNG"].captions == ("from the table",)
 
 
+# --- Tables as people write them ---
+def table_of(root, text, *files):
+    for file in files or ("a.png", "b.png"):
+        save_image(root / file)
+    (root / "captions.csv").write_bytes(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'file, caption\na.png, "a red thing, large"\nb.png, "a blue thing"\n',
+        'file,caption,\na.png,"a red thing, large",\nb.png,a blue thing,,\n',
+        '\nfile,caption\n\na.png,"a red\n thing, large"\n,\n\nb.png,a blue thing\n,\n',
+        'n,Caption ,FILE\r\n1,"a red thing, large",a.png\r\n2,a blue thing,b.png\r\n',
+    ],
+    ids=["spaces", "commas at the end", "empty lines", "other columns"],
+)
+def test_tables_as_people_write_them(tmp_path, text):
+    table_of(tmp_path, text)
+    captions = [pair.captions for pair in find_pairs(tmp_path).values()]
+    assert captions == [("a red thing, large",), ("a blue thing",)]
+
+
+@pytest.mark.parametrize("column", ["file", "caption"])
+def test_two_columns_of_one_name_are_refused(tmp_path, column):
+    table_of(tmp_path, f"file,caption, {column.title()}\na.png,red,a.png\nb.png,blue,b.png\n")
+    assert f"has 2 columns called {column}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rows, number",
+    [
+        ('a.png,x\nb.png,"a "blue" thing"\n', 3),
+        ('a.png,"x\nb.png,y\n', 2),
+        ('\n\na.png,"x\ny"\n\nb.png,"a "blue" thing"\n', 7),
+        ("a.png,x\n\n\nb.png,y,z\n", 5),
+        ("a.png,x\n\nnone.png,y\n", 4),
+        ('a.png,"x\ny"\n"a.png",y\n', 4),
+        ("a.png,x\nb.png," + 200_000 * "y" + "\n", 3),
+    ],
+)
+def test_the_line_at_fault_is_named(tmp_path, rows, number):
+    table_of(tmp_path, "file,caption\n" + rows)
+    assert f"captions.csv line {number}: " in refusal(tmp_path).replace(" has ", ": has ")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32-le", "latin-1"])
+@pytest.mark.parametrize("form", ["txt", "csv"])
+def test_a_text_of_another_encoding_is_refused(tmp_path, encoding, form):
+    save_image(tmp_path / "a.png")
+    add(tmp_path, "b.png", "a dog" if form == "txt" else None)
+    text = "a caf\u00e9" if form == "txt" else "file,caption\na.png,a caf\u00e9\nb.png,a dog\n"
+    path = tmp_path / ("a.txt" if form == "txt" else "captions.csv")
+    path.write_bytes(text.encode(encoding))
+    assert f"{path} is not UTF-8" in refusal(tmp_path)
+    path.write_bytes(text.encode())  # the remedy
+    assert len(find_pairs(tmp_path)) == 2
+
+
+def test_texts_beside_a_table_are_not_read_without_a_word(tmp_path):
+    table_of(tmp_path, "file,caption\na.png,from the table\nb.png,x\n")
+    (tmp_path / "readme.txt").write_text("about these images")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(str(tmp_path), "train", 8)
+    (tmp_path / "a.txt").write_text("from the text")
+    with pytest.warns(UserWarning, match="1 text files beside images, such as a.txt, are not read"):
+        load(str(tmp_path), "train", 8)
+    assert find_pairs(tmp_path)["a.png"].captions == ("from the table",)
+
+
+def test_a_table_that_is_not_read_is_named(tmp_path):
+    images = tmp_path / "sub"
+    for file in ("a.png", "b.png"):
+        save_image(images / file)
+    table = "file,caption\na.png,x\nb.png,y\n"
+    for name in ("metadata.csv", "captions.json", "Captions.TSV", "sub/captions.csv"):
+        (tmp_path / name).write_text(table)
+        assert f"({name} is not read: a table must be {tmp_path / 'captions.csv'})" in refusal(
+            tmp_path
+        )
+        (tmp_path / name).unlink()
+    (images / "captions.csv.txt").write_text(table)
+    assert "captions.csv.txt is not read; rename it to captions.csv" in refusal(images)
+    (images / "captions.csv.txt").rename(images / "captions.csv")
+    assert len(find_pairs(images)) == 2
+
+
 def test_two_tables_are_refused(tmp_path):
     add(tmp_path, "a.png")
     for name in ("captions.csv", "Captions.csv"):

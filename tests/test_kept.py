@@ -168,10 +168,11 @@ def test_nothing_is_left_of_a_folder_that_is_refused(tmp_path, pics):
 
 
 # --- Scaled decoding ---
-def photograph(path, size=(1203, 902), **options):
+def photograph(path, size=(1203, 902), mode="RGB", **options):
     """Smooth noise, as large as is fast, saved as a JPEG."""
     noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3)).astype("uint8")
-    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, **options)
+    image = Image.fromarray(noise).convert(mode)
+    image.resize(size, Image.Resampling.BICUBIC).save(path, **options)
     return path
 
 
@@ -190,18 +191,22 @@ def test_a_photograph_looks_as_if_it_was_decoded_whole(tmp_path, size, side):
 
 
 def test_a_photograph_is_decoded_at_a_fraction_of_its_size(tmp_path, monkeypatch):
+    path = photograph(tmp_path / "p.jpg")
     decoded = []
 
-    def as_rgb(image):
+    def recorded(image, mode):
         decoded.append(image.size)
-        return image.convert("RGB")
+        return convert(image, mode)
 
-    monkeypatch.setattr(image_files, "as_rgb", as_rgb)
-    path = photograph(tmp_path / "p.jpg")
-    for side in (32, 112, 300):
+    convert = Image.Image.convert
+    monkeypatch.setattr(Image.Image, "convert", recorded)
+    for side in (32, 112):
         read_square(path, side)
     # At least twice as many pixels as are needed.
-    assert decoded == [(151, 113), (301, 226), (1203, 902)]
+    assert decoded == [(151, 113), (301, 226)]
+    # More than a half of its pixels are needed.
+    with Image.open(path) as image:
+        assert image_files.read_scaled_square(image, 300) is None
 
 
 @pytest.mark.parametrize("size", [(64, 64), (127, 90), (40, 33)])
@@ -212,11 +217,12 @@ def test_small_images_are_read_whole(tmp_path, size):
         assert np.array_equal(np.array(read_square(path, side)), whole_square(path, side))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_large_turned_photograph_is_turned_back(tmp_path, orientation):
+def test_a_large_turned_photograph_is_turned_back(tmp_path, mode, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = photograph(tmp_path / "p.jpg", (800, 600), exif=exif, quality=95)
+    path = photograph(tmp_path / "p.jpg", (800, 600), mode, exif=exif, quality=95)
     scaled = np.array(read_square(path, 32))
     assert np.abs(whole_square(path, 32).astype(float) - scaled).mean() < 2
 
@@ -380,7 +386,9 @@ def test_what_is_used_and_has_changed_is_named(tmp_path, pics, begun, change, me
     for _ in range(2):
         with pytest.raises(ValueError) as error:
             kept.open_images(begun, pics, SIDE, 8)
-        assert f"{message}; put these back" in str(error.value) and str(pics) in str(error.value)
+        assert f"{message}; make the folder as it was" in str(error.value) and str(pics) in str(
+            error.value
+        )
     assert (begun / "images.json").read_bytes() == before
     with pytest.warns(UserWarning, match=message):  # `evaluate` only warns
         kept.open_images(begun, pics, SIDE, 8, skip=True, strict=False)
@@ -389,7 +397,7 @@ def test_what_is_used_and_has_changed_is_named(tmp_path, pics, begun, change, me
 def test_many_changes_are_counted(tmp_path, pics, begun):
     for i in range(6):
         (pics / f"p{i}.txt").write_text("other")
-    with pytest.raises(ValueError, match="have changed, 2 more; put"):
+    with pytest.raises(ValueError, match="have changed, 2 more; make the folder"):
         kept.open_images(begun, pics, SIDE, 8)
 
 

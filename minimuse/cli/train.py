@@ -54,13 +54,16 @@ def run_train(args: argparse.Namespace) -> None:
         if not holds_model(args.out):
             copy_start(find_model(args.start), args.out, stages)
             resume = True
-    prepare(stages, args.out, config, data, seed, resume)
-    _, processes = collectives.rank_and_size()
-    if args.stage == "all" and device == "cpu" and processes == 1:
+    todo = prepare(stages, args.out, config, data, seed, resume)
+    rank, processes = collectives.rank_and_size()
+    if not todo:
+        if rank == 0:
+            print(f"{args.out} holds {', '.join(stages)} already: nothing is left to train")
+    elif args.stage == "all" and device == "cpu" and processes == 1:
         side_by_side(args.out, config, data, text_name, seed, resume, show_progress)
-        return
-    text = LazyT5(text_name, device)
-    run_steps(train_all(stages, args.out, config, data, text, text_name, seed, device, resume))
+    else:
+        text = LazyT5(text_name, device)
+        run_steps(train_all(stages, args.out, config, data, text, text_name, seed, device, resume))
     parallel.end()
 
 

@@ -3,39 +3,26 @@
     my-images/cat.png  my-images/cat.txt       a text file beside each image, one caption a line
     my-images/cat.png  my-images/captions.csv  or one table, with the columns file,caption
 
-The name of an image is its path inside the folder, with "/" and composed Unicode. Systems write
-one file name in several ways (macOS decomposes "é", Windows writes "sub\\a.png"), so names are
-compared in that form; where that finds nothing, letters may differ in case.
+Systems write one file name in several ways (Windows has "sub\\a.png"), so what a table or a text
+file calls an image is compared with the names that `listing.py` gives; where that finds nothing,
+letters may differ in case.
 """
 
 import csv
 import io
 import os
-import unicodedata
-from collections import defaultdict
+import warnings
 from collections.abc import Iterator
-from contextlib import suppress
-from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
+from minimuse.datasets.listing import Listing, normal, suffix, without_suffix
 from minimuse.datasets.progress import bar
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-# Formats of images that are not read. A folder of them alone would seem to be empty.
-OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".svg", ".tif", ".tiff")
-
-# Folders that systems and archives put among one's own files.
-SYSTEM_FOLDERS = (
-    "__macosx",
-    "@eadir",
-    "$recycle.bin",
-    "system volume information",
-    "lost+found",
-)
-
 TABLE = "captions.csv"
+# Files in which other programs keep the captions of a folder.
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xls", ".xlsx", ".ods")
 
 
 class Pair(NamedTuple):
@@ -70,11 +57,40 @@ def find_pairs(root: Path) -> dict[str, Pair]:
         raise ValueError(f"{root / table} is empty; write a row for each image")
     without = sorted(listing.images.keys() - captions.keys())
     if without:
-        place = table or PurePosixPath(without[0]).with_suffix(".txt")
-        raise ValueError(
-            f"{root / listing.images[without[0]]} has no caption; write one into {place}"
-        )
+        raise ValueError(explain_missing(listing, table, without[0]))
     return {name: Pair(root / listing.images[name], captions[name]) for name in captions}
+
+
+def explain_missing(listing: Listing, table: Path | None, name: str) -> str:
+    """Why an image has no caption, and what to do."""
+    image = f"{listing.root / listing.images[name]} has no caption"
+    if table is not None:
+        return f"{image}; write a line for it into {table}"
+    text = PurePosixPath(name).with_suffix(".txt")
+    message = f"{image}; write one into {text}, or lines of file,caption into {TABLE}"
+    others = [other for other in listing.files if suffix(other) in TABLE_SUFFIXES]
+    if others:
+        message += f" ({others[0]} is not read: a table must be {listing.root / TABLE})"
+    return message
+
+
+def warn_of_unread_texts(root: Path) -> None:
+    """Warn if a folder with a table has text files beside images, too: they are not read."""
+    listing = Listing(root)
+    table = table_of(listing)
+    if table is None:
+        return
+    texts = [
+        name
+        for name in listing.files
+        if suffix(name) == ".txt" and without_suffix(name) in listing.by_stem
+    ]
+    if texts:
+        warnings.warn(
+            f"the captions are those of {listing.root / table}; {len(texts)} text files beside "
+            f"images, such as {texts[0]}, are not read",
+            stacklevel=2,
+        )
 
 
 def checked_captions(row: Row) -> tuple[str, ...]:
@@ -83,117 +99,6 @@ def checked_captions(row: Row) -> tuple[str, ...]:
     if not captions:
         raise ValueError(f"{row.place}: the caption of {row.name!r} is empty; write one")
     return captions
-
-
-# --- Files ---
-def normal(inside: str) -> str:
-    """A path inside the folder as a name: composed Unicode, so that "é" is one letter."""
-    # Where Python was told that file names are not UTF-8, it could not read their letters.
-    with suppress(UnicodeError):
-        inside = os.fsencode(inside).decode()
-    return unicodedata.normalize("NFC", inside)
-
-
-class Listing:
-    """The files of a folder and of its subfolders, also linked ones, by name."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.files: dict[str, Path] = {}  # name -> path inside the folder
-        for path in sorted(visible_files(root)):
-            inside = path.relative_to(root)
-            name = normal(inside.as_posix())
-            if name in self.files:
-                raise ValueError(
-                    f"{root} has two files called {name!r}, with composed and with decomposed "
-                    "letters; rename one of them"
-                )
-            self.files[name] = inside
-        self.images = {name: path for name, path in self.files.items() if suffix(name) in SUFFIXES}
-
-    @cached_property
-    def by_case(self) -> dict[str, list[str]]:
-        """The names of the images that differ in case only, by their form in lower case."""
-        names = defaultdict(list)
-        for name in self.images:
-            names[name.casefold()].append(name)
-        return names
-
-    @cached_property
-    def by_real_path(self) -> dict[str, str]:
-        """The names of the images by the paths of their files, links resolved."""
-        return {os.path.realpath(self.root / path): name for name, path in self.images.items()}
-
-    @cached_property
-    def by_stem(self) -> dict[str, list[str]]:
-        """The names of the images without their suffixes, and the same in lower case."""
-        names = defaultdict(list)
-        for name in self.images:
-            stem = without_suffix(name)
-            for key in {stem, f"any case {stem.casefold()}"}:
-                names[key].append(name)
-        return names
-
-
-def suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
-
-
-def without_suffix(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a system made a file or folder of this name and hides it, as .DS_Store."""
-    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
-
-
-def holds_model(folder: Path) -> bool:
-    """Whether a folder is an --out of ours: images in it are drawn ones."""
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-
-
-def visible_files(root: Path) -> Iterator[Path]:
-    """Yield all files below a folder but hidden ones and those of models.
-
-    Folders that are linked come after all others. Each real folder is listed once, and none around
-    the root, so links that lead in a circle do no harm.
-    """
-    seen = {str(folder) for folder in Path(os.path.realpath(root)).parents}
-    folders, links = [root], []
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        real = os.path.realpath(folder)
-        if real in seen or (folder != root and holds_model(folder)):
-            continue
-        seen.add(real)
-        for path in entries_of(folder):
-            if path.is_dir():
-                (links if path.is_symlink() else folders).append(path)
-            elif is_file(path):
-                yield path
-
-
-def entries_of(folder: Path) -> list[Path]:
-    """What a folder holds but hidden things, in alphabetical order."""
-    try:
-        return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
-    except OSError as error:
-        raise ValueError(
-            f"{folder} cannot be listed ({error.strerror}); allow reading it, or move it away"
-        ) from None
-
-
-def is_file(path: Path) -> bool:
-    """Whether this is a file; a ValueError if it should be one, and is a link to nothing."""
-    if path.is_file():
-        return True
-    if suffix(path.name) in (*SUFFIXES, ".txt", ".csv"):
-        raise ValueError(
-            f"{path} is no file, perhaps a link to nothing; restore what it links to, "
-            "or remove it and its caption"
-        )
-    return False
 
 
 # --- A text file for each image ---
@@ -218,6 +123,8 @@ def explain_text(listing: Listing, text: str, beside: list[str]) -> str:
             f"{path} has {len(beside)} images of its name, not one ({', '.join(beside)}); "
             "rename all but one, and write a text for each"
         )
+    if stem.casefold() == TABLE:  # made by an editor that hides endings
+        return f"{path} is not read; rename it to {TABLE}, if it is the table of captions"
     if stem in listing.images:
         new = PurePosixPath(stem).with_suffix(".txt").name
         return f"{path} has 0 images of its name; rename it to {new}, if {stem} is its image"
@@ -244,24 +151,52 @@ def table_of(listing: Listing) -> Path | None:
 
 def rows_of_table(table: Path, listing: Listing) -> Iterator[Row]:
     """A row for each line of captions.csv but the first."""
-    reader = csv.DictReader(io.StringIO(read_text(table)), strict=True)
-    try:
-        # Spreadsheets change the case of headings, and people put spaces after commas.
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-        if not {"file", "caption"} <= set(reader.fieldnames):
+    lines = lines_of_table(table)
+    _, header = next(lines, (1, []))
+    # Spreadsheets change the case of headings.
+    columns = [heading.strip().lower() for heading in header]
+    if not {"file", "caption"} <= set(columns):
+        raise ValueError(
+            f"{table} is empty or has other columns; its first line must be file,caption"
+        )
+    for column in ("file", "caption"):
+        if columns.count(column) > 1:
             raise ValueError(
-                f"{table} is empty or has other columns; its first line must be file,caption"
+                f"{table} has {columns.count(column)} columns called {column}; keep one of them"
             )
-        for row in reader:
-            place = f"{table} line {reader.line_num}"
-            # More fields than columns: a comma without quotes would cut the caption in two.
-            if None in row:
-                raise ValueError(f'{place}: a caption with a comma needs "quotes"')
-            # Fewer fields than columns give None.
-            name = name_in_row(place, row["file"] or "", listing)
-            yield Row(place, name, [row["caption"] or ""])
-    except csv.Error as error:
-        raise ValueError(f"{table} line {reader.line_num}: {error}; repair the quotes") from None
+    for number, fields in lines:
+        place = f"{table} line {number}"
+        # More fields than columns: a comma without quotes would cut the caption in two.
+        if any(fields[len(columns) :]):
+            raise ValueError(
+                f"{place} has {len(fields)} fields, and the first line {len(columns)}; "
+                'put a caption that has a comma into "quotes"'
+            )
+        # Fewer fields than columns: a name without a caption.
+        row = dict(zip_longest(columns, fields[: len(columns)], fillvalue=""))
+        yield Row(place, name_in_row(place, row["file"], listing), [row["caption"]])
+
+
+def lines_of_table(table: Path) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each line of a table that is not empty, with the number of its first line.
+
+    People put spaces after commas, also before a quote.
+    """
+    reader = csv.reader(io.StringIO(read_text(table)), strict=True, skipinitialspace=True)
+    while True:
+        # A field in quotes may have several lines. The reader counts those that it has read.
+        number = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            # Where quotes do not end, all that follows is one field, and perhaps too long for one.
+            raise ValueError(
+                f"{table} line {number}: {error}; repair the quotes, or shorten the caption"
+            ) from None
+        if fields is None:
+            return
+        if any(field.strip() for field in fields):
+            yield number, fields
 
 
 def name_in_row(place: str, file: str, listing: Listing) -> str:
@@ -303,8 +238,12 @@ def real_path(root: Path, file: str) -> str | None:
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8. Spreadsheets put a byte-order mark first, which goes."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 (byte {error.start}); save it again as UTF-8"
         ) from None
+    # Letters of UTF-16 have a zero byte each, which UTF-8 allows, and no text has.
+    if "\0" in text:
+        raise ValueError(f"{path} is not UTF-8 (it has zero bytes); save it again as UTF-8")
+    return text

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from minimuse.data import Images
-from minimuse.datasets.captions import OTHER_SUFFIXES, find_pairs, suffix, visible_files
+from minimuse.datasets.captions import find_pairs, warn_of_unread_texts
 from minimuse.datasets.image_files import UnusableImage, read_square
+from minimuse.datasets.listing import OTHER_SUFFIXES, suffix, visible_files
 from minimuse.datasets.progress import bar
 from minimuse.device import stable_hash
 
@@ -30,6 +31,7 @@ def read_folder(root: Path, side: int, smallest: int, skip: bool = False) -> Ima
     """
     check_is_folder(root)
     pairs = find_pairs(root)
+    warn_of_unread_texts(root)
     pixels, names = [], []
     for name in bar(sorted(pairs), "reading images"):
         try:

@@ -91,7 +91,8 @@ def read_scaled_square(image: Image.Image, side: int) -> Image.Image | None:
     edge = min(width, height)
     left, top = (width - edge) / 2, (height - edge) / 2
     box = (left, top, left + edge, top + edge)
-    square = as_rgb(image).resize((side, side), Image.Resampling.LANCZOS, box=box)
+    # A JPEG has no transparency. Unlike `as_rgb`, this keeps what says how to rotate the image.
+    square = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS, box=box)
     # Rotating the square is the same as rotating the image, and faster.
     return ImageOps.exif_transpose(square)
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from minimuse.data import Images
-from minimuse.datasets.captions import Pair, find_pairs
+from minimuse.datasets.captions import Pair, find_pairs, warn_of_unread_texts
 from minimuse.datasets.folder import check_enough, check_is_folder, read_pixels
 from minimuse.datasets.image_files import UnusableImage
 from minimuse.datasets.progress import bar
@@ -105,6 +105,8 @@ def read_in_turn(
 ) -> Images:
     """The images, from OUT or from their files; bring what OUT keeps up to date."""
     known = reference(out, root)
+    if not known:
+        warn_of_unread_texts(root)
     begun = bool(known) and (out / "config.json").is_file()
     files = describe_files(pairs, known)
     images = read_kept(out, side)
@@ -251,7 +253,7 @@ def is_same(out: Path, root: Path, known: Manifest, files: Manifest, strict: boo
         return True
     message = f"{root} differs from the images that {out} was begun with: {different}"
     if strict:
-        raise ValueError(f"{message}; put these back, or train in another --out")
+        raise ValueError(f"{message}; make the folder as it was, or train in another --out")
     warnings.warn(message, stacklevel=4)
     return False
 

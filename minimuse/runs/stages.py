@@ -101,15 +101,17 @@ def train_all(
 
 def prepare(
     stages: tuple[str, ...], out: Path, config: Config, data: str, seed: int, resume: bool
-) -> None:
+) -> list[str]:
     """Refuse what `train_all` would refuse, and decode the images of a folder into OUT.
 
-    This takes long, and Ctrl-C ends it at once, as long as nothing is trained.
+    Returns the stages that OUT does not hold yet. This takes long, and Ctrl-C ends it at once, as
+    long as nothing is trained.
     """
     check_same_settings(out, config, data, seed)
     todo = pending(stages, out, resume)
     if data not in DATA_NAMES:
         images_for(todo, out, config, data_place(data))
+    return todo
 
 
 def images_for(todo: list[str], out: Path, config: Config, data: str) -> Images | None:
