@@ -12,6 +12,14 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
+# `pytest -n` runs tests in several processes. If each had as many threads as there are cores, they
+# would wait for each other.
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if PROCESSES > 1:
+    threads = max(1, (os.cpu_count() or 1) // PROCESSES)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the programs that tests start
+
 settings.register_profile(
     "quick", max_examples=25, derandomize=True, deadline=None, report_multiple_bugs=False
 )

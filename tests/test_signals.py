@@ -1,7 +1,8 @@
 """Signals at any moment: every command ends soon, in one line, and leaves nothing half-written.
 
-    pytest tests/test_signals.py             # some moments of each command
-    pytest tests/test_signals.py -m slow     # ten random moments of every command and signal; hours
+    pytest tests/test_signals.py               # what measures no time
+    pytest tests/test_signals.py -m "alone and not slow"    # some moments of each command
+    pytest tests/test_signals.py -m slow       # ten random moments of every command and signal
     MOMENTS=1 pytest tests/test_signals.py -m slow
 
 The moments lie between the first line of our own code and the last write. Before that Python
@@ -310,6 +311,7 @@ def hit_and_resume(name, blow, moment, prepared, undisturbed, patience=1.0):
 
 
 # What is quick, in CI: a moment in the imports, some in the middle, one near the end
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "name, blow, moment",
     [
@@ -336,6 +338,7 @@ def test_random_moments(name, kind, prepared, undisturbed):
         hit_and_resume(name, blow, moment, prepared, undisturbed)
 
 
+@pytest.mark.alone
 def test_a_long_training_says_that_it_finishes_the_step(prepared):
     """Also where the steps are those of worker processes."""
     out = prepared("train all")
@@ -432,6 +435,7 @@ raise SystemExit(main())
 """
 
 
+@pytest.mark.alone
 def test_a_library_that_swallows_the_interrupt_does_not_keep_the_process():
     process = subprocess.Popen(
         [sys.executable, "-c", SWALLOWS],
