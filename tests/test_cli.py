@@ -1,7 +1,9 @@
 """The command line: what works, and every mistake told in one line: `pytest tests/test_cli.py`."""
 
 import argparse
+import errno
 import json
+import os
 import platform
 import re
 import shutil
@@ -666,3 +668,21 @@ def test_a_training_that_is_finished_says_so(monkeypatch, capsys, tiny_model, st
         names.split(", ")
     )
     assert "nothing is left to train" in printed
+
+
+@pytest.mark.parametrize(
+    "number, remedy",
+    [
+        (errno.EACCES, "; allow this user to open it, and the folders above it"),
+        (errno.ENOSPC, "; free some space, or write to another disk"),
+        (errno.ENAMETOOLONG, "; give a shorter name"),
+        (errno.EIO, ""),
+    ],
+)
+def test_what_the_system_says_is_told_with_the_remedy(fails, monkeypatch, number, remedy):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr("minimuse.cli.draw.output_paths", refuse)
+    line = fails("generate", "x", "-o", "x.png")
+    assert line == f"minimuse: some/file: {os.strerror(number)}{remedy}"

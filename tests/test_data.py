@@ -26,6 +26,7 @@ from minimuse.data import ASSETS, Images, halve
 from minimuse.datasets import emoji, folder, load, shapes
 from minimuse.datasets.captions import find_pairs
 from minimuse.datasets.emoji import BEFORE, OF, STYLES, emoji_captions, split_of
+from minimuse.datasets.image_files import read_image
 
 words = st.text(string.ascii_letters + " é😀", min_size=1, max_size=12).filter(str.strip)
 
@@ -556,9 +557,9 @@ def low(path):
         ("b.jpg", cut, "cannot be read"),
         ("c.webp", cut, "cannot be read"),
         ("a.png", deep, "8 bits"),
-        ("b.jpg", empty, "cannot be read"),
+        ("b.jpg", empty, "is empty"),
         ("c.webp", text, "cannot be read"),
-        ("a.png", gif, "cannot be read"),
+        ("a.png", gif, "is a GIF file"),
         ("a.png", low, "40x7"),
     ],
 )
@@ -676,3 +677,41 @@ def test_two_images_for_one_text_are_refused(tmp_path):
     save_image(other / "a.webp")
     with pytest.raises(ValueError, match="a.txt has 2 images"):
         load(str(other), "train", 8)
+
+
+# --- Files that are no images ---
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "empty", "text", "no permission"])
+def test_a_file_that_is_no_image_is_called_what_it_is(tmp_path, monkeypatch, kind):
+    path = tmp_path / "p.jpg"
+    path.touch()
+    if kind in ("GIF", "TIFF", "BMP"):
+        Image.new("RGB", (40, 40)).save(path, kind)
+        message = f"{path} is a {kind} file, whatever its name says; save it as PNG, JPEG or WebP"
+    elif kind == "empty":
+        message = f"{path} is empty; save it again"
+    elif kind == "text":
+        path.write_text("no image")
+        message = f"{path} cannot be read (cannot identify"
+    else:
+
+        def refuse(*_, **__):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr("minimuse.datasets.image_files.Image.open", refuse)
+        message = f"{path} cannot be read (Permission denied); allow this user to read it"
+    with pytest.raises(ValueError) as error:
+        read_image(path)
+    assert str(error.value).startswith(message)
+    assert str(error.value).endswith(", or remove it and its caption")
+
+
+def test_a_damaged_photograph_with_a_preview_is_no_other_format(tmp_path):
+    path = tmp_path / "p.jpg"
+    preview = Image.new("RGB", (40, 40))
+    Image.effect_noise((64, 64), 50).convert("RGB").save(
+        path, "MPO", save_all=True, append_images=[preview]
+    )
+    assert read_image(path).size == (64, 64)
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(ValueError, match="cannot be read .*save it again"):
+        read_image(path)

@@ -17,7 +17,7 @@ from minimuse.data import on_white
 from minimuse.datasets import folder, image_files, load, part_of, progress
 from minimuse.datasets.image_files import read_image, read_square
 from minimuse.plumbing.t5_files import load_t5
-from minimuse.runs import kept
+from minimuse.runs import kept, manifest
 from minimuse.runs.cache import embed_captions
 
 SIDE = 16
@@ -59,9 +59,9 @@ def work(monkeypatch):
         done["hashed"].append(path.name)
         return hash_file(path)
 
-    hash_file = kept.sha256_of
+    hash_file = manifest.sha256_of
     monkeypatch.setattr(kept, "read_pixels", read_pixels)
-    monkeypatch.setattr(kept, "sha256_of", sha256_of)
+    monkeypatch.setattr(manifest, "sha256_of", sha256_of)
     return done
 
 
@@ -137,7 +137,8 @@ def test_kept_images_of_another_size_are_not_taken(tmp_path, pics):
 
 
 def test_a_directory_that_cannot_be_written_is_only_read(pics, begun, monkeypatch, work):
-    monkeypatch.setattr(kept, "can_write", lambda out: False)
+    for module in (kept, manifest):
+        monkeypatch.setattr(module, "can_write", lambda out: False)
     (begun / "images.safetensors").unlink()
     before = sorted(begun.iterdir())
     assert len(kept.open_images(begun, pics, SIDE, 8).names) == 6
@@ -414,20 +415,21 @@ def test_a_damaged_manifest_is_named(pics, begun):
 
 
 def test_the_digest_is_that_of_what_is_used(tmp_path, pics, begun):
-    before = kept.digest_of_images(begun)
+    before = manifest.digest_of_images(begun)
     hide(pics)
     touch_all(pics)
     moved = shutil.move(pics, tmp_path / "moved")
     kept.open_images(begun, moved, SIDE, 8)
-    assert kept.digest_of_images(begun) == before
+    assert manifest.digest_of_images(begun) == before
     (begun / "config.json").unlink()
     other_caption(moved)
     kept.open_images(begun, moved, SIDE, 8)
-    assert kept.digest_of_images(begun) != before
+    assert manifest.digest_of_images(begun) != before
 
 
 # --- skip_unreadable ---
-def test_a_damaged_image_is_left_out_and_may_come_back(pics, begun):
+@pytest.mark.parametrize("new", ["repaired", "a copy of another"])
+def test_a_damaged_image_is_left_out_and_may_come_back(pics, begun, new):
     whole = (pics / "p3.png").read_bytes()
     damage(pics / "p3.png")
     with pytest.raises(ValueError, match="p3.png cannot be read.*--resume skip_unreadable=True"):
@@ -437,10 +439,14 @@ def test_a_damaged_image_is_left_out_and_may_come_back(pics, begun):
     assert "p3.png" not in images.names and len(images.names) == 5
     with warnings.catch_warnings(action="error"):  # told once
         assert kept.open_images(begun, pics, SIDE, 8, skip=True).names == images.names
-    with pytest.raises(ValueError, match="p3.png cannot be read"):
+    with pytest.raises(ValueError, match="was begun without this image: .* skip_unreadable=True"):
         kept.open_images(begun, pics, SIDE, 8)
-    (pics / "p3.png").write_bytes(whole)
-    assert len(kept.open_images(begun, pics, SIDE, 8, skip=True).names) == 6
+    # Whatever comes in its place is told, also a copy of an image that is known.
+    (pics / "p3.png").write_bytes(whole if new == "repaired" else (pics / "p4.png").read_bytes())
+    with pytest.warns(UserWarning, match="p3.png was left out before, .* used from here on"):
+        assert len(kept.open_images(begun, pics, SIDE, 8, skip=True).names) == 6
+    with warnings.catch_warnings(action="error"):  # told once
+        assert len(kept.open_images(begun, pics, SIDE, 8, skip=True).names) == 6
     assert len(kept.open_images(begun, pics, SIDE, 8).names) == 6
 
 
@@ -448,7 +454,7 @@ def test_skip_unreadable_leaves_out_nothing_else(pics, begun):
     damage(pics / "p3.png")
     other_image(pics)
     with pytest.warns(UserWarning, match="left out"):
-        with pytest.raises(ValueError, match=": p1.png has changed; put"):
+        with pytest.raises(ValueError, match=": p1.png has changed; make the folder"):
             kept.open_images(begun, pics, SIDE, 8, skip=True)
 
 

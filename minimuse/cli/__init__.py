@@ -5,6 +5,7 @@ explained in one line on stderr; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 import argparse
+import errno
 import sys
 import warnings
 
@@ -14,6 +15,16 @@ from minimuse.cli.lessons import install_hint
 from minimuse.plumbing import stopping
 from minimuse.plumbing.messages import one_line, print_warning
 from minimuse.runs.stages import is_out_of_memory
+
+# What helps against errors that the system reports.
+REMEDIES = {
+    errno.EACCES: "allow this user to open it, and the folders above it",
+    errno.EPERM: "allow this user to change it",
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EROFS: "write to another disk",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOENT: "check the name",
+}
 
 USERS_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError)
 
@@ -57,10 +68,19 @@ def explanation(error: BaseException) -> str:
     """An error of the user in one line, with the remedy."""
     if isinstance(error, ModuleNotFoundError):
         return install_hint(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return one_line(explain_system_error(error))
     message = one_line(error)
     if isinstance(error, RuntimeError):
         return f"too little memory; ask for fewer or smaller images ({message[:100]})"
     return message
+
+
+def explain_system_error(error: OSError) -> str:
+    """What the system says of a file, such as "Permission denied", and the remedy if one helps."""
+    remedy = REMEDIES.get(error.errno)
+    message = f"{error.filename}: {error.strerror}"
+    return message if remedy is None else f"{message}; {remedy}"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -6,13 +6,17 @@ image = read_image(Path("cat.jpg"))      # RGB, upright, on white where it was t
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
 from minimuse.data import on_white
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+# What PIL calls a JPEG file that has more images behind the first, as phones write them.
+JPEG_WITH_MORE = "MPO"
 
 
 class Entry(NamedTuple):
@@ -42,13 +46,31 @@ def opened(path: Path) -> Iterator[Image.Image]:
     # PIL only warns of images so large that they may be an attack; here the warning is an error.
     refuse_huge = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
     try:
-        with refuse_huge, Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        with refuse_huge, Image.open(path, formats=FORMATS) as image:
             yield image
     except Exception as error:  # PIL raises errors of many kinds for damaged files
-        raise UnusableImage(
-            f"{path} cannot be read ({error})",
-            "save it again as a smaller 8-bit PNG, or remove it and its caption",
-        ) from None
+        raise UnusableImage(*explain_unreadable(path, error)) from None
+
+
+def explain_unreadable(path: Path, error: Exception) -> tuple[str, str]:
+    """Why an image file cannot be read, and what to do."""
+    if isinstance(error, PermissionError):
+        return (
+            f"{path} cannot be read (Permission denied)",
+            "allow this user to read it, or remove it and its caption",
+        )
+    if path.is_file() and path.stat().st_size == 0:
+        return f"{path} is empty", "save it again, or remove it and its caption"
+    with suppress(Exception), Image.open(path) as image:
+        if image.format not in (*FORMATS, JPEG_WITH_MORE):
+            return (
+                f"{path} is a {image.format} file, whatever its name says",
+                "save it as PNG, JPEG or WebP, or remove it and its caption",
+            )
+    return (
+        f"{path} cannot be read ({error})",
+        "save it again as a smaller 8-bit PNG, or remove it and its caption",
+    )
 
 
 def read_image(path: Path) -> Image.Image:

@@ -89,9 +89,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 
-def holds_model(folder: Path) -> bool:
-    """Whether a folder is an --out of ours: images in it are drawn ones."""
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+def is_model(entries: list[Path]) -> bool:
+    """Whether a folder with these entries is an --out of ours: images in it are drawn ones."""
+    has_config = any(path.name == "config.json" for path in entries)
+    return has_config and any(path.suffix == ".safetensors" for path in entries)
 
 
 def visible_files(root: Path) -> Iterator[Path]:
@@ -105,10 +106,13 @@ def visible_files(root: Path) -> Iterator[Path]:
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(folder)
-        if real in seen or (folder != root and holds_model(folder)):
+        if real in seen:
             continue
         seen.add(real)
-        for path in entries_of(folder):
+        entries = entries_of(folder)
+        if folder != root and is_model(entries):
+            continue
+        for path in entries:
             if path.is_dir():
                 (links if path.is_symlink() else folders).append(path)
             elif is_file(path):

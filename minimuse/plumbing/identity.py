@@ -25,7 +25,7 @@ def differences(here: dict[str, Any], there: dict[str, Any], place: str) -> str:
     """What differs between two trainings, such as "base.width is 64 here and 32 in runs/mine".
 
     Each is the contents of a config.json or of a checkpoint's key. "" if they are the same. Folders
-    are not compared: a folder may move, and `runs/kept.py` compares what it holds.
+    are not compared: a folder may move, and `runs/manifest.py` compares what it holds.
     """
     if not isinstance(there, dict):
         return f"{place} says {there} of its training"

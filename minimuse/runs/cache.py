@@ -29,7 +29,7 @@ from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.files import save_tensors, write_json
 from minimuse.plumbing.parts import PARTS
 from minimuse.plumbing.places import DATA_NAMES
-from minimuse.runs.kept import digest_of_images
+from minimuse.runs.manifest import digest_of_images
 from minimuse.t5_frozen import FrozenT5
 
 CAPTIONS_PER_BATCH = 256

@@ -1,18 +1,12 @@
-"""The images of a folder, decoded once and kept, and the manifest of what a model is trained on.
+"""The images of a folder, decoded once and kept beside the model that is trained on them.
 
-    OUT/images.json          of each image: size and dates of its file, hashes of file and captions
+    OUT/images.json          the manifest: what each image is, see `manifest.py`
     OUT/images.safetensors   the decoded images, and the hashes of their files
 
 Whatever needs the images (five processes of `train all`, later stages, `cache`, `evaluate`) finds
-them here, by the hash of their files. A file is hashed again only if its size or a date changed.
-
-The manifest is what a model goes on with. The folder may move, be copied or get hidden files; but
-if an image or a caption that is used has changed, is new or is gone, it is named, and refused.
+them here, by the hash of their files.
 """
 
-import hashlib
-import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -29,21 +23,9 @@ from minimuse.datasets.folder import check_enough, check_is_folder, read_pixels
 from minimuse.datasets.image_files import UnusableImage
 from minimuse.datasets.progress import bar
 from minimuse.plumbing import collectives
-from minimuse.plumbing.files import write_json, write_whole
+from minimuse.plumbing.files import write_whole
 from minimuse.plumbing.lock import one_process_at_a_time
-from minimuse.plumbing.parts import read_about
-from minimuse.plumbing.places import DATA_NAMES
-
-MOST = 4  # so many changes are named
-
-# What the manifest says of each image, by its name: "size" and "dates" (modified, and changed in
-# any way) of its file, "sha256" of the file, "captions" (their hash), and why it is "unreadable",
-# if it is left out.
-Manifest = dict[str, dict[str, Any]]
-
-
-def manifest_path(out: Path) -> Path:
-    return out / "images.json"
+from minimuse.runs.manifest import Manifest, can_write, describe_files, is_same, note, reference
 
 
 def pixels_path(out: Path) -> Path:
@@ -70,11 +52,6 @@ def open_images(
             # The first process has decoded all images by now.
             images = read_in_turn(out, root, pairs, side, smallest, skip, strict)
     return images
-
-
-def can_write(out: Path) -> bool:
-    """Whether files can be written into OUT, or OUT can be made."""
-    return os.access(out, os.W_OK) if out.exists() else True
 
 
 @contextmanager
@@ -143,18 +120,38 @@ def decode(
     Marks those that cannot be read in `files`. begun: the directory of the model that was begun
     with this folder, if one was.
     """
-    names = [name for name in files if files[name]["sha256"] not in images]
-    if skip:
-        names = [name for name in names if "unreadable" not in files[name]]
+    names = [name for name in files if is_to_be_read(files[name], images, skip)]
     for name in bar(names, "reading images"):
-        files[name].pop("unreadable", None)
+        entry = files[name]
+        was_left_out = entry.pop("unreadable", None) is not None
         try:
-            images[files[name]["sha256"]] = read_pixels(pairs[name].path, side, smallest)
+            if entry["sha256"] not in images:
+                images[entry["sha256"]] = read_pixels(pairs[name].path, side, smallest)
         except UnusableImage as error:
-            leave_out(files[name], error, skip, begun)
+            leave_out(entry, error, skip, begun, was_left_out)
+            continue
+        if was_left_out:
+            warnings.warn(
+                f"{name} was left out before, and can be read now: it is used from here on",
+                stacklevel=3,
+            )
 
 
-def leave_out(entry: dict[str, Any], error: UnusableImage, skip: bool, begun: Path | None) -> None:
+def is_to_be_read(entry: dict[str, Any], images: dict[str, torch.Tensor], skip: bool) -> bool:
+    """Whether an image is not kept yet, or was left out and has to be tried again."""
+    if "unreadable" in entry:
+        # With `skip`, a file that has not changed stays left out.
+        return not (skip and entry["unreadable"])
+    return entry["sha256"] not in images
+
+
+def leave_out(
+    entry: dict[str, Any],
+    error: UnusableImage,
+    skip: bool,
+    begun: Path | None,
+    was_left_out: bool,
+) -> None:
     """Mark an image as unreadable; without `skip`, raise the error with a remedy."""
     if skip:
         entry["unreadable"] = str(error)
@@ -163,129 +160,15 @@ def leave_out(entry: dict[str, Any], error: UnusableImage, skip: bool, begun: Pa
     if begun is None:
         raise ValueError(f"{error} (skip_unreadable=True leaves out all such images)") from None
     reason, _ = error.args
+    if was_left_out:
+        raise ValueError(
+            f"{reason}. {begun} was begun without this image: train with --resume "
+            "skip_unreadable=True, which leaves it out again, or remove it and its caption"
+        ) from None
     raise ValueError(
         f"{reason}. {begun} was begun with this image: put the old file back, or train with "
         "--resume skip_unreadable=True, which goes on without it"
     ) from None
-
-
-# --- The manifest ---
-def reference(out: Path, root: Path) -> Manifest:
-    """The manifest in OUT: of the folder that the model was begun with, if one was begun.
-
-    Older versions wrote none. Then it is made from the folder in config.json, if that is another.
-    """
-    path = manifest_path(out)
-    if path.is_file():
-        return read_manifest(path)
-    if not (out / "config.json").is_file():
-        return {}
-    before = read_about(out)["data"]
-    if before in DATA_NAMES or Path(before) == root:
-        return {}
-    if not Path(before).is_dir():
-        warnings.warn(
-            f"{before} is gone, and {out} is of a version that did not note what it holds; "
-            f"taking {root} to be the same",
-            stacklevel=2,
-        )
-        return {}
-    return {} if os.path.samefile(before, root) else describe_files(find_pairs(Path(before)), {})
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a file; a ValueError names the file if it is damaged."""
-    try:
-        files = json.loads(path.read_text())["files"]
-        for entry in files.values():
-            if not {"size", "dates", "sha256", "captions"} <= entry.keys():
-                raise ValueError("an image lacks an entry")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove it, and the folder is taken as it is now"
-        ) from None
-    return files
-
-
-def note(out: Path, root: Path, files: Manifest, known: Manifest) -> None:
-    """Write the manifest into OUT, if it is not the one that is known already."""
-    rank, _ = collectives.rank_and_size()
-    if files != known and rank == 0 and can_write(out):
-        write_json(manifest_path(out), {"folder": str(root), "files": files})
-
-
-def describe_files(pairs: dict[str, Pair], known: Manifest) -> Manifest:
-    """The manifest of a folder. `known` has hashes of files that have not changed since."""
-    files = {}
-    for name in bar(sorted(pairs), "checking images"):
-        files[name] = describe_file(pairs[name], known.get(name, {}))
-    return files
-
-
-def describe_file(pair: Pair, known: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's entry of one image; its file is read if size or dates differ from `known`."""
-    stat = pair.path.stat()
-    entry: dict[str, Any] = {"size": stat.st_size, "dates": [stat.st_mtime_ns, stat.st_ctime_ns]}
-    if all(known.get(key) == value for key, value in entry.items()):
-        entry["sha256"] = known["sha256"]
-    else:
-        entry["sha256"] = sha256_of(pair.path)
-    if "unreadable" in known and entry["sha256"] == known["sha256"]:
-        entry["unreadable"] = known["unreadable"]
-    captions = "\n".join(pair.captions)
-    entry["captions"] = hashlib.sha256(captions.encode()).hexdigest()[:16]
-    return entry
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file; of one that may not be read, none: decoding it says why."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return "cannot be read"
-
-
-def is_same(out: Path, root: Path, known: Manifest, files: Manifest, strict: bool) -> bool:
-    """Whether a folder holds what OUT was begun with; if not, raise a ValueError, or only warn."""
-    different = changes(known, files)
-    if not different:
-        return True
-    message = f"{root} differs from the images that {out} was begun with: {different}"
-    if strict:
-        raise ValueError(f"{message}; make the folder as it was, or train in another --out")
-    warnings.warn(message, stacklevel=4)
-    return False
-
-
-def changes(known: Manifest, files: Manifest) -> str:
-    """What differs between two folders, such as "a.png is new"; "" if nothing that is used does."""
-    found = []
-    for name in sorted(known.keys() | files.keys()):
-        before, now = known.get(name, {}), files.get(name, {})
-        if "unreadable" in before or "unreadable" in now:
-            continue  # left out, or repaired
-        if not now:
-            found.append(f"{name} is gone")
-        elif not before:
-            found.append(f"{name} is new")
-        elif before["sha256"] != now["sha256"]:
-            found.append(f"{name} has changed")
-        elif before["captions"] != now["captions"]:
-            found.append(f"the captions of {name} have changed")
-    more = [f"{len(found) - MOST} more"] if len(found) > MOST else []
-    return ", ".join(found[:MOST] + more)
-
-
-def digest_of_images(out: Path) -> str:
-    """A hash of all images and captions in OUT's manifest, without those that are left out."""
-    path = manifest_path(out)
-    files = read_manifest(path) if path.is_file() else {}
-    used = []
-    for name, entry in sorted(files.items()):
-        if "unreadable" not in entry:
-            used.append([name, entry["sha256"], entry["captions"]])
-    return hashlib.sha256(json.dumps(used).encode()).hexdigest()[:16]
 
 
 # --- The decoded images ---
