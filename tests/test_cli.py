@@ -686,3 +686,39 @@ def test_what_the_system_says_is_told_with_the_remedy(fails, monkeypatch, number
     monkeypatch.setattr("minimuse.cli.draw.output_paths", refuse)
     line = fails("generate", "x", "-o", "x.png")
     assert line == f"minimuse: some/file: {os.strerror(number)}{remedy}"
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("train", "tokenizer", "--preset", "tiny", "--data", "shapes", "--out"),
+        ("demo", "--preset", "tiny", "--out"),
+        ("cache", "--out"),
+        ("evaluate", "--model", "toy", "--out"),
+        ("generate", "a cat", "-o"),
+        ("generate", "a cat", "--gif"),
+        ("notebooks",),
+    ],
+)
+def test_an_empty_path_is_not_the_current_directory(capsys, monkeypatch, tmp_path, argv, empty):
+    monkeypatch.chdir(tmp_path)
+    assert run_to_exit(*argv, empty) == 2
+    assert "the path is empty; give a name" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_model_or_report_is_written_among_the_images(fails, tmp_path):
+    pics = tmp_path / "pics"
+    pics.mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 40), (80 * i, 0, 0)).save(pics / f"{i}.png")
+        (pics / f"{i}.txt").write_text("red")
+    tiny = ["train", "tokenizer", "--preset", "tiny", "--data", pics]
+    line = fails(*tiny, "--out", pics)
+    assert f"--out {pics} is the folder of images; give another, such as {pics / 'out'}" in line
+    assert len(list(pics.iterdir())) == 6
+    assert run(*tiny, "stages.tokenizer.steps=1", "--out", pics / "out") == 0  # the remedy
+    assert "is the folder of images" in fails(
+        "evaluate", "--model", "toy", "--data", pics, "--out", pics
+    )

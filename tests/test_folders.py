@@ -383,9 +383,12 @@ def test_what_systems_put_among_files(pics):
     assert find_pairs(pics).keys() == {"a.png", "b.png"}
 
 
-def test_drawn_images_of_a_model_inside_are_no_data(pics):
-    """`--data . --out run`, and then `evaluate --out run`."""
-    for name in ("config.json", "base.safetensors"):
+@pytest.mark.parametrize(
+    "files", [("config.json", "base.safetensors"), ("report.json", "report.md")]
+)
+def test_drawn_images_of_a_model_inside_are_no_data(pics, files):
+    """`--data . --out run`, and then `evaluate --out run`, or --out another folder."""
+    for name in files:
         (pics / "run").mkdir(exist_ok=True)
         (pics / "run" / name).write_bytes(b"{}")
     save_image(pics / "run" / "samples.png")

@@ -19,7 +19,7 @@ from minimuse.metrics.report import report
 from minimuse.muse import Muse
 from minimuse.plumbing.files import check_writable, save_image, write_json, write_text
 from minimuse.plumbing.parts import find_model
-from minimuse.plumbing.places import DATA_NAMES, data_place
+from minimuse.plumbing.places import DATA_NAMES, check_apart, data_place
 from minimuse.plumbing.ranges import check_arguments
 from minimuse.runs import parallel
 from minimuse.runs.rehearsal import gigabytes, memory_of
@@ -36,6 +36,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         muse.about = muse.about | {"data": data_place(args.data)}
     if muse.about["data"] not in DATA_NAMES:
         check_is_folder(Path(muse.about["data"]))
+        check_apart(args.out, muse.about["data"])
     evaluate(muse, args.out, args.n, home=home)
     name = "report.json" if args.json else "report.md"
     print((args.out / name).read_text(encoding="utf-8"), end="")

@@ -21,6 +21,7 @@ from minimuse.cli.shared_flags import (
     add_seed,
     add_sheet,
     in_range,
+    path,
 )
 from minimuse.cli.train import run_cache, run_train
 from minimuse.cli.versions import Version
@@ -65,7 +66,7 @@ def add_demo(commands: Any) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         default=Path("runs/demo"),
         help="the folder for the model and the figures (default runs/demo)",
     )
@@ -88,7 +89,7 @@ def add_generate(commands: Any) -> None:
     parser.epilog = PROMPT_HELP
     parser.add_argument(
         "--gif",
-        type=Path,
+        type=path,
         metavar="NAME.gif",
         help="also write the steps of decoding, with the probability of each token, of at most "
         "32 images; side by side if the name ends in .png (default: no such file)",
@@ -105,9 +106,9 @@ def add_generate(commands: Any) -> None:
 
 def add_inpaint(commands: Any) -> None:
     parser = add_command(commands, "inpaint", run_inpaint, "draw again what is white in a mask")
-    parser.add_argument("image", type=Path, help="the image to change")
+    parser.add_argument("image", type=path, help="the image to change")
     parser.add_argument(
-        "mask", type=Path, help="an image of the same size, white where to draw again"
+        "mask", type=path, help="an image of the same size, white where to draw again"
     )
     add_edit_prompt(parser)
     add_hole_flags(parser)
@@ -117,7 +118,7 @@ def add_inpaint(commands: Any) -> None:
 
 def add_outpaint(commands: Any) -> None:
     parser = add_command(commands, "outpaint", run_outpaint, "draw what lies around an image")
-    parser.add_argument("image", type=Path, help="the image in the middle")
+    parser.add_argument("image", type=path, help="the image in the middle")
     add_edit_prompt(parser)
     add_hole_flags(parser)
     parser.add_argument(
@@ -134,7 +135,7 @@ def add_edit(commands: Any) -> None:
     parser = add_command(
         commands, "edit", run_edit, "change an image towards a prompt, without a mask"
     )
-    parser.add_argument("image", type=Path, help="the image to change")
+    parser.add_argument("image", type=path, help="the image to change")
     add_edit_prompt(parser)
     parser.add_argument(
         "--iterations",
@@ -240,7 +241,7 @@ def add_describe(commands: Any) -> None:
     parser.add_argument("preset", choices=PRESETS, help="sizes and lengths")
     parser.add_argument(
         "--t5",
-        type=Path,
+        type=path,
         help="a directory with the config.json of another text encoder "
         "(default: T5-XXL for the paper's presets, else t5-toy)",
     )
@@ -267,4 +268,4 @@ def add_notebooks(commands: Any) -> None:
     parser = add_command(
         commands, "notebooks", run_notebooks, "write the lessons as Jupyter notebooks"
     )
-    parser.add_argument("folder", type=Path, help="the folder to write them into")
+    parser.add_argument("folder", type=path, help="the folder to write them into")

@@ -38,6 +38,13 @@ PROMPT_HELP = (
 )
 
 
+def path(text: str) -> Path:
+    """A path; "" is none, though Python takes it for the current directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; give a name")
+    return Path(text)
+
+
 def add_seed(parser: Parser) -> None:
     parser.add_argument("--seed", type=in_range("seed"), default=0, help="random seed (default 0)")
 
@@ -47,7 +54,7 @@ def add_device(parser: Parser) -> None:
 
 
 def add_required_out(parser: Parser, what: str) -> None:
-    parser.add_argument("--out", type=Path, required=True, help=f"{what} (required)")
+    parser.add_argument("--out", type=path, required=True, help=f"{what} (required)")
 
 
 def add_edit_prompt(parser: Parser) -> None:
@@ -72,7 +79,7 @@ def add_hole_flags(parser: Parser) -> None:
 def add_sheet(parser: Parser) -> None:
     parser.add_argument(
         "--sheet",
-        type=Path,
+        type=path,
         help="also write before and after side by side, as one image (default: no such file)",
     )
 
@@ -96,7 +103,7 @@ def add_drawing_flags(parser: Parser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path,
         default=Path("picture.png"),
         help="the file to write; NAME-0.png, NAME-1.png, ... if --n is above 1 "
         "(default picture.png)",

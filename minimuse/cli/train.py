@@ -19,7 +19,7 @@ from minimuse.plumbing import collectives
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.files import copy_file
 from minimuse.plumbing.parts import find_model, read_about
-from minimuse.plumbing.places import DATA_NAMES, data_place, text_place
+from minimuse.plumbing.places import DATA_NAMES, check_apart, data_place, text_place
 from minimuse.plumbing.status import status
 from minimuse.plumbing.t5_files import LazyT5
 from minimuse.runs import parallel
@@ -42,6 +42,8 @@ def run_train(args: argparse.Namespace) -> None:
     about = about_model(args)
     config = training_config(args, about)
     data = about["data"] if args.data is None else chosen_data(args.data)
+    if not args.resume:
+        check_apart(args.out, data)
     text_name = about["text"]["name"] if args.t5 is None else text_place(args.t5)
     seed = about["seed"] if args.seed is None else args.seed
     stages = selected_stages(args.stage)

@@ -89,14 +89,15 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 
-def is_model(entries: list[Path]) -> bool:
+def is_output(entries: list[Path]) -> bool:
     """Whether a folder with these entries is an --out of ours: images in it are drawn ones."""
-    has_config = any(path.name == "config.json" for path in entries)
-    return has_config and any(path.suffix == ".safetensors" for path in entries)
+    names = {path.name for path in entries}
+    has_weights = any(path.suffix == ".safetensors" for path in entries)
+    return {"report.json", "report.md"} <= names or ("config.json" in names and has_weights)
 
 
 def visible_files(root: Path) -> Iterator[Path]:
-    """Yield all files below a folder but hidden ones and those of models.
+    """Yield all files below a folder but hidden ones and those of models and of their reports.
 
     Folders that are linked come after all others. Each real folder is listed once, and none around
     the root, so links that lead in a circle do no harm.
@@ -110,7 +111,7 @@ def visible_files(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         entries = entries_of(folder)
-        if folder != root and is_model(entries):
+        if folder != root and is_output(entries):
             continue
         for path in entries:
             if path.is_dir():

@@ -49,6 +49,15 @@ def absolute(path: str | Path, flag: str) -> str:
     return os.path.realpath(os.path.expanduser(text))
 
 
+def check_apart(out: Path, data: str) -> None:
+    """Raise a ValueError if images are to be written among those of a data set."""
+    if data not in DATA_NAMES and os.path.realpath(out) == data:
+        raise ValueError(
+            f"--out {out} is the folder of images; give another, such as {out / 'out'}: "
+            "what is written there would be taken for an image of yours"
+        )
+
+
 def with_ways(directory: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The contents of config.json, with the way from its directory to data and text encoder."""
     ways = {}

@@ -1,7 +1,7 @@
 """The directory of a model in training, OUT on the command line: settings, parts, checkpoints.
 
     OUT/config.json                     settings, data, seed, text encoder
-    OUT/images.json                     the images of a folder that it is trained on, `runs/manifest.py`
+    OUT/images.json                     the images of a folder, see `runs/manifest.py`
     OUT/images.safetensors              the same images, decoded
     OUT/base.safetensors                a finished part
     OUT/base.checkpoint.safetensors     the last checkpoint of a stage that is not finished
