@@ -7,6 +7,11 @@ import sys
 def main() -> int:
     """Run the command of sys.argv and return its exit code."""
     try:
+        os.getcwd()
+    except FileNotFoundError:  # PyTorch ends the process with another message
+        print("minimuse: the current directory is gone; change to another one", file=sys.stderr)
+        return 2
+    try:
         # PyTorch takes seconds to import. Signals are heard before that.
         from minimuse.plumbing import stopping
         from minimuse.plumbing.status import status

@@ -58,7 +58,7 @@ def inpaint(
     check_size(muse, image.width, image.height, tile)
     hole = hole_from_mask(mask, image.width, image.height)
     if not hole.any():
-        warnings.warn("the mask is empty: there is nothing to draw", stacklevel=2)
+        warnings.warn("nothing in the mask is white: nothing is drawn anew", stacklevel=2)
     return fill(muse, from_pil(image), hole, prompt, **settings)
 
 

@@ -659,7 +659,6 @@ def test_a_long_value_does_not_fill_the_screen(fails):
 @pytest.mark.parametrize("stage", ["all", "base"])
 def test_a_training_that_is_finished_says_so(monkeypatch, capsys, tiny_model, stage):
     monkeypatch.setattr("minimuse.cli.train.side_by_side", None)  # nothing is started
-    monkeypatch.setattr("minimuse.cli.train.train_all", None)
     about = json.loads((tiny_model / "config.json").read_text())
     assert run("train", stage, "--resume", "--out", tiny_model, "--data", about["data"]) == 0
     names = "tokenizer, base, tokenizer_hi, superres, decoder" if stage == "all" else "base"
@@ -722,3 +721,66 @@ def test_no_model_or_report_is_written_among_the_images(fails, tmp_path):
     assert "is the folder of images" in fails(
         "evaluate", "--model", "toy", "--data", pics, "--out", pics
     )
+
+
+@pytest.mark.parametrize("layer", ["white strokes", "black with a hole", "grey"])
+def test_what_is_transparent_in_a_mask_is_not_white(tmp_path, capsys, layer):
+    image, mask, out = (tmp_path / name for name in ("image.png", "mask.png", "out.png"))
+    Image.new("RGB", (64, 64), "red").save(image)
+    right = (32, 0, 64, 64)
+    drawn = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    drawn.paste("white" if layer == "white strokes" else "black", right)
+    if layer == "grey":
+        drawn = Image.new("LA", (64, 64), (255, 0))
+        drawn.paste((255, 255), right)
+    drawn.save(mask)
+    options = ["--steps", 1, "--keep-pixels", "-o", out]
+    line = ["inpaint", image, mask, "a red apple, noto style", *options]
+    if layer == "black with a hole":
+        assert run(*line) == 0
+        assert "nothing in the mask is white" in capsys.readouterr().err
+        return
+    assert run(*line) == 0
+    with Image.open(out) as after:
+        assert np.array(after)[:, :24].tolist() == np.array(Image.open(image))[:, :24].tolist()
+        assert np.array(after)[:, 40:].tolist() != np.array(Image.open(image))[:, 40:].tolist()
+
+
+@pytest.mark.parametrize("wrong", ["image", "mask"])
+def test_an_input_that_is_no_image_is_named(fails, tmp_path, wrong):
+    right = tmp_path / "right.png"
+    Image.new("RGB", (64, 64)).save(right)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "empty.png").touch()
+    messages = {
+        "none.png": f"there is no file {tmp_path / 'none.png'}; check the name",
+        "folder.png": f"{tmp_path / 'folder.png'} is a folder; give the name of an image file",
+        "empty.png": f"{tmp_path / 'empty.png'} is empty; save it again",
+    }
+    for name, message in messages.items():
+        files = [tmp_path / name, right] if wrong == "image" else [right, tmp_path / name]
+        assert fails("inpaint", *files, "x", "-o", tmp_path / "o.png") == f"minimuse: {message}"
+
+
+def test_warnings_as_errors_do_not_end_a_command(tmp_path):
+    """`python -W error`: what we tell a user is no error."""
+    for i in range(4):
+        Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("red")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    line = ["train", "tokenizer", "--preset", "tiny", "--data", ".", "--out", "out"]
+    settings = ["stages.tokenizer.steps=1", "skip_unreadable=True"]
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "minimuse", *line, *settings]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "minimuse: left out: " in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a current directory cannot be removed")
+def test_a_current_directory_that_is_gone(tmp_path):
+    code = "import os, sys; os.mkdir('x'); os.chdir('x'); os.rmdir('../x'); "
+    code += "from minimuse.__main__ import main; sys.argv[1:] = ['--version']; sys.exit(main())"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == ("minimuse: the current directory is gone; change to another one\n")

@@ -702,7 +702,12 @@ def test_a_file_that_is_no_image_is_called_what_it_is(tmp_path, monkeypatch, kin
     with pytest.raises(ValueError) as error:
         read_image(path)
     assert str(error.value).startswith(message)
-    assert str(error.value).endswith(", or remove it and its caption")
+    save_image(tmp_path / "q.png")
+    (tmp_path / "captions.csv").write_text("file,caption\np.jpg,x\nq.png,y\n")
+    with pytest.raises(ValueError) as error:
+        load(str(tmp_path), "train", 8)
+    assert str(error.value).startswith(message)
+    assert ", or remove it and its caption (skip_unreadable=True" in str(error.value)
 
 
 def test_a_damaged_photograph_with_a_preview_is_no_other_format(tmp_path):

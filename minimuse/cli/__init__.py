@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     with warnings.catch_warnings(), stopping.listen():
         warnings.showwarning = print_warning
+        # Ours are what a user is told. Under `python -W error` they would end the command.
+        warnings.simplefilter("default", UserWarning)
         return run_command(argv)
 
 

@@ -24,7 +24,7 @@ from minimuse.cli.grid import (
     read_setting,
 )
 from minimuse.cli.progress import passes_shown
-from minimuse.datasets.image_files import read_image
+from minimuse.datasets.image_files import read_image, read_mask
 from minimuse.muse import Muse
 from minimuse.plumbing.config import parse_literal
 from minimuse.plumbing.files import check_writable, save_image
@@ -90,7 +90,7 @@ def run_inpaint(args: argparse.Namespace) -> None:
     """`minimuse inpaint`: draw again what is white in a mask."""
     paths = output_paths(args, args.sheet)
     settings = edit_settings(args)
-    image, mask = read_image(args.image), read_image(args.mask)
+    image, mask = read_image(args.image), read_mask(args.mask)
     before = {"before": image, "mask": mask}
     muse = load_model(args)
 

@@ -58,12 +58,11 @@ def run_train(args: argparse.Namespace) -> None:
             resume = True
     todo = prepare(stages, args.out, config, data, seed, resume)
     rank, processes = collectives.rank_and_size()
-    if not todo:
-        if rank == 0:
-            print(f"{args.out} holds {', '.join(stages)} already: nothing is left to train")
-    elif args.stage == "all" and device == "cpu" and processes == 1:
+    if not todo and rank == 0:
+        print(f"{args.out} holds {', '.join(stages)} already: nothing is left to train")
+    if todo and args.stage == "all" and device == "cpu" and processes == 1:
         side_by_side(args.out, config, data, text_name, seed, resume, show_progress)
-    else:
+    else:  # with nothing to train, this notes changed settings
         text = LazyT5(text_name, device)
         run_steps(train_all(stages, args.out, config, data, text, text_name, seed, device, resume))
     parallel.end()

@@ -40,7 +40,8 @@ def read_folder(root: Path, side: int, smallest: int, skip: bool = False) -> Ima
         except UnusableImage as error:
             if not skip:
                 raise ValueError(
-                    f"{error} (skip_unreadable=True leaves out all such images)"
+                    f"{error}, or remove it and its caption "
+                    "(skip_unreadable=True leaves out all such images)"
                 ) from None
             # Level 3 is the caller of `load`, which calls this function.
             warnings.warn(f"left out: {error}", stacklevel=3)

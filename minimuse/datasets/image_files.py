@@ -28,7 +28,10 @@ class Entry(NamedTuple):
 
 
 class UnusableImage(ValueError):
-    """An image that cannot be read, or is too small; made of a reason and a remedy."""
+    """An image that cannot be read, or is too small; made of a reason and a remedy.
+
+    In a data set there is a second remedy: to remove the image, and its caption.
+    """
 
     def __str__(self) -> str:
         return "; ".join(self.args)
@@ -57,20 +60,21 @@ def explain_unreadable(path: Path, error: Exception) -> tuple[str, str]:
     if isinstance(error, PermissionError):
         return (
             f"{path} cannot be read (Permission denied)",
-            "allow this user to read it, or remove it and its caption",
+            "allow this user to read it",
         )
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {path}", "check the name"
+    if path.is_dir():
+        return f"{path} is a folder", "give the name of an image file"
     if path.is_file() and path.stat().st_size == 0:
-        return f"{path} is empty", "save it again, or remove it and its caption"
+        return f"{path} is empty", "save it again"
     with suppress(Exception), Image.open(path) as image:
         if image.format not in (*FORMATS, JPEG_WITH_MORE):
             return (
                 f"{path} is a {image.format} file, whatever its name says",
-                "save it as PNG, JPEG or WebP, or remove it and its caption",
+                "save it as PNG, JPEG or WebP",
             )
-    return (
-        f"{path} cannot be read ({error})",
-        "save it again as a smaller 8-bit PNG, or remove it and its caption",
-    )
+    return f"{path} cannot be read ({error})", "save it again as a smaller 8-bit PNG"
 
 
 def read_image(path: Path) -> Image.Image:
@@ -78,6 +82,17 @@ def read_image(path: Path) -> Image.Image:
     with opened(path) as image:
         # A phone stores the image as its sensor saw it, and beside it how to rotate it.
         return as_rgb(ImageOps.exif_transpose(image))
+
+
+def read_mask(path: Path) -> Image.Image:
+    """Read a mask as an upright RGB image. What is transparent in it is black."""
+    with opened(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith(("I", "F")):
+            raise ValueError("more than 8 bits a channel")
+        layer = upright.convert("RGBA")
+        black = Image.new("RGBA", layer.size, "black")
+        return Image.alpha_composite(black, layer).convert("RGB")
 
 
 def read_square(path: Path, side: int, smallest: int = 1) -> Image.Image:
@@ -94,7 +109,7 @@ def read_square(path: Path, side: int, smallest: int = 1) -> Image.Image:
         raise UnusableImage(
             f"{path} is {whole.width}x{whole.height}, and the tokenizer needs at least "
             f"{smallest}x{smallest}",
-            "enlarge it, or remove it and its caption",
+            "enlarge it",
         )
     return ImageOps.fit(whole, (side, side), Image.Resampling.LANCZOS)
 

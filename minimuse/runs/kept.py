@@ -158,7 +158,10 @@ def leave_out(
         warnings.warn(f"left out: {error}", stacklevel=4)
         return
     if begun is None:
-        raise ValueError(f"{error} (skip_unreadable=True leaves out all such images)") from None
+        raise ValueError(
+            f"{error}, or remove it and its caption "
+            "(skip_unreadable=True leaves out all such images)"
+        ) from None
     reason, _ = error.args
     if was_left_out:
         raise ValueError(

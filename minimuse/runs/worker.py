@@ -32,6 +32,7 @@ def serve() -> typing.NoReturn:
         # processes of a terminal, and the parent alone decides.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, set(stopping.SIGNALS) - {signal.SIGINT})
     warnings.showwarning = print_warning
+    warnings.simplefilter("default", UserWarning)
     # What a library prints must not get among the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
