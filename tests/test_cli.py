@@ -678,13 +678,15 @@ def test_a_training_that_is_finished_says_so(monkeypatch, capsys, tiny_model, st
         (errno.EIO, ""),
     ],
 )
-def test_what_the_system_says_is_told_with_the_remedy(fails, monkeypatch, number, remedy):
+@pytest.mark.parametrize("name", ["some/file", None])
+def test_what_the_system_says_is_told_with_the_remedy(fails, monkeypatch, number, remedy, name):
     def refuse(*_):
-        raise OSError(number, os.strerror(number), "some/file")
+        raise OSError(number, os.strerror(number), name)
 
     monkeypatch.setattr("minimuse.cli.draw.output_paths", refuse)
     line = fails("generate", "x", "-o", "x.png")
-    assert line == f"minimuse: some/file: {os.strerror(number)}{remedy}"
+    # Only what is printed has no name.
+    assert line == f"minimuse: {name or 'the output'}: {os.strerror(number)}{remedy}"
 
 
 @pytest.mark.parametrize("empty", ["", " "])
@@ -784,3 +786,11 @@ def test_a_current_directory_that_is_gone(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == ("minimuse: the current directory is gone; change to another one\n")
+
+
+def test_a_name_that_begins_with_a_dash(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run_to_exit("train", "--data", "-pics", "--out", "x") == 2
+    assert "write a file whose name begins with - as ./-name" in capsys.readouterr().err
+    assert run_to_exit("train", "all", "--data", "./-pics", "--out", "x") == 2
+    assert "no folder" in capsys.readouterr().err and not list(tmp_path.iterdir())

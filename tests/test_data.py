@@ -609,7 +609,7 @@ def test_an_empty_caption_is_named(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_one_image_is_too_few(tmp_path, form):
     make_folder(tmp_path, form, ["a.png"])
-    with pytest.raises(ValueError, match="1 images"):
+    with pytest.raises(ValueError, match="1 image to use"):
         load(str(tmp_path), "train", 8)
 
 

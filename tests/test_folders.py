@@ -201,6 +201,31 @@ def test_texts_beside_a_table_are_not_read_without_a_word(tmp_path):
     assert find_pairs(tmp_path)["a.png"].captions == ("from the table",)
 
 
+def test_other_formats_are_not_passed_over_without_a_word(tmp_path):
+    """A telephone's folder may be half of HEIC."""
+    for name in ("a.png", "b.jpg"):
+        add(tmp_path, name, "a cat")
+    (tmp_path / "c.heic").touch()
+    message = "1 files, such as c.heic, have formats that are not read: save them as PNG"
+    with pytest.warns(UserWarning, match=message):
+        load(str(tmp_path), "train", 8)
+    with pytest.warns(UserWarning, match=message):
+        kept.open_images(tmp_path / "out", tmp_path, 8, 8)
+    (tmp_path / "b.jpg").unlink()
+    (tmp_path / "b.txt").unlink()
+    assert "has 1 image to use; it needs at least two" in refusal(tmp_path)
+
+
+def test_a_damaged_exif_is_no_reason_for_a_warning(tmp_path):
+    for name in ("a.png", "b.png"):
+        add(tmp_path, name, "a cat")
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+    Image.new("RGB", (99, 99), "red").save(tmp_path / "c.jpg", exif=exif)
+    (tmp_path / "c.txt").write_text("red")
+    with warnings.catch_warnings(action="error"):
+        assert len(load(str(tmp_path), "train", 8).names) == 2
+
+
 def test_a_table_that_is_not_read_is_named(tmp_path):
     images = tmp_path / "sub"
     for file in ("a.png", "b.png"):

@@ -70,7 +70,7 @@ def explanation(error: BaseException) -> str:
     """An error of the user in one line, with the remedy."""
     if isinstance(error, ModuleNotFoundError):
         return install_hint(error)
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, OSError) and error.strerror is not None:
         return one_line(explain_system_error(error))
     message = one_line(error)
     if isinstance(error, RuntimeError):
@@ -81,7 +81,8 @@ def explanation(error: BaseException) -> str:
 def explain_system_error(error: OSError) -> str:
     """What the system says of a file, such as "Permission denied", and the remedy if one helps."""
     remedy = REMEDIES.get(error.errno)
-    message = f"{error.filename}: {error.strerror}"
+    # Only what is printed has no name.
+    message = f"{error.filename or 'the output'}: {error.strerror}"
     return message if remedy is None else f"{message}; {remedy}"
 
 

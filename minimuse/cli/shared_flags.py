@@ -15,6 +15,8 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake in one line, without the usage."""
 
     def error(self, message: str) -> typing.NoReturn:
+        if message.endswith("expected one argument"):
+            message += " (write a file whose name begins with - as ./-name)"
         self.exit(2, f"minimuse: {one_line(message)} (see: {self.prog} --help)\n")
 
 

@@ -11,7 +11,6 @@ letters may differ in case.
 import csv
 import io
 import os
-import warnings
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -74,23 +73,19 @@ def explain_missing(listing: Listing, table: Path | None, name: str) -> str:
     return message
 
 
-def warn_of_unread_texts(root: Path) -> None:
-    """Warn if a folder with a table has text files beside images, too: they are not read."""
-    listing = Listing(root)
+def unread_texts(listing: Listing) -> str:
+    """What to say of texts beside images if there is a table, which alone is read; or ""."""
     table = table_of(listing)
-    if table is None:
-        return
+    names = [] if table is None else listing.files
     texts = [
-        name
-        for name in listing.files
-        if suffix(name) == ".txt" and without_suffix(name) in listing.by_stem
+        name for name in names if suffix(name) == ".txt" and without_suffix(name) in listing.by_stem
     ]
-    if texts:
-        warnings.warn(
-            f"the captions are those of {listing.root / table}; {len(texts)} text files beside "
-            f"images, such as {texts[0]}, are not read",
-            stacklevel=2,
-        )
+    if not texts:
+        return ""
+    return (
+        f"the captions are those of {listing.root / table}; {len(texts)} text files beside "
+        f"images, such as {texts[0]}, are not read"
+    )
 
 
 def checked_captions(row: Row) -> tuple[str, ...]:

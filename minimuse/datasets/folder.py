@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from minimuse.data import Images
-from minimuse.datasets.captions import find_pairs, warn_of_unread_texts
+from minimuse.datasets.captions import find_pairs, unread_texts
 from minimuse.datasets.image_files import UnusableImage, read_square
-from minimuse.datasets.listing import OTHER_SUFFIXES, suffix, visible_files
+from minimuse.datasets.listing import OTHER_SUFFIXES, Listing, suffix
 from minimuse.datasets.progress import bar
 from minimuse.device import stable_hash
 
@@ -31,7 +31,7 @@ def read_folder(root: Path, side: int, smallest: int, skip: bool = False) -> Ima
     """
     check_is_folder(root)
     pairs = find_pairs(root)
-    warn_of_unread_texts(root)
+    warn_of_unread_files(root)
     pixels, names = [], []
     for name in bar(sorted(pairs), "reading images"):
         try:
@@ -66,16 +66,29 @@ def check_enough(root: Path, names: Iterable[str]) -> None:
     count = len(list(names))
     if count >= 2:
         return
-    message = f"{root} has {count} images; it needs at least two, one of them to hold out"
-    others = sorted(
-        path.name for path in visible_files(root) if suffix(path.name) in OTHER_SUFFIXES
+    images = "1 image" if count == 1 else f"{count} images"
+    message = f"{root} has {images} to use; it needs at least two, one of them to hold out"
+    others = other_formats(Listing(root))
+    raise ValueError(f"{message}. {others}" if others else message)
+
+
+def warn_of_unread_files(root: Path) -> None:
+    """Warn of files in a folder that a user may think are read: texts, and other formats."""
+    listing = Listing(root)
+    for message in (unread_texts(listing), other_formats(listing)):
+        if message:
+            warnings.warn(message, stacklevel=3)
+
+
+def other_formats(listing: Listing) -> str:
+    """What to say of images of formats that are not read; "" if there are none."""
+    others = [name for name in listing.files if suffix(name) in OTHER_SUFFIXES]
+    if not others:
+        return ""
+    return (
+        f"{len(others)} files, such as {others[0]}, have formats that are not read: "
+        "save them as PNG, JPEG or WebP"
     )
-    if others:
-        message += (
-            f". {len(others)} files, such as {others[0]}, have formats that are not read: "
-            "save them as PNG, JPEG or WebP"
-        )
-    raise ValueError(message)
 
 
 def rows_of_split(names: list[str], split: str) -> list[int]:

@@ -49,8 +49,11 @@ def opened(path: Path) -> Iterator[Image.Image]:
     # PIL only warns of images so large that they may be an attack; here the warning is an error.
     refuse_huge = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
     try:
-        with refuse_huge, Image.open(path, formats=FORMATS) as image:
-            yield image
+        with refuse_huge:
+            # An image whose EXIF is damaged is taken for upright, as by other programs.
+            warnings.filterwarnings("ignore", "Corrupt EXIF data")
+            with Image.open(path, formats=FORMATS) as image:
+                yield image
     except Exception as error:  # PIL raises errors of many kinds for damaged files
         raise UnusableImage(*explain_unreadable(path, error)) from None
 

@@ -72,7 +72,7 @@ def read_about(directory: Path) -> dict[str, Any]:
         config = configs.from_json(about["config"])
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path} is missing; {directory} is not a model directory"
+            f"{path} is missing; {directory} is not a model directory: give the --out of a training"
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not a model's config.json ({error})") from None

@@ -18,8 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from minimuse.data import Images
-from minimuse.datasets.captions import Pair, find_pairs, warn_of_unread_texts
-from minimuse.datasets.folder import check_enough, check_is_folder, read_pixels
+from minimuse.datasets.captions import Pair, find_pairs
+from minimuse.datasets.folder import (
+    check_enough,
+    check_is_folder,
+    read_pixels,
+    warn_of_unread_files,
+)
 from minimuse.datasets.image_files import UnusableImage
 from minimuse.datasets.progress import bar
 from minimuse.plumbing import collectives
@@ -83,7 +88,7 @@ def read_in_turn(
     """The images, from OUT or from their files; bring what OUT keeps up to date."""
     known = reference(out, root)
     if not known:
-        warn_of_unread_texts(root)
+        warn_of_unread_files(root)
     begun = bool(known) and (out / "config.json").is_file()
     files = describe_files(pairs, known)
     images = read_kept(out, side)
