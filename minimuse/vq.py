@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from minimuse.plumbing.arguments import check_ids, check_images
 from minimuse.plumbing.precision import full_precision
 from minimuse.plumbing.ranges import check_settings, check_tokenizer
 
@@ -113,7 +114,9 @@ class ImageTokenizer(nn.Module):
         """images (B, 3, H, W) in [-1, 1] -> ids (B, h, w), int64 in 0..K-1.
 
         Computes in float32, since bf16 or TF32 would choose another code where two are close.
+        Raises a ValueError if these are no such images.
         """
+        check_images("images", images)
         with full_precision(images.device):
             return self.quantizer.nearest(self.latents(images))
 
@@ -123,12 +126,7 @@ class ImageTokenizer(nn.Module):
 
         Raises a ValueError if an id is not in 0..K-1.
         """
-        if ids.numel() > 0:
-            lowest, highest = int(ids.min()), int(ids.max())
-            if lowest < 0 or highest >= self.config.codes:
-                raise ValueError(
-                    f"ids span {lowest}..{highest}; the codebook has 0..{self.config.codes - 1}"
-                )
+        check_ids("ids", ids, ("B", "h", "w"), self.config.codes - 1)
         code = rearrange(self.quantizer.lookup(ids), "B h w C -> B C h w")
         return self.decoder(code).float().clamp(-1, 1)
 

@@ -17,6 +17,7 @@ from torch import nn
 from minimuse.data import ASSETS
 from minimuse.maskgit import MaskGit
 from minimuse.plumbing import config as configs
+from minimuse.plumbing.arguments import check_dtype
 from minimuse.plumbing.files import save_tensors
 from minimuse.plumbing.places import located, shipped
 from minimuse.plumbing.ranges import check_arguments
@@ -109,6 +110,7 @@ def save_part(
     float16 as a whole: a slightly different encoder would give other ids than the transformers were
     trained on.
     """
+    check_dtype(dtype)
     tensors = {}
     for key, tensor in part.state_dict().items():
         if dtype != torch.int8:

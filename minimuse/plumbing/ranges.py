@@ -1,4 +1,4 @@
-"""The range of every number: of each setting, of each flag, and of each argument of a function.
+"""The range of every number and switch: of settings, of flags, and of arguments of functions.
 
     check_settings(sampling)              # all fields of a dataclass of settings
     check_arguments(n=n, seed=seed)       # arguments of a function
@@ -178,6 +178,10 @@ ARGUMENTS: dict[str, Range] = {
     "max_length": whole(1, 10_000),
     "columns": whole(1, 10_000),
     "cell": whole(8, 4096),
+    "plain": SWITCH,
+    "finetuned": SWITCH,
+    "keep_pixels": SWITCH,
+    "tile": SWITCH,
 }
 
 
@@ -276,17 +280,3 @@ def later_seed(seed: int, steps: int) -> int:
     """The seed `steps` after this one; after the largest one they begin again at 0."""
     later = int(seed) + steps
     return later if later <= MAX_SEED else later - MAX_SEED - 1
-
-
-def check_ids(name: str, ids: Any, shape: tuple[int, int], mask_id: int) -> None:
-    """Raise a ValueError if token ids to start from are not (B, N) in 0 .. K, K = masked.
-
-    None, for no ids, is right.
-    """
-    if ids is None:
-        return
-    if tuple(getattr(ids, "shape", ())) != shape:
-        found = tuple(getattr(ids, "shape", ())) or type(ids).__name__
-        raise ValueError(f"{name} is {found}, not a tensor of {shape} token ids")
-    if ids.is_floating_point() or ids.min() < 0 or ids.max() > mask_id:
-        raise ValueError(f"{name} must hold whole numbers from 0 to {mask_id}, the mask id")
