@@ -21,7 +21,7 @@ from einops import rearrange
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from minimuse.plumbing.arguments import check_images
+from minimuse.plumbing.arguments import check_dataset, check_images
 
 ASSETS = files("minimuse.assets")  # the files that ship with the package: presets, emoji, weights
 
@@ -34,6 +34,9 @@ class Images:
     pixels: torch.Tensor  # (M, 3, H, W) uint8
     captions: list[tuple[str, ...]]  # one or more captions for each image, the plainest first
     names: list[str]
+
+    def __post_init__(self) -> None:
+        check_dataset(self.pixels, self.captions, self.names)
 
     def __len__(self) -> int:
         return len(self.names)

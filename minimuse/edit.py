@@ -57,7 +57,7 @@ def inpaint(
     """
     check_arguments(tile=tile)
     checks.check_pictures(image=image, mask=mask)
-    checks.check_size(*image.size, muse.config.tokenizer_hi.side, tile)
+    checks.check_size(muse, image.width, image.height, tile)
     hole = hole_from_mask(mask, image.width, image.height)
     if not hole.any():
         warn("the mask is empty: there is nothing to draw")
@@ -82,8 +82,7 @@ def outpaint(
     if not any(pad):
         raise ValueError("pad is 0 on all sides; give pixels for left,top,right,bottom")
     left, top, right, bottom = pad
-    size = (left + image.width + right, top + image.height + bottom)
-    checks.check_size(*size, muse.config.tokenizer_hi.side, tile)
+    checks.check_size(muse, left + image.width + right, top + image.height + bottom, tile)
 
     # Pad more than asked on the left and above, up to whole tokens, so that the image starts with a
     # whole token. The surplus is cropped at the end.
@@ -209,7 +208,7 @@ def edits(
     impossible arguments.
     """
     check_arguments(iterations=iterations, share=share, n=n, seed=seed)
-    checks.check_small(image, muse.config.tokenizer_hi.side)
+    checks.check_small(muse, image)
     check_prompts([prompt], negative)
     defaults = {"steps": 1, "top_k": 3}
     defaults = {key: value for key, value in defaults.items() if settings.get(key) is None}
@@ -225,7 +224,6 @@ def edits(
         *_, step = muse.model_steps(muse.base, ids, contexts, sampling, generator, prompts.weights)
         return step.ids
 
-    # A generator of its own, so that wrong arguments are refused before its first item.
     @in_usual_state
     def states(low: torch.Tensor) -> Iterator[torch.Tensor]:
         yield low
@@ -270,11 +268,10 @@ def finish(
     Super-resolution redraws the high-res tokens under low-res tokens that have changed. The others
     stay.
     """
-    side, grid = muse.config.tokenizer_hi.side, muse.config.tokenizer.grid
     check_arguments(seed=seed)
     check_prompts([prompt], negative)
-    checks.check_small(image, side)
-    checks.check_ids("low", low, ("B", grid**2), muse.base.mask_id - 1, muse.device)
+    checks.check_small(muse, image)
+    checks.check_complete(muse, low)
     _, sampling_hi = muse.sampling(**settings)
     before, high = encode(muse, from_pil(image))  # 1 h w each
     _, h, w = before.shape

@@ -12,8 +12,9 @@ tokens, E text width.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from minimuse.plumbing import arguments as checks
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.files import write_json
-from minimuse.plumbing.parts import PARTS, find_model, load_part, read_about, save_part
+from minimuse.plumbing.parts import PARTS, check_model, find_model, load_part, read_about, save_part
 from minimuse.plumbing.prompts import check_prompts, common_weights, parse_prompt, with_style
 from minimuse.plumbing.ranges import check_arguments, later_seed
 from minimuse.plumbing.t5_files import load_t5
@@ -47,21 +48,26 @@ class Prompts(NamedTuple):
 
 
 class Muse:
-    """All parts of a model, on one device, ready to draw images."""
+    """All parts of a model, in float32 on the device that `load` was given, ready to draw."""
 
     def __init__(
         self, config: configs.Config, text: FrozenT5, parts: dict[str, nn.Module], about: dict
     ):
+        check_model(config, parts, about)
         self.config = config
         self.text = text
         self.about = about
-        self.parts = dict(parts)
-        self.tokenizer = self.parts["tokenizer"]
-        self.tokenizer_hi = self.parts["tokenizer_hi"]
-        self.base = self.parts["base"]
-        self.superres = self.parts["superres"]
-        self.decoder = self.parts["decoder"]
+        self.tokenizer = parts["tokenizer"]
+        self.tokenizer_hi = parts["tokenizer_hi"]
+        self.base = parts["base"]
+        self.superres = parts["superres"]
+        self.decoder = parts["decoder"]
         self.device = next(self.base.parameters()).device
+
+    @property
+    def parts(self) -> MappingProxyType:
+        """The parts by name. To replace one, assign to its attribute: `muse.base = ...`."""
+        return MappingProxyType({name: getattr(self, name) for name in PARTS})
 
     @classmethod
     @in_usual_state
@@ -71,7 +77,6 @@ class Muse:
         `t5` is the directory of its text encoder, if that has moved. Errors name the file and the
         remedy: FileNotFoundError for a missing file, ValueError for a wrong one.
         """
-        checks.check_paths(name=name, t5="" if t5 is None else t5)
         checks.check_device(device)
         directory = find_model(name)
         about = read_about(directory)
@@ -95,12 +100,11 @@ class Muse:
         See `save_part` for int8. Another dtype than these and float16 is a ValueError.
         """
         checks.check_dtype(dtype)
-        checks.check_paths(directory=directory)
-        directory = Path(directory)
+        directory = checks.directory_at(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, part in self.parts.items():
             save_part(directory, name, part, dtype)
-        write_json(directory / "config.json", self.about)
+        write_json(directory / "config.json", self.about | {"config": asdict(self.config)})
 
     # --- Drawing ---
     def generate(

@@ -114,7 +114,6 @@ class ImageTokenizer(nn.Module):
         """images (B, 3, H, W) in [-1, 1] -> ids (B, h, w), int64 in 0..K-1.
 
         Computes in float32, since bf16 or TF32 would choose another code where two are close.
-        Raises a ValueError if these are no such images.
         """
         check_images("images", images)
         with full_precision(images.device):

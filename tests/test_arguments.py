@@ -3,6 +3,8 @@
 What is wrong is refused by name before any network runs: `pytest tests/test_arguments.py`.
 """
 
+# ruff: noqa: B023 (the functions made in loops are called in them)
+
 import warnings
 from pathlib import Path
 
@@ -12,13 +14,14 @@ import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from minimuse import edit
-from minimuse.data import from_pil, to_pil
+from minimuse import decode, edit, schedule
+from minimuse.data import Images, from_pil, to_pil
 from minimuse.datasets import load
 from minimuse.decode import Sampling
 from minimuse.metrics.images import psnr, ssim
+from minimuse.metrics.likelihood import masked_nll
 from minimuse.muse import Muse
-from minimuse.plumbing.config import PRESETS
+from minimuse.plumbing.config import PRESETS, override
 from minimuse.plumbing.parts import PARTS, save_part
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import stages
@@ -146,9 +149,9 @@ def test_what_is_no_token_ids(muse, idle, kind):
     change = NOT_IDS[kind]
     for name, ids in (("low", LOW), ("high", HIGH)):
         wrong = {name: change(ids)}
-        refused(f"^{name} ", lambda: muse.draw([PROMPT], **wrong))  # noqa: B023
-        refused(f"^{name} ", lambda: muse.steps([PROMPT], **wrong))  # noqa: B023
-        refused("^ids ", lambda: muse.pixels(change(ids), name))  # noqa: B023
+        refused(f"^{name} ", lambda: muse.draw([PROMPT], **wrong))
+        refused(f"^{name} ", lambda: muse.steps([PROMPT], **wrong))
+        refused("^ids ", lambda: muse.pixels(change(ids), name))
     refused("^ids ", lambda: muse.pixels(change(HIGH), "high", finetuned=False))
     refused("^low ", lambda: edit.finish(muse, PICTURE, PROMPT, change(LOW)))
     if kind not in ("another device", "too few"):
@@ -160,13 +163,13 @@ def test_a_mask_id_is_no_picture(muse, idle):
     hidden = torch.full((1, 64), muse.superres.mask_id)
     words = f"^ids has values {muse.superres.mask_id}..{muse.superres.mask_id}, not 0..63$"
     for finetuned in (True, False):
-        refused(words, lambda: muse.pixels(hidden, "high", finetuned))  # noqa: B023
+        refused(words, lambda: muse.pixels(hidden, "high", finetuned))
     refused("^low has values", lambda: edit.finish(muse, PICTURE, PROMPT, LOW + muse.base.mask_id))
 
 
 @pytest.mark.parametrize("resolution", ["LOW", "hi", "", None, 32, b"low"])
 def test_resolutions_that_there_are_not(muse, idle, resolution):
-    refused("^resolution is .*choose low or high", lambda: muse.pixels(LOW, resolution))
+    refused("^resolution is .*choose one of low, high", lambda: muse.pixels(LOW, resolution))
 
 
 def test_ids_of_the_other_resolution(muse, idle):
@@ -215,7 +218,7 @@ NOT_LISTS = {
 def test_what_is_no_list_of_texts(muse, idle, kind):
     make = NOT_LISTS[kind]
     for call in (muse.draw, muse.steps, muse.embed_prompts):
-        refused("^prompts is .*not a list of texts", lambda: call(make()))  # noqa: B023
+        refused("^prompts is .*not a list of texts", lambda: call(make()))
     refused("^texts is .*not a list of texts", lambda: muse.text(make()))
     refused("^texts is .*not a list of texts", lambda: muse.text.tokenizer.encode(make()))
 
@@ -259,8 +262,8 @@ def test_tuples_of_prompts(muse):
 def test_settings_that_there_are_not(muse, idle, call):
     for name in ("batch", "stpes", "cfg_scale", "sampling"):
         words = f"no setting {name!r}; there is steps, guidance, .*law"
-        refused(words, lambda: call(muse, **{name: 1}), TypeError)  # noqa: B023
-        refused(words, lambda: call(muse, **{name: None}), TypeError)  # noqa: B023
+        refused(words, lambda: call(muse, **{name: 1}), TypeError)
+        refused(words, lambda: call(muse, **{name: None}), TypeError)
 
 
 def test_draw_says_where_settings_go(muse, idle):
@@ -275,8 +278,8 @@ def test_draw_says_where_settings_go(muse, idle):
 def test_what_is_no_sampling(muse, idle, wrong):
     for name in ("sampling", "sampling_hi"):
         words = rf"^{name} is .*not a Sampling; muse.sampling\(steps=3\)"
-        refused(words, lambda: muse.draw([PROMPT], **{name: wrong}))  # noqa: B023
-        refused(words, lambda: muse.steps([PROMPT], **{name: wrong}))  # noqa: B023
+        refused(words, lambda: muse.draw([PROMPT], **{name: wrong}))
+        refused(words, lambda: muse.steps([PROMPT], **{name: wrong}))
 
 
 @pytest.mark.parametrize("wrong", ["no", 1, 0, None, "True", np.True_])
@@ -353,7 +356,7 @@ def test_floats_of_any_size(muse):
 def test_what_is_no_hole(muse, idle, hole):
     words = r"^hole is .*bool tensor \(32, 32\)"
     for keep_pixels in (False, True):
-        refused(words, lambda: edit.fill(muse, PIXELS, hole, PROMPT, keep_pixels=keep_pixels))  # noqa: B023
+        refused(words, lambda: edit.fill(muse, PIXELS, hole, PROMPT, keep_pixels=keep_pixels))
     refused(words, lambda: edit.encode_around(muse, PIXELS, hole))
 
 
@@ -423,6 +426,103 @@ def test_an_image_too_large_to_be_finished(muse, idle):
     refused("40x32.*32x32", lambda: edit.edits(muse, large, PROMPT))
 
 
+# --- Data of one's own ---
+BYTES = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+CAPTIONS = [("a",), ("b", "c")]
+
+
+@pytest.mark.parametrize(
+    "pixels, captions, names, words",
+    [
+        (BYTES.float() / 127.5 - 1, CAPTIONS, ["a", "b"], "^pixels is .*torch.uint8$"),
+        (BYTES.permute(0, 2, 3, 1), CAPTIONS, ["a", "b"], "^pixels is .*(M, 3, H, W)"),
+        (BYTES.numpy(), CAPTIONS, ["a", "b"], "^pixels is .*ndarray"),
+        (BYTES[0], CAPTIONS, ["a", "b"], "^pixels is "),
+        (BYTES, CAPTIONS[:1], ["a", "b"], "2 images, captions for 1, and 2 names"),
+        (BYTES, CAPTIONS, ["a", "b", "c"], "2 images, captions for 2, and 3 names"),
+        (BYTES, ["a red thing"] * 2, ["a", "b"], "^captions has 'a red thing'; give a tuple"),
+        (BYTES, [("a",), ()], ["a", "b"], r"^captions has \(\).*; give a tuple"),
+        (BYTES, [("a",), (None,)], ["a", "b"], "^a caption is None.*not a text"),
+    ],
+)
+def test_what_is_no_dataset(pixels, captions, names, words):
+    """Captions that are texts would be trained on letter by letter."""
+    refused(words, lambda: Images(pixels, captions, names))
+
+
+# --- Random numbers ---
+@pytest.mark.parametrize("generator", [None, 3, "cpu", np.random.default_rng(0)])
+def test_random_numbers_come_from_a_generator(generator):
+    """PyTorch would take None for its global one, which belongs to the caller."""
+    words = "^generator is .*, not a torch.Generator"
+    before = torch.get_rng_state()
+    refused(words, lambda: schedule.sample_ratios(2, generator))
+    refused(words, lambda: schedule.random_masks(torch.tensor([2]), 4, generator))
+    refused(words, lambda: decode.gumbel((2, 2), generator))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_remembered_stays_as_it_is():
+    decode.halton_order(36).zero_()
+    assert sorted(decode.halton_order(36).tolist()) == list(range(36))
+    with torch.device("meta"):  # another size: it is not remembered yet
+        assert decode.halton_order(49).device == torch.device("cpu")
+    assert sorted(decode.halton_order(49).tolist()) == list(range(49))
+
+
+# --- Measures ---
+@pytest.mark.parametrize("ratio", [0, -1, 2, float("nan"), None])
+def test_fractions_of_hidden_tokens(muse, ratio):
+    refused("^ratio is", lambda: masked_nll(muse.base, LOW, None, ratio))
+
+
+def test_ids_as_a_cache_stores_them(muse):
+    text, visible = muse.text([PROMPT])
+
+    def context(rows):
+        return muse.base.context(text[rows], visible[rows])
+
+    assert masked_nll(muse.base, LOW.int(), context, 0.5) == masked_nll(
+        muse.base, LOW, context, 0.5
+    )
+
+
+def test_a_measure_does_not_depend_on_the_default_device():
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.device("meta"):
+        assert ssim(x, x) == pytest.approx(1.0)
+
+
+# --- Messages ---
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("steps", "3", "^steps is '3', not a whole number"),
+        ("guidance", "", "^guidance is '', not a number"),
+        ("ramp", np.bool_(True), r"^ramp is True, of type numpy\.bool_?, not True or False$"),
+        ("guided", np.array([0.0, 1.0]), r"^guided is \[0\. 1\.\], of type numpy.ndarray, not 2"),
+        ("top_k", torch.tensor(3), "^top_k is .*of type torch.Tensor, not a whole number"),
+        ("law", [], r"^law is \[\], not a name"),
+        ("law", "circle", "^law is 'circle'; choose one of exp, cubic"),
+        ("sampler", "best", "^sampler is 'best'; choose one of confidence, "),
+    ],
+)
+def test_a_value_of_another_type_is_shown_with_it(name, value, words):
+    """Not "steps is 3, not a whole number"."""
+    refused(words, lambda: Sampling(**{name: value}))
+
+
+def test_assignments_are_a_list():
+    refused("^assignments is .*not a list", lambda: override(PRESETS["tiny"], "base.width=64"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float64, torch.int8, torch.float16])
+def test_precisions_of_the_text_encoder(dtype):
+    refused(
+        "^dtype is .*; take torch.float32 or torch.bfloat16", lambda: load_t5("t5-toy", dtype=dtype)
+    )
+
+
 # --- Generators ---
 def test_generators_check_their_arguments_at_once(muse, idle):
     """Not with their first item, in another place."""
@@ -430,7 +530,7 @@ def test_generators_check_their_arguments_at_once(muse, idle):
     refused("nothing to draw", lambda: muse.steps([]))
     for wrong in ({"iterations": -1}, {"share": 0}, {"n": 0}, {"seed": None}, {"guidance": -1}):
         (name,) = wrong
-        refused(f"^{name} is", lambda: edit.edits(muse, PICTURE, PROMPT, **wrong))  # noqa: B023
+        refused(f"^{name} is", lambda: edit.edits(muse, PICTURE, PROMPT, **wrong))
 
 
 # --- Warnings ---

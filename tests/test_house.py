@@ -36,6 +36,7 @@ LEVELS = [
         "plumbing.messages",
         "plumbing.precision",
         "plumbing.ranges",
+        "plumbing.remembered",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from minimuse.plumbing.arguments import check_same_shape
+from minimuse.plumbing.caller_state import in_usual_state
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -18,6 +19,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((10 * torch.log10(peak / errors)).mean())
 
 
+@in_usual_state
 def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
     """Mean structural similarity of images (B, 3, H, W) in [-1, 1]: 1 for equal ones.
 

@@ -11,6 +11,7 @@ other one may use this one.
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,6 +76,12 @@ def check_start(muse: Any, batch: int, low: Any, high: Any) -> None:
         check_ids("high", high, (batch, grid_hi**2), muse.superres.mask_id, muse.device)
 
 
+def check_complete(muse: Any, low: Any) -> None:
+    """Check low-res ids (B, N) of which none is hidden."""
+    shape = ("B", muse.config.tokenizer.grid**2)
+    check_ids("low", low, shape, muse.base.mask_id - 1, muse.device)
+
+
 def check_grid(ids: Any, grid: int, top: int, device: torch.device) -> None:
     """Check ids of images: (B, h, w) of any size, or (B, N) of grid x grid tokens."""
     is_flat = not isinstance(ids, torch.Tensor) or ids.dim() == 2
@@ -121,6 +128,23 @@ def check_dtype(dtype: Any) -> None:
         raise ValueError(f"dtype is {described(dtype)}; choose {names} or {DTYPES[-1]}")
 
 
+def check_dataset(pixels: Any, captions: Any, names: Any) -> None:
+    """Check images (M, 3, H, W) of bytes, and tuples of captions and names, as many of each."""
+    is_bytes = isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8
+    if not is_bytes or pixels.dim() != 4 or pixels.shape[1] != 3 or 0 in pixels.shape[2:]:
+        raise ValueError(f"pixels is {described(pixels)}, not a tensor (M, 3, H, W) of torch.uint8")
+    if not len(pixels) == len(captions) == len(names):
+        raise ValueError(
+            f"there are {len(pixels)} images, captions for {len(captions)}, and {len(names)} names"
+        )
+    for of_one_image in captions:
+        if not isinstance(of_one_image, (tuple, list)) or not of_one_image:
+            raise ValueError(
+                f"captions has {described(of_one_image)}; give a tuple of texts for each image"
+            )
+        check_texts("captions", of_one_image, "a caption")
+
+
 # --- PIL images ---
 def check_pictures(**images: Any) -> None:
     """Check PIL images: with pixels, and of 8 bits a channel."""
@@ -138,9 +162,10 @@ def check_pictures(**images: Any) -> None:
             )
 
 
-def check_small(image: Any, side: int) -> None:
-    """Check a PIL image that is edited without a mask: at most side x side pixels."""
+def check_small(muse: Any, image: Any) -> None:
+    """Check a PIL image that a `Muse` edits without a mask: not larger than in training."""
     check_pictures(image=image)
+    side = muse.config.tokenizer_hi.side
     if max(image.size) > side:
         raise ValueError(
             f"the image is {image.width}x{image.height}; "
@@ -148,7 +173,7 @@ def check_small(image: Any, side: int) -> None:
         )
 
 
-def check_size(width: int, height: int, side: int, tile: bool) -> None:
+def check_size(muse: Any, width: int, height: int, tile: bool) -> None:
     """Refuse an image above four times the training side, unless `tile` is set.
 
     Such an image takes many windows, and so a long time. All of it is decoded at once, so tiles
@@ -158,9 +183,10 @@ def check_size(width: int, height: int, side: int, tile: bool) -> None:
         raise ValueError(
             f"the image is {width}x{height}; at most {MOST_PIXELS:,} pixels are drawn: shrink it"
         )
-    if max(width, height) > 4 * side and not tile:
+    most = 4 * muse.config.tokenizer_hi.side
+    if max(width, height) > most and not tile:
         raise ValueError(
-            f"the image is {width}x{height}; at most {4 * side}x{4 * side} is drawn "
+            f"the image is {width}x{height}; at most {most}x{most} is drawn "
             "unless you ask for tiles by tile=True (--tile): shrink it, or ask"
         )
 
@@ -199,7 +225,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Check a value that has a few names."""
     choices = list(choices)
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} is {described(value)}; choose {' or '.join(choices)}")
+        raise ValueError(f"{name} is {described(value)}; choose one of {', '.join(choices)}")
 
 
 def check_paths(**paths: Any) -> None:
@@ -207,6 +233,17 @@ def check_paths(**paths: Any) -> None:
     for name, path in paths.items():
         if not isinstance(path, (str, os.PathLike)):
             raise ValueError(f"{name} is {described(path)}, not a name or a path")
+
+
+def directory_at(path: Any) -> Path:
+    """The directory to write to, at a path; "~" is the home directory."""
+    check_paths(directory=path)
+    if not str(path).strip():
+        raise ValueError("directory is empty; give a path, such as runs/mine")
+    directory = Path(path).expanduser()
+    if directory.is_file():
+        raise ValueError(f"directory is {str(path)!r}, a file; give a directory")
+    return directory
 
 
 def check_device(device: Any) -> None:

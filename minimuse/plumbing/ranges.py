@@ -67,6 +67,12 @@ def each(element: Range, least: int, most: int) -> Range:
 
 
 SWITCH = Range(bool, "True or False", lambda value: isinstance(value, bool))
+GENERATOR = Range(
+    object,
+    "a torch.Generator",
+    # By name: this file is read before PyTorch is.
+    lambda value: type(value).__module__.startswith("torch") and hasattr(value, "manual_seed"),
+)
 TEXT = Range(str, "a name", lambda value: isinstance(value, str))
 
 # --- Settings, by the name of their dataclass ---
@@ -182,6 +188,9 @@ ARGUMENTS: dict[str, Range] = {
     "finetuned": SWITCH,
     "keep_pixels": SWITCH,
     "tile": SWITCH,
+    "resume": SWITCH,
+    "generator": GENERATOR,
+    "ratio": number(0, 1, above=True),
 }
 
 
@@ -234,7 +243,7 @@ def check_tokenizer(config: Any) -> None:
 def check(name: str, value: Any, allowed: Range) -> None:
     """Raise a ValueError that names key, value and range."""
     if not allowed.accepts(value):
-        raise ValueError(f"{name} is {shown(value)}, not {allowed.words}")
+        raise ValueError(f"{name} is {typed(value)}, not {allowed.words}")
 
 
 def ranges_of(kind: type) -> dict[str, Range]:
@@ -243,6 +252,15 @@ def ranges_of(kind: type) -> dict[str, Range]:
     for parent in reversed(kind.__mro__):
         ranges |= SETTINGS.get(parent.__name__, {})
     return ranges
+
+
+def typed(value: Any) -> str:
+    """A value in a message, with its type where that is what may be wrong."""
+    if isinstance(value, str):
+        return repr(shown(value))
+    if value is None or type(value) in (bool, int, float, tuple, list, dict):
+        return shown(value)
+    return f"{shown(value)}, of type {type(value).__module__}.{type(value).__name__}"
 
 
 def shown(value: Any) -> str:

@@ -32,9 +32,11 @@ from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.lock import one_process_at_a_time
 from minimuse.plumbing.parts import PARTS, build, load_part, read_about, save_part
 from minimuse.plumbing.places import DATA_NAMES, data_place
+from minimuse.plumbing.ranges import check_arguments
 from minimuse.plumbing.stopping import finish_first
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import cache, parallel
+from minimuse.runs.arguments import check_training
 from minimuse.runs.directory import (
     check_nothing_exists,
     check_same_model,
@@ -71,7 +73,7 @@ WORDS_FOR_START = 2**17
 @in_usual_state
 def train_all(
     stages: tuple[str, ...],
-    out: Path,
+    out: str | Path,
     config: Config,
     data: str,
     text: FrozenT5,
@@ -84,7 +86,10 @@ def train_all(
 
     Without `resume`, a part or a checkpoint of one of the stages in OUT is an error.
     """
+    check_training(stages, out, config, data, text, text_name)
+    check_arguments(seed=seed, resume=resume)
     check_device(device)
+    out, seed = Path(out), int(seed)
     about = describe_model(config, data, text, text_name, seed)
     check_same_model(out, about)
     todo = pending(stages, out, resume)
