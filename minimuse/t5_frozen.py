@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from minimuse.plumbing.arguments import check_texts
+from minimuse.plumbing.arguments import check_list, check_texts
 from minimuse.plumbing.messages import warn
 from minimuse.plumbing.precision import full_precision
 from minimuse.plumbing.ranges import check_arguments, check_settings
@@ -241,7 +241,7 @@ class TextTokenizer:
         An empty text is an all-False row, the null caption. A text of more than `max_length` tokens
         is cut, with a warning.
         """
-        check_texts("texts", texts)
+        check_list("texts", texts)
         check_arguments(max_length=max_length)
         rows = [with_eos(row) for row in self.pieces.encode(list(texts))]
         longest = max((len(row) for row in rows), default=0)
@@ -292,6 +292,7 @@ class FrozenT5:
 
         Computes in the precision of the weights, in training as in drawing.
         """
+        check_texts("texts", texts)
         ids, mask = self.tokenizer.encode(texts, max_length)
         ids, mask = ids.to(self.device), mask.to(self.device)
         with full_precision(self.device):

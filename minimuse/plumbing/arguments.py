@@ -192,10 +192,15 @@ def check_size(muse: Any, width: int, height: int, tile: bool) -> None:
 
 
 # --- Texts ---
-def check_texts(name: str, texts: Any, element: str = "a text") -> None:
-    """Check a list or a tuple of texts; `element` is what messages call one of them."""
+def check_list(name: str, texts: Any) -> None:
+    """Check a list or a tuple; what it holds is not looked at."""
     if not isinstance(texts, (list, tuple)):
         raise ValueError(f"{name} is {described(texts)}, not a list of texts; list(...) makes one")
+
+
+def check_texts(name: str, texts: Any, element: str = "a text") -> None:
+    """Check a list or a tuple of texts; `element` is what messages call one of them."""
+    check_list(name, texts)
     for text in texts:
         check_is_text(element, text)
 
