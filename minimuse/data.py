@@ -21,6 +21,8 @@ from einops import rearrange
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
+from minimuse.plumbing.arguments import check_dataset, check_images
+
 ASSETS = files("minimuse.assets")  # the files that ship with the package: presets, emoji, weights
 
 
@@ -32,6 +34,9 @@ class Images:
     pixels: torch.Tensor  # (M, 3, H, W) uint8
     captions: list[tuple[str, ...]]  # one or more captions for each image, the plainest first
     names: list[str]
+
+    def __post_init__(self) -> None:
+        check_dataset(self.pixels, self.captions, self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -134,6 +139,7 @@ def from_pil(image: Image.Image) -> torch.Tensor:
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """Images (B, 3, H, W) in [-1, 1] -> a list of B PIL images."""
+    check_images("images", images, values=False)
     pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
     pixels = rearrange(pixels, "B C H W -> B H W C")
     return [Image.fromarray(array.numpy()) for array in pixels]

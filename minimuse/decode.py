@@ -17,14 +17,15 @@ M hidden tokens of the whole batch.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from minimuse import schedule
-from minimuse.plumbing.ranges import check_settings
+from minimuse.plumbing.arguments import check_choice
+from minimuse.plumbing.ranges import check_arguments, check_settings
+from minimuse.plumbing.remembered import remembers_tensors
 from minimuse.transformer import Context
 
 # Up to this many tokens (B N), a CPU runs conditional and unconditional rows faster in one batch.
@@ -57,15 +58,13 @@ class Sampling:
         start, end = self.guided
         if start > end:
             raise ValueError(f"guided is {self.guided}; give the smaller fraction first")
-        if self.sampler not in SAMPLERS:
-            names = ", ".join(SAMPLERS)
-            raise ValueError(f"sampler is {self.sampler!r}; choose one of {names}")
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("law", self.law, schedule.LAWS)
         if self.sampler == "random" and self.choice_temperature == 0:
             raise ValueError(
                 "choice_temperature is 0, and the random sampler sorts tokens by that noise: "
                 "give more than 0"
             )
-        schedule.check_law(self.law)
 
 
 class Step(NamedTuple):
@@ -253,6 +252,7 @@ def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0) -> T
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise -log(-log(u)) on the CPU: float32, since bf16 is not always finite."""
+    check_arguments(generator=generator)
     u = torch.rand(shape, generator=generator, dtype=torch.float32).clamp_(1e-20, 1 - 1e-7)
     return u.log_().neg_().log_().neg_()  # In place: the noise is as large as the logits.
 
@@ -315,7 +315,7 @@ def entropy(
 SAMPLERS = {"confidence": confidence, "halton": halton, "random": random, "entropy": entropy}
 
 
-@lru_cache
+@remembers_tensors
 def halton_order(tokens: int) -> Tensor:
     """The rank (N,) of each token of a square grid in the Halton sequence, which fills it evenly.
 

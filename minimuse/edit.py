@@ -13,7 +13,6 @@ Source: Muse (2301.00704), section 3.3.
 Letters: B images, H W pixels, h w tokens, N = h w.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,10 +33,11 @@ from minimuse.holes import (
     round_up,
 )
 from minimuse.muse import Muse
+from minimuse.plumbing import arguments as checks
 from minimuse.plumbing.caller_state import in_usual_state
+from minimuse.plumbing.messages import warn
+from minimuse.plumbing.prompts import check_prompts
 from minimuse.plumbing.ranges import check_arguments, later_seed
-
-MOST_PIXELS = 2**22
 
 
 # --- Inpainting and outpainting ---
@@ -52,13 +52,15 @@ def inpaint(
 ) -> list[Image.Image]:
     """Redraw the image for the prompt where the mask is white. `settings`: see `fill`.
 
-    A large image is a ValueError unless `tile` is set: see `check_size`. An empty mask is a
-    warning.
+    A large image is a ValueError unless `tile` is set: see `plumbing/arguments.py`. An empty mask
+    is a warning.
     """
-    check_size(muse, image.width, image.height, tile)
+    check_arguments(tile=tile)
+    checks.check_pictures(image=image, mask=mask)
+    checks.check_size(muse, image.width, image.height, tile)
     hole = hole_from_mask(mask, image.width, image.height)
     if not hole.any():
-        warnings.warn("nothing in the mask is white: nothing is drawn anew", stacklevel=2)
+        warn("nothing in the mask is white: nothing is drawn anew")
     return fill(muse, from_pil(image), hole, prompt, **settings)
 
 
@@ -75,11 +77,12 @@ def outpaint(
 
     Negative or no padding is a ValueError; so is a large result unless `tile` is set.
     """
-    check_arguments(pad=pad)
+    check_arguments(pad=pad, tile=tile)
+    checks.check_pictures(image=image)
     if not any(pad):
         raise ValueError("pad is 0 on all sides; give pixels for left,top,right,bottom")
     left, top, right, bottom = pad
-    check_size(muse, left + image.width + right, top + image.height + bottom, tile)
+    checks.check_size(muse, left + image.width + right, top + image.height + bottom, tile)
 
     # Pad more than asked on the left and above, up to whole tokens, so that the image starts with a
     # whole token. The surplus is cropped at the end.
@@ -110,11 +113,12 @@ def fill(
 
     With `keep_pixels` the pixels outside the hole stay too. `settings`: as in `Muse.generate`.
     """
-    check_arguments(n=n, seed=seed)
+    check_arguments(n=n, seed=seed, keep_pixels=keep_pixels)
+    check_prompts([prompt], negative)
+    sampling = muse.sampling(**settings)
     low, high = encode_around(muse, pixels, hole)  # 1 h w each
     low = repeat(low, "1 h w -> B h w", B=n).clone()
     high = repeat(high, "1 h w -> B h w", B=n).clone()
-    sampling = muse.sampling(**settings)
     grid = muse.config.tokenizer.grid
 
     # All B rows have the same hole, so the first one tells which tokens are still hidden.
@@ -127,7 +131,7 @@ def fill(
     H, W = hole.shape
     drawn = muse.pixels(high, "high")[..., :H, :W].cpu()  # B 3 H W
     if keep_pixels:
-        drawn = feather(drawn, pixels, hole)
+        drawn = feather(drawn, pixels.cpu(), hole.cpu())
     return to_pil(drawn)
 
 
@@ -204,17 +208,14 @@ def edits(
     impossible arguments.
     """
     check_arguments(iterations=iterations, share=share, n=n, seed=seed)
-    side = muse.config.tokenizer_hi.side
-    if max(image.size) > side:
-        raise ValueError(
-            f"the image is {image.width}x{image.height}; "
-            f"at most {side}x{side} can be edited without a mask: shrink it"
-        )
+    checks.check_small(muse, image)
+    check_prompts([prompt], negative)
+    defaults = {"steps": 1, "top_k": 3}
+    defaults = {key: value for key, value in defaults.items() if settings.get(key) is None}
+    sampling, _ = muse.sampling(**settings | defaults)
     low, _ = encode(muse, from_pil(image))  # 1 h w
     low = low.flatten(1).repeat(n, 1)  # B N
     generator = torch.Generator().manual_seed(int(seed))
-    given = {name: value for name, value in settings.items() if value is not None}
-    sampling, _ = muse.sampling(**{"steps": 1, "top_k": 3, **given})
     prompts = muse.embed_prompts([prompt] * n, negative)
     contexts = muse.contexts(muse.base, prompts, sampling.guidance)  # for all iterations
 
@@ -223,10 +224,14 @@ def edits(
         *_, step = muse.model_steps(muse.base, ids, contexts, sampling, generator, prompts.weights)
         return step.ids
 
-    yield low
-    for _ in range(iterations):
-        low = resample(low, muse.base.mask_id, share, generator, draw)
+    @in_usual_state
+    def states(low: torch.Tensor) -> Iterator[torch.Tensor]:
         yield low
+        for _ in range(iterations):
+            low = resample(low, muse.base.mask_id, share, generator, draw)
+            yield low
+
+    return states(low)
 
 
 def resample(
@@ -263,12 +268,16 @@ def finish(
     Super-resolution redraws the high-res tokens under low-res tokens that have changed. The others
     stay.
     """
+    check_arguments(seed=seed)
+    check_prompts([prompt], negative)
+    checks.check_small(muse, image)
+    checks.check_complete(muse, low)
+    _, sampling_hi = muse.sampling(**settings)
     before, high = encode(muse, from_pil(image))  # 1 h w each
     _, h, w = before.shape
     ratio = high.shape[1] // h
     changed = changed_below(before[0], low.view(-1, h, w), ratio)  # B h_hi w_hi
     high = high.masked_fill(changed, muse.superres.mask_id).flatten(1)  # B N_hi
-    _, sampling_hi = muse.sampling(**settings)
     # No low-res token is hidden, so all steps are of super-resolution.
     for _, step in muse.steps(
         [prompt] * len(low), negative, sampling_hi=sampling_hi, seed=seed, low=low, high=high
@@ -294,8 +303,10 @@ def encode(muse: Muse, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     Pixels are repeated at the right and at the bottom up to whole low-res tokens, and at least to
     the size of training images. Callers crop what they draw.
     """
+    checks.check_images("pixels", pixels, "(3, H, W)")
     side = muse.config.tokenizer_hi.side
-    pixels = pad_to_tokens(pixels[None].to(muse.device), low_res_unit(muse), side)  # 1 3 H' W'
+    pixels = pixels[None].to(muse.device, torch.float32)  # 1 3 H W
+    pixels = pad_to_tokens(pixels, low_res_unit(muse), side)  # 1 3 H' W'
     low = muse.tokenizer.encode(halve(pixels))
     high = muse.tokenizer_hi.encode(pixels)
     return low, high
@@ -305,6 +316,7 @@ def encode_around(
     muse: Muse, pixels: torch.Tensor, hole: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`encode` pixels (3, H, W), with mask ids where a token touches the hole (H, W)."""
+    checks.check_hole(hole, pixels)
     low, high = encode(muse, pixels)  # 1 h w each
     unit = low_res_unit(muse)
     H, W = hole.shape
@@ -320,21 +332,3 @@ def encode_around(
 def low_res_unit(muse: Muse) -> int:
     """The side of a low-res token, in pixels of the high-res image, which is twice as large."""
     return 2 * muse.config.tokenizer.factor
-
-
-def check_size(muse: Muse, width: int, height: int, tile: bool) -> None:
-    """Refuse an image above four times the training side, unless `tile` is set.
-
-    Such an image takes many windows, and so a long time. All of it is decoded at once, so tiles
-    have an end, too.
-    """
-    if width * height > MOST_PIXELS:
-        raise ValueError(
-            f"the image is {width}x{height}; at most {MOST_PIXELS:,} pixels are drawn: shrink it"
-        )
-    most = 4 * muse.config.tokenizer_hi.side
-    if max(width, height) > most and not tile:
-        raise ValueError(
-            f"the image is {width}x{height}; at most {most}x{most} is drawn "
-            "unless you ask for tiles (--tile): shrink it, or ask"
-        )

@@ -9,7 +9,6 @@ Letters: B images, H W pixels, h w tokens.
 """
 
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from minimuse.data import on_white
+from minimuse.plumbing.messages import warn
 
 
 def hole_from_mask(mask: Image.Image, width: int, height: int) -> torch.Tensor:
@@ -25,10 +25,9 @@ def hole_from_mask(mask: Image.Image, width: int, height: int) -> torch.Tensor:
     A mask of another size than width x height is resized, with a warning.
     """
     if mask.size != (width, height):
-        warnings.warn(
+        warn(
             f"the mask is {mask.width}x{mask.height} and the image {width}x{height}; "
-            "the mask is resized",
-            stacklevel=3,
+            "the mask is resized"
         )
         mask = mask.resize((width, height), Image.Resampling.NEAREST)
     grey = np.array(on_white(mask).convert("L"))

@@ -12,8 +12,9 @@ tokens, E text width.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +25,13 @@ from torch import nn
 from minimuse.data import to_pil
 from minimuse.decode import Sampling, Step, decode
 from minimuse.device import autocast
+from minimuse.plumbing import arguments as checks
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.files import write_json
-from minimuse.plumbing.parts import PARTS, find_model, load_part, read_about, save_part
+from minimuse.plumbing.parts import PARTS, check_model, find_model, load_part, read_about, save_part
 from minimuse.plumbing.prompts import check_prompts, common_weights, parse_prompt, with_style
-from minimuse.plumbing.ranges import check_arguments, check_ids, later_seed
+from minimuse.plumbing.ranges import check_arguments, later_seed
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.t5_frozen import FrozenT5
 from minimuse.transformer import Context
@@ -46,21 +48,26 @@ class Prompts(NamedTuple):
 
 
 class Muse:
-    """All parts of a model, on one device, ready to draw images."""
+    """All parts of a model, in float32 on the device that `load` was given, ready to draw."""
 
     def __init__(
         self, config: configs.Config, text: FrozenT5, parts: dict[str, nn.Module], about: dict
     ):
+        check_model(config, parts, about)
         self.config = config
         self.text = text
         self.about = about
-        self.parts = dict(parts)
-        self.tokenizer = self.parts["tokenizer"]
-        self.tokenizer_hi = self.parts["tokenizer_hi"]
-        self.base = self.parts["base"]
-        self.superres = self.parts["superres"]
-        self.decoder = self.parts["decoder"]
+        self.tokenizer = parts["tokenizer"]
+        self.tokenizer_hi = parts["tokenizer_hi"]
+        self.base = parts["base"]
+        self.superres = parts["superres"]
+        self.decoder = parts["decoder"]
         self.device = next(self.base.parameters()).device
+
+    @property
+    def parts(self) -> MappingProxyType:
+        """The parts by name. To replace one, assign to its attribute: `muse.base = ...`."""
+        return MappingProxyType({name: getattr(self, name) for name in PARTS})
 
     @classmethod
     @in_usual_state
@@ -70,6 +77,7 @@ class Muse:
         `t5` is the directory of its text encoder, if that has moved. Errors name the file and the
         remedy: FileNotFoundError for a missing file, ValueError for a wrong one.
         """
+        checks.check_device(device)
         directory = find_model(name)
         about = read_about(directory)
         config = configs.from_json(about["config"])
@@ -78,7 +86,7 @@ class Muse:
         if text.fingerprint != expected:
             raise ValueError(
                 f"{directory} was trained with text encoder {expected}, not {text.fingerprint}; "
-                f"give its directory with --t5"
+                f"give its directory as t5 (--t5)"
             )
         parts = {}
         for name in PARTS:
@@ -89,13 +97,14 @@ class Muse:
     def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write config.json and the weights; bf16 halves the files, int8 quarters them.
 
-        See `save_part` for int8.
+        See `save_part` for int8. Another dtype than these and float16 is a ValueError.
         """
-        directory = Path(directory)
+        checks.check_dtype(dtype)
+        directory = checks.directory_at(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, part in self.parts.items():
             save_part(directory, name, part, dtype)
-        write_json(directory / "config.json", self.about)
+        write_json(directory / "config.json", self.about | {"config": asdict(self.config)})
 
     # --- Drawing ---
     def generate(
@@ -129,11 +138,12 @@ class Muse:
         """Draw low-res (B, 3, H/2, W/2) and high-res images (B, 3, H, W), one for each prompt.
 
         `batch` images are drawn at a time; each batch has its own seed, seed + its first image, so
-        an image depends on `batch`. The other arguments: see `steps`.
+        an image depends on `batch`. `settings` are the other arguments of `steps`.
         """
+        checks.check_draw_arguments(settings, ("negative", "sampling", "sampling_hi", "plain"))
         check_arguments(batch=batch, seed=seed)
         check_prompts(prompts)
-        self.check_start(len(prompts), low, high)
+        checks.check_start(self, len(prompts), low, high)
         lows, highs = [], []
         for start in range(0, len(prompts), batch):
             rows = slice(start, start + batch)
@@ -166,29 +176,36 @@ class Muse:
         `low` and `high` are token ids (B, N) to start from, with mask ids where tokens are hidden;
         None hides all. With `plain`, prompts are taken literally: see `embed_prompts`.
         """
-        check_arguments(seed=seed)
+        check_arguments(seed=seed, plain=plain)
+        check_prompts(prompts, negative)
+        checks.check_samplings(Sampling, sampling=sampling, sampling_hi=sampling_hi)
         B = len(prompts)
-        self.check_start(B, low, high)
+        checks.check_start(self, B, low, high)
         sampling = sampling or self.config.sampling
         sampling_hi = sampling_hi or self.config.sampling_hi
         generator = torch.Generator().manual_seed(int(seed))
         embedded = self.embed_prompts(prompts, negative, plain)
         weights = embedded.weights
-
         if low is None:
             low = self.hidden_grid(self.base, self.config.tokenizer.grid, B)
-        contexts = self.contexts(self.base, embedded, sampling.guidance)
-        for step in self.model_steps(self.base, low, contexts, sampling, generator, weights):
-            low = step.ids
-            yield "low", step
-
         if high is None:
             high = self.hidden_grid(self.superres, self.config.tokenizer_hi.grid, B)
-        contexts = self.contexts(self.superres, embedded, sampling_hi.guidance, low)
-        for step in self.model_steps(
-            self.superres, high, contexts, sampling_hi, generator, weights
-        ):
-            yield "high", step
+
+        # A generator of its own, so that wrong arguments are refused before its first step.
+        @in_usual_state
+        def decoded(low: torch.Tensor) -> Iterator[tuple[str, Step]]:
+            contexts = self.contexts(self.base, embedded, sampling.guidance)
+            for step in self.model_steps(self.base, low, contexts, sampling, generator, weights):
+                low = step.ids
+                yield "low", step
+
+            contexts = self.contexts(self.superres, embedded, sampling_hi.guidance, low)
+            for step in self.model_steps(
+                self.superres, high, contexts, sampling_hi, generator, weights
+            ):
+                yield "high", step
+
+        return decoded(low)
 
     def model_steps(
         self,
@@ -209,11 +226,6 @@ class Muse:
 
         return decode(model_pass, ids, model.mask_id, context, uncond, sampling, generator, weights)
 
-    def check_start(self, B: int, low: Any, high: Any) -> None:
-        """Raise a ValueError if ids to start from are neither None nor (B, N) ids of this model."""
-        check_ids("low", low, (B, self.config.tokenizer.grid**2), self.base.mask_id)
-        check_ids("high", high, (B, self.config.tokenizer_hi.grid**2), self.superres.mask_id)
-
     def hidden_grid(self, model: nn.Module, grid: int, batch: int) -> torch.Tensor:
         """Token ids (B, N) of grids in which every token is hidden."""
         return torch.full((batch, grid**2), model.mask_id, device=self.device)
@@ -226,7 +238,10 @@ class Muse:
         ids (B, h, w), or (B, N) of a square grid, are of `resolution` "low" or "high". Without
         `finetuned`, high-res ids go through the tokenizer's own decoder.
         """
+        check_arguments(finetuned=finetuned)
+        checks.check_choice("resolution", resolution, ("low", "high"))
         tokenizer = self.tokenizer if resolution == "low" else self.tokenizer_hi
+        checks.check_grid(ids, tokenizer.config.grid, tokenizer.config.codes - 1, self.device)
         if ids.dim() == 2:
             ids = rearrange(ids, "B (h w) -> B h w", h=tokenizer.config.grid)
         with autocast(self.device):
@@ -241,6 +256,7 @@ class Muse:
 
         A setting that is None is not replaced. `steps` is for the base model only.
         """
+        checks.check_setting_names(settings, Sampling.__dataclass_fields__)
         given = {name: value for name, value in settings.items() if value is not None}
         low = replace(self.config.sampling, **given)
         given.pop("steps", None)
@@ -255,6 +271,7 @@ class Muse:
         prompt names none: see `plumbing/prompts.py`. `plain` takes prompts as they are. No prompts,
         or prompts whose weights differ from image to image, are ValueErrors.
         """
+        check_arguments(plain=plain)
         check_prompts(prompts, negative, plain)
         pairs = {}
         for prompt in dict.fromkeys(prompts):

@@ -17,6 +17,7 @@ import math
 import numpy as np
 import torch
 
+from minimuse.plumbing.arguments import check_choice
 from minimuse.plumbing.ranges import check_arguments
 
 # MaskGIT's `exp` and `log` schedules depend on the number of tokens. It is fixed here, so that
@@ -37,18 +38,12 @@ LAWS = {
 }
 
 
-def check_law(law: str) -> None:
-    """Raise a ValueError if there is no schedule of this name."""
-    if law not in LAWS:
-        raise ValueError(f"unknown schedule {law!r}; choose one of {', '.join(LAWS)}")
-
-
 def gamma(u: float | np.ndarray, law: str = "cosine") -> np.ndarray:
     """The mask ratio r = gamma(u) when the fraction u of decoding is done.
 
     Both are float64 in [0, 1]. An unknown `law` is a ValueError. Source: MaskGIT, section 3.3.
     """
-    check_law(law)
+    check_choice("law", law, LAWS)
     masked = LAWS[law](np.asarray(u, dtype=np.float64))
     # Rounding can leave [0, 1] by a last bit: cos(pi / 2) is 6e-17, not 0.
     return np.clip(masked, 0.0, 1.0)
@@ -62,6 +57,7 @@ def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -
     decoding. For the cosine schedule this is inverse transform sampling of Muse's density
     p(r) = (2 / pi) (1 - r^2)^(-1/2), whose mean is 2 / pi (section 2.6).
     """
+    check_arguments(generator=generator)
     u = torch.rand(batch, generator=generator, dtype=torch.float64)
     return torch.from_numpy(gamma(u.numpy(), law))
 
@@ -77,6 +73,7 @@ def random_masks(counts: torch.Tensor, tokens: int, generator: torch.Generator) 
     All positions are equally likely. Masking each token with probability counts[b] / N would have
     the right count only on average.
     """
+    check_arguments(generator=generator)
     noise = torch.rand(len(counts), tokens, generator=generator, dtype=torch.float32)  # B N
     ranks = noise.argsort(dim=-1).argsort(dim=-1)  # B N, in each row a permutation of 0 .. N-1
     return ranks < counts[:, None]

@@ -17,7 +17,6 @@ Letters: B batch, T text tokens, S tokens attended to, E text width, H heads, d 
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from minimuse.plumbing.arguments import check_list, check_texts
+from minimuse.plumbing.messages import warn
 from minimuse.plumbing.precision import full_precision
 from minimuse.plumbing.ranges import check_arguments, check_settings
 
@@ -240,13 +241,12 @@ class TextTokenizer:
         An empty text is an all-False row, the null caption. A text of more than `max_length` tokens
         is cut, with a warning.
         """
-        if isinstance(texts, str):
-            raise ValueError(f"encode takes a list of texts, not the one text {texts!r}")
+        check_list("texts", texts)
         check_arguments(max_length=max_length)
         rows = [with_eos(row) for row in self.pieces.encode(list(texts))]
         longest = max((len(row) for row in rows), default=0)
         if longest > max_length:
-            warnings.warn(f"a caption of {longest} tokens was cut to {max_length}", stacklevel=2)
+            warn(f"a caption of {longest} tokens was cut to {max_length}")
             rows = [cut(row, max_length) for row in rows]
         T = max(1, min(longest, max_length))
         ids = torch.full((len(rows), T), PAD, dtype=torch.int64)
@@ -292,6 +292,7 @@ class FrozenT5:
 
         Computes in the precision of the weights, in training as in drawing.
         """
+        check_texts("texts", texts)
         ids, mask = self.tokenizer.encode(texts, max_length)
         ids, mask = ids.to(self.device), mask.to(self.device)
         with full_precision(self.device):

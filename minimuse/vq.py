@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from minimuse.plumbing.arguments import check_ids, check_images
 from minimuse.plumbing.precision import full_precision
 from minimuse.plumbing.ranges import check_settings, check_tokenizer
 
@@ -114,6 +115,7 @@ class ImageTokenizer(nn.Module):
 
         Computes in float32, since bf16 or TF32 would choose another code where two are close.
         """
+        check_images("images", images)
         with full_precision(images.device):
             return self.quantizer.nearest(self.latents(images))
 
@@ -123,12 +125,7 @@ class ImageTokenizer(nn.Module):
 
         Raises a ValueError if an id is not in 0..K-1.
         """
-        if ids.numel() > 0:
-            lowest, highest = int(ids.min()), int(ids.max())
-            if lowest < 0 or highest >= self.config.codes:
-                raise ValueError(
-                    f"ids span {lowest}..{highest}; the codebook has 0..{self.config.codes - 1}"
-                )
+        check_ids("ids", ids, ("B", "h", "w"), self.config.codes - 1)
         code = rearrange(self.quantizer.lookup(ids), "B h w C -> B C h w")
         return self.decoder(code).float().clamp(-1, 1)
 

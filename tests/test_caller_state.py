@@ -340,7 +340,10 @@ def generators_of(trained, text, folder):
     yield "fill_cache", stages.fill_cache(trained, "cpu")
     images, parts = four_images(), {"tokenizer": muse.tokenizer}
     yield "write_cache", cache.write_cache(folder / "a", {}, parts, text, images, "cpu", 2)
-    yield "train_all", stages.train_all(("tokenizer",), folder / "b", CONFIG, "shapes", text, "t")
+    yield (
+        "train_all",
+        stages.train_all(("tokenizer",), folder / "b", CONFIG, "shapes", text, "t5-toy"),
+    )
     about = describe_model(CONFIG, "shapes", text, "t5-toy", 0)
     yield "train_stage", stages.train_stage("tokenizer", folder / "c", about, images, text)
     model = image_model("tokenizer")

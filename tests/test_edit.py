@@ -10,6 +10,7 @@ from minimuse import data, edit, holes
 from minimuse.cli import main
 from minimuse.decode import Sampling
 from minimuse.muse import Muse
+from minimuse.plumbing import arguments
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
@@ -328,7 +329,7 @@ def test_a_setting_that_is_none_is_the_models(muse, setting):
 
 
 def test_an_image_has_an_end_also_in_tiles(muse, monkeypatch):
-    monkeypatch.setattr(edit, "MOST_PIXELS", 200 * 50)
+    monkeypatch.setattr(arguments, "MOST_PIXELS", 200 * 50)
     with pytest.raises(ValueError, match="201x50; at most 10,000 pixels"):
         edit.inpaint(muse, picture(201, 50), mask(201, 50), CAPTION, tile=True)
     with pytest.raises(ValueError, match="40x1032; at most"):

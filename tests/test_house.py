@@ -28,8 +28,16 @@ LEVELS = [
     {"transformer", "schedule"},
     {"datasets"},
     {"data"},
-    # Ranges are checked, and precision is set, wherever it is needed.
-    {"device", "initialization", "plumbing.ranges", "plumbing.precision"},
+    # Arguments are checked, users are warned, and precision is set, wherever it is needed.
+    {
+        "device",
+        "initialization",
+        "plumbing.arguments",
+        "plumbing.messages",
+        "plumbing.precision",
+        "plumbing.ranges",
+        "plumbing.remembered",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Lessons' checks and shipped files are used, and use nothing.

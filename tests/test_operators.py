@@ -17,9 +17,8 @@ from stand_in import Accelerator
 from minimuse.cli import main
 from minimuse.initialization import start_like, start_white
 from minimuse.metrics.judge import features
-from minimuse.plumbing import config
+from minimuse.plumbing import arguments, config
 from minimuse.plumbing.parts import build
-from minimuse.runs import parallel
 from minimuse.vq import EMAQuantizer, FSQuantizer
 from minimuse.vq_loss import PatchDiscriminator, SpectralNorm
 
@@ -67,7 +66,7 @@ def plain_adamw():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "AdamW", PlainAdamW)
-        patch.setattr(parallel, "DEVICES", re.compile(DEVICE))
+        patch.setattr(arguments, "DEVICES", re.compile(DEVICE))
         yield
 
 

@@ -166,7 +166,7 @@ def hidden_to_resample(B, N, share, generator, bug):
     if bug == "starts the chance anew":
         return schedule.random_masks(counts, N, torch.Generator().manual_seed(0))
     if bug == "another generator":
-        return schedule.random_masks(counts, N, None)
+        return schedule.random_masks(counts, N, torch.default_generator)
     hidden = schedule.random_masks(counts, N, generator)
     if bug == "one mask for the batch":
         return hidden[:1].expand(B, N)

@@ -13,11 +13,17 @@ SILENCE = 1.0  # seconds after which a bar appears
 row = 0
 
 
+class Bar(tqdm):
+    """A bar without tqdm's thread, which would stay: a process with threads cannot fork safely."""
+
+    monitor_interval = 0
+
+
 def bar(items: Iterable[T], what: str, unit: str = "images") -> Iterator[T]:
     """Yield the items; after a second, a bar on stderr says how many are done.
 
     Keep the work between two items short: bar and Ctrl-C wait for it.
     """
-    options = {"delay": SILENCE, "leave": False, "mininterval": 0.2}
+    options = {"delay": SILENCE, "leave": False, "mininterval": 0.2, "miniters": 1}
     # Without a position, a bar that another one is waiting for stands below it.
-    return iter(tqdm(items, desc=what, unit=unit, position=row or None, **options))
+    return iter(Bar(items, desc=what, unit=unit, position=row or None, **options))

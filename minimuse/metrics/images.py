@@ -7,20 +7,26 @@ psnr(reconstructed, original)       # both (B, 3, H, W) in [-1, 1]; in dB, highe
 import torch
 import torch.nn.functional as F
 
+from minimuse.plumbing.arguments import check_same_shape
+from minimuse.plumbing.caller_state import in_usual_state
+
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     """Peak signal-to-noise ratio in dB: the mean over images (B, 3, H, W) in [-1, 1]."""
+    check_same_shape(a, b)
     errors = (a - b).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)  # B; equal images get 106 dB
     peak = 4  # the squared range, from -1 to 1
     return float((10 * torch.log10(peak / errors)).mean())
 
 
+@in_usual_state
 def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
     """Mean structural similarity of images (B, 3, H, W) in [-1, 1]: 1 for equal ones.
 
     Compares means, variances and covariance in a Gaussian window of 11 x 11 pixels with a standard
     deviation of 1.5, at all places inside the image. H and W must be at least 11.
     """
+    check_same_shape(a, b)
     a, b = a.cpu().double(), b.cpu().double()  # on the CPU, because Apple's GPU has no doubles
     offsets = torch.arange(-5.0, 6, dtype=torch.float64)
     row = torch.softmax(-(offsets**2) / (2 * 1.5**2), dim=0)  # 11

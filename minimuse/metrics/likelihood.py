@@ -19,6 +19,7 @@ from minimuse import schedule
 from minimuse.device import autocast, generator_at
 from minimuse.maskgit import MaskGit
 from minimuse.metrics.intervals import mean_of
+from minimuse.plumbing.ranges import check_arguments
 from minimuse.superres import SuperRes
 from minimuse.transformer import Context
 
@@ -39,7 +40,7 @@ def hidden_nll(
     means = []
     for start in range(0, len(ids), batch):
         rows = slice(start, start + batch)
-        true_ids, is_hidden = ids[rows], hidden[rows]  # B N
+        true_ids, is_hidden = ids[rows].long(), hidden[rows]  # B N
         with autocast(ids.device):
             masked_ids = true_ids.masked_fill(is_hidden, model.mask_id)
             logits = model(masked_ids, context(rows), is_hidden)  # all hidden tokens, K
@@ -61,6 +62,7 @@ def masked_nll(
 
     The same seed hides the same tokens. A uniform guess costs ln K.
     """
+    check_arguments(ratio=ratio)
     N = ids.shape[1]
     ratios = torch.full((len(ids),), ratio, dtype=torch.float64)
     counts = schedule.mask_counts(ratios, N)

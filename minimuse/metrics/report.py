@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minimuse.data import Images, Tokens, halve
 from minimuse.datasets import shapes, splits_of
+from minimuse.datasets.progress import Bar
 from minimuse.maskgit import MaskGit
 from minimuse.metrics import alignment
 from minimuse.metrics.distances import frechet, kid, precision
@@ -68,7 +68,7 @@ def report(
     if splits is None:
         splits = default_splits(data)
     measures, images = {}, {}
-    with tqdm(total=len(STEPS) * len(splits), desc="evaluate") as bar:
+    with Bar(total=len(STEPS) * len(splits), desc="evaluate") as bar:
         for split in splits:
             progress = partial(say, bar, split)
             measures[split], images[split] = measure(muse, split, n, seed, progress, home)
@@ -87,7 +87,7 @@ def default_splits(data: str) -> tuple[str, ...]:
 STEPS = ("tokens", "drawing", "measuring")  # what the progress bar says
 
 
-def say(bar: tqdm, split: str, step: str) -> None:
+def say(bar: Bar, split: str, step: str) -> None:
     bar.set_postfix_str(f"{split}: {step}")
     bar.update()
 

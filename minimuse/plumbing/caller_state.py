@@ -8,7 +8,8 @@ CPU, and autocast and inference mode are off. A generator function is in that st
 runs: between two of its items the caller has its own state back.
 
 Whether gradients are on is left alone, and so are the number of threads, the random numbers, and
-settings that make operations deterministic.
+settings that make operations deterministic. The default dtype is one for the whole process: a
+thread that computes meanwhile finds it float32, too, so it should name its own dtypes.
 """
 
 import inspect

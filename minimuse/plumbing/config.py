@@ -16,6 +16,7 @@ from typing import Any
 from minimuse.data import ASSETS
 from minimuse.decode import Sampling
 from minimuse.maskgit import BaseConfig
+from minimuse.plumbing.arguments import check_texts
 from minimuse.plumbing.ranges import check_settings, shown
 from minimuse.superres import SuperResConfig
 from minimuse.vq import TokenizerConfig
@@ -167,6 +168,7 @@ def override(config: Config, assignments: list[str]) -> Config:
 
     All are applied before any is checked against the others, so their order does not matter.
     """
+    check_texts("assignments", assignments)
     values = dataclasses.asdict(config)
     for assignment in assignments:
         values = merge(values, parse_assignment(assignment))

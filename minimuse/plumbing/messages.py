@@ -1,6 +1,13 @@
 """What is told to the user in one line."""
 
+import os
 import sys
+import warnings
+from types import FrameType
+
+# Files of minimuse and of PyTorch, whose decorators stand between functions of minimuse.
+OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+PYTORCH = os.sep + "torch" + os.sep + "utils" + os.sep
 
 
 def one_line(message: object) -> str:
@@ -20,3 +27,19 @@ def one_line(message: object) -> str:
 def print_warning(message: Warning | str, *details: object) -> None:
     """Print a Python warning in one line, without file and source: for `warnings.showwarning`."""
     print(f"minimuse: {one_line(message)}", file=sys.stderr)
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the caller's own code: the first one outside of minimuse."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and is_inside(frame.f_code.co_filename):
+        frame = frame.f_back
+        level += 1
+    # Level 1 is this function.
+    warnings.warn(message, stacklevel=level)
+
+
+def is_inside(file: str) -> bool:
+    """Whether a file belongs to minimuse or to PyTorch's decorators."""
+    return file.startswith(OURS) or PYTORCH in file

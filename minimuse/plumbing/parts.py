@@ -17,6 +17,7 @@ from torch import nn
 from minimuse.data import ASSETS
 from minimuse.maskgit import MaskGit
 from minimuse.plumbing import config as configs
+from minimuse.plumbing.arguments import check_dtype, check_paths, described
 from minimuse.plumbing.files import save_tensors
 from minimuse.plumbing.places import located, shipped
 from minimuse.plumbing.ranges import check_arguments
@@ -47,8 +48,12 @@ def build(part: str, config: configs.Config, text_width: int) -> nn.Module:
 
 def find_model(name: str | Path) -> Path:
     """Return the directory of a model: `name` is a directory, or a model that ships in data/."""
-    if str(name).strip() and (Path(name) / "config.json").is_file():
-        return Path(name)
+    check_paths(name=name)
+    path = Path(name).expanduser()
+    if str(name).strip() and (path / "config.json").is_file():
+        return path
+    if path.is_file():
+        raise FileNotFoundError(f"{str(name)!r} is a file of a model; give its directory")
     directory = shipped(name, "base.safetensors")
     if directory is not None:
         return directory
@@ -100,6 +105,34 @@ def check_about(about: Any) -> None:
             raise ValueError(f"{place!r} is no name and no path")
 
 
+def check_model(config: Any, parts: Any, about: Any) -> None:
+    """Raise a ValueError if a `Muse` cannot be made of these: settings, parts, and config.json."""
+    if not isinstance(config, configs.Config):
+        raise ValueError(
+            f"config is {described(config)}, not a Config; plumbing.config.from_json makes one"
+        )
+    lacking = [name for name in PARTS if name not in parts]
+    if lacking:
+        raise ValueError(f"parts lacks {', '.join(lacking)}; a model has {', '.join(PARTS)}")
+    for name, tokenizer in (("base", "tokenizer"), ("superres", "tokenizer_hi")):
+        settings = getattr(config, tokenizer)
+        own = parts[tokenizer].config
+        if (own.codes, own.grid) != (settings.codes, settings.grid):
+            raise ValueError(
+                f"{tokenizer} has {own.codes} codes in {own.grid}x{own.grid} tokens, config says "
+                f"{settings.codes} in {settings.grid}x{settings.grid}: it is of another model"
+            )
+        if parts[name].mask_id != settings.codes:
+            raise ValueError(
+                f"{name} knows {parts[name].mask_id} codes, and {tokenizer} has "
+                f"{settings.codes}: it is of another model"
+            )
+    try:
+        check_about(about if isinstance(about, dict) else None)
+    except ValueError as error:
+        raise ValueError(f"about is not that of a model ({error}); see its config.json") from None
+
+
 def save_part(
     directory: Path, name: str, part: nn.Module, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -109,6 +142,7 @@ def save_part(
     float16 as a whole: a slightly different encoder would give other ids than the transformers were
     trained on.
     """
+    check_dtype(dtype)
     tensors = {}
     for key, tensor in part.state_dict().items():
         if dtype != torch.int8:
@@ -132,15 +166,38 @@ def quantize(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return all tensors of a file in float32, quantized ones multiplied by their scales."""
+    """Return all tensors of a file in float32, quantized ones multiplied by their scales.
+
+    A ValueError names a tensor that is damaged.
+    """
     state = {}
     for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{key} is not finite")
         if key.endswith(SCALE):
+            if key.removesuffix(SCALE) not in tensors:
+                raise ValueError(f"{key} is the scale of nothing")
             continue
+        scale = tensors.get(key + SCALE)
+        check_scale(key, tensor, scale)
         state[key] = tensor.float()
-        if key + SCALE in tensors:
-            state[key] = state[key] * tensors[key + SCALE]
+        if scale is not None:
+            state[key] = state[key] * scale
     return state
+
+
+def check_scale(key: str, tensor: torch.Tensor, scale: torch.Tensor | None) -> None:
+    """Raise a ValueError unless a tensor is of int8 with a scale for each row, or of floats."""
+    if scale is None:
+        if not tensor.is_floating_point():
+            raise ValueError(f"{key} is of {tensor.dtype} without {key}{SCALE}")
+        return
+    rows = (len(tensor), *[1] * (tensor.dim() - 1))
+    if tensor.dtype != torch.int8 or tuple(scale.shape) != rows:
+        raise ValueError(
+            f"{key} is of {tensor.dtype}, and {key}{SCALE} is {tuple(scale.shape)}; "
+            f"torch.int8 and {rows} belong together"
+        )
 
 
 def load_part(directory: Path, name: str, config: configs.Config, text_width: int) -> nn.Module:
@@ -156,11 +213,15 @@ def load_part(directory: Path, name: str, config: configs.Config, text_width: in
     with torch.random.fork_rng(devices=[]):
         part = build(name, config, text_width)
     try:
-        part.load_state_dict(dequantize(load_file(path)))
+        state = dequantize(load_file(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); train or copy it again") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is truncated or no safetensors file ({error}); train or copy it again"
         ) from None
+    try:
+        part.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(

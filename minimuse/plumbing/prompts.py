@@ -17,10 +17,11 @@ Whatever could have been meant otherwise than it is read is a warning that says 
 """
 
 import re
-import warnings
 from typing import Any
 
 from minimuse.datasets.emoji import STYLES
+from minimuse.plumbing.arguments import check_text, check_texts
+from minimuse.plumbing.messages import warn
 from minimuse.plumbing.ranges import check, number, shown
 
 MOST_PARTS = 16
@@ -64,7 +65,7 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
         raise ValueError(f"the prompt has {len(parts)} parts; compose at most {MOST_PARTS}")
     pairs = [parse_part(part) for part in parts]
     if not all(words for words, _ in pairs):
-        tell(
+        warn(
             f"{shown(prompt)!r} has an empty part, which draws nothing of its own; "
             r"write \AND for the word AND"
         )
@@ -81,7 +82,7 @@ def parse_part(part: str) -> tuple[str, float]:
         return words, weight
     almost = ALMOST_A_WEIGHT.fullmatch(part) and not CLOCK_TIME.fullmatch(part)
     if almost or WEIGHT_INSIDE.search(part):
-        tell(
+        warn(
             f"all of {shown(restored(part))!r} is read as words; a weight is a colon directly "
             r"followed by a number, at the end, such as :0.5 (write \: for a colon in words)"
         )
@@ -95,7 +96,7 @@ def say_if_almost_composed(prompt: str, hidden: str) -> None:
         return  # a clock time or a ratio
     almost = WEIGHTED.fullmatch(stripped) or ALMOST_A_WEIGHT.fullmatch(stripped)
     if almost or WEIGHT_INSIDE.search(stripped):
-        tell(
+        warn(
             f"all of {shown(prompt)!r} is read as words; a weight needs another prompt, after AND "
             r"in capitals (write \: for a colon in words)"
         )
@@ -120,38 +121,17 @@ def restored(hidden: str) -> str:
     return hidden
 
 
-def tell(message: str) -> None:
-    """Warn of how a prompt is read."""
-    warnings.warn(message, stacklevel=2)
-
-
 # --- Checks ---
 def check_prompts(prompts: Any, negative: Any = "", plain: bool = True) -> None:
     """Raise a ValueError if prompts are no list of texts, or if one of them cannot be encoded."""
-    if isinstance(prompts, (str, bytes)):
-        raise ValueError(f"prompts is {shown(prompts)!r}, not a list of texts")
+    check_texts("prompts", prompts, "the prompt")
     if not prompts:
         raise ValueError("nothing to draw; ask for at least 1 image")
     for prompt in prompts:
         check_text("the prompt", prompt)
     check_text("the negative prompt", negative)
     if not plain and len(SEPARATOR.split(negative)) > 1:
-        tell(f"the negative prompt {shown(negative)!r} is read as words: only a prompt is composed")
-
-
-def check_text(what: str, text: Any) -> None:
-    """Raise a ValueError if this is no text that has a UTF-8 encoding, or if it holds a NUL."""
-    if not isinstance(text, str):
-        raise ValueError(f"{what} is {shown(text)}, of type {type(text).__name__}, not a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} {ascii(text[:40])} holds bytes that are no text, at character "
-            f"{error.start + 1}; write it in UTF-8"
-        ) from None
-    if "\0" in text:
-        raise ValueError(f"{what} {ascii(text[:40])} holds a NUL character; leave it out")
+        warn(f"the negative prompt {shown(negative)!r} is read as words: only a prompt is composed")
 
 
 # --- A style by default ---
@@ -167,7 +147,7 @@ def with_style(pairs: list[tuple[str, float]], data: str) -> list[tuple[str, flo
     for words, weight in pairs:
         if weight > 0 and words.strip() and STYLE_WORDS.search(words) is None:
             first = ", ".join(STYLE_NAMES[:-1])
-            tell(
+            warn(
                 f"{shown(words)!r} names no style, so it is drawn in {DEFAULT_STYLE} style; "
                 f"the styles are {first} and {STYLE_NAMES[-1]}"
             )

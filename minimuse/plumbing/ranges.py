@@ -1,4 +1,4 @@
-"""The range of every number: of each setting, of each flag, and of each argument of a function.
+"""The range of every number and switch: of settings, of flags, and of arguments of functions.
 
     check_settings(sampling)              # all fields of a dataclass of settings
     check_arguments(n=n, seed=seed)       # arguments of a function
@@ -67,6 +67,12 @@ def each(element: Range, least: int, most: int) -> Range:
 
 
 SWITCH = Range(bool, "True or False", lambda value: isinstance(value, bool))
+GENERATOR = Range(
+    object,
+    "a torch.Generator",
+    # By name: this file is read before PyTorch is.
+    lambda value: type(value).__module__.startswith("torch") and hasattr(value, "manual_seed"),
+)
 TEXT = Range(str, "a name", lambda value: isinstance(value, str))
 
 # --- Settings, by the name of their dataclass ---
@@ -178,6 +184,13 @@ ARGUMENTS: dict[str, Range] = {
     "max_length": whole(1, 10_000),
     "columns": whole(1, 10_000),
     "cell": whole(8, 4096),
+    "plain": SWITCH,
+    "finetuned": SWITCH,
+    "keep_pixels": SWITCH,
+    "tile": SWITCH,
+    "resume": SWITCH,
+    "generator": GENERATOR,
+    "ratio": number(0, 1, above=True),
 }
 
 
@@ -230,7 +243,7 @@ def check_tokenizer(config: Any) -> None:
 def check(name: str, value: Any, allowed: Range) -> None:
     """Raise a ValueError that names key, value and range."""
     if not allowed.accepts(value):
-        raise ValueError(f"{name} is {shown(value)}, not {allowed.words}")
+        raise ValueError(f"{name} is {typed(value)}, not {allowed.words}")
 
 
 def ranges_of(kind: type) -> dict[str, Range]:
@@ -239,6 +252,15 @@ def ranges_of(kind: type) -> dict[str, Range]:
     for parent in reversed(kind.__mro__):
         ranges |= SETTINGS.get(parent.__name__, {})
     return ranges
+
+
+def typed(value: Any) -> str:
+    """A value in a message, with its type where that is what may be wrong."""
+    if isinstance(value, str):
+        return repr(shown(value))
+    if value is None or type(value) in (bool, int, float, tuple, list, dict):
+        return shown(value)
+    return f"{shown(value)}, of type {type(value).__module__}.{type(value).__name__}"
 
 
 def shown(value: Any) -> str:
@@ -276,17 +298,3 @@ def later_seed(seed: int, steps: int) -> int:
     """The seed `steps` after this one; after the largest one they begin again at 0."""
     later = int(seed) + steps
     return later if later <= MAX_SEED else later - MAX_SEED - 1
-
-
-def check_ids(name: str, ids: Any, shape: tuple[int, int], mask_id: int) -> None:
-    """Raise a ValueError if token ids to start from are not (B, N) in 0 .. K, K = masked.
-
-    None, for no ids, is right.
-    """
-    if ids is None:
-        return
-    if tuple(getattr(ids, "shape", ())) != shape:
-        found = tuple(getattr(ids, "shape", ())) or type(ids).__name__
-        raise ValueError(f"{name} is {found}, not a tensor of {shape} token ids")
-    if ids.is_floating_point() or ids.min() < 0 or ids.max() > mask_id:
-        raise ValueError(f"{name} must hold whole numbers from 0 to {mask_id}, the mask id")

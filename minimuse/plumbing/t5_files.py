@@ -20,8 +20,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.overrides import TorchFunctionMode
 
 from minimuse.datasets.progress import bar
+from minimuse.plumbing.arguments import check_paths
 from minimuse.plumbing.places import shipped
 from minimuse.t5_frozen import MAX_TOKENS, FrozenT5, T5Config, T5Encoder, TextTokenizer
 
@@ -40,8 +42,8 @@ def load_t5(
     """
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(
-            f"dtype is {dtype}, in which the inner values of T5's MLP overflow "
-            "(float16 ends at 65504); take torch.bfloat16"
+            f"dtype is {dtype!r}; take torch.float32 or torch.bfloat16 (in float16, which ends at "
+            "65504, the inner values of T5's MLP overflow)"
         )
     directory = find_t5(name)
     config_path, pieces_path, *weight_paths = t5_paths(directory)
@@ -55,7 +57,7 @@ def load_t5(
         )
     # On the meta device tensors have a shape and no memory. load_state_dict(assign=True) then puts
     # the file's tensors in their place, without a copy.
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutNumbers():
         encoder = T5Encoder(config)
     if dtype is None:
         size = sum(p.numel() for p in encoder.parameters())
@@ -64,6 +66,19 @@ def load_t5(
     encoder.load_state_dict(weights, assign=True)
     encoder.eval().requires_grad_(False)
     return FrozenT5(encoder, tokenizer, fingerprint_of(weight_paths))
+
+
+class WithoutNumbers(TorchFunctionMode):
+    """Inside, new modules draw no initial weights.
+
+    On the meta device that would import PyTorch's compiler, which takes seconds and changes the
+    environment of the process.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 class LazyT5:
@@ -104,6 +119,7 @@ def t5_paths(directory: Path) -> list[Path]:
 
 def find_t5(name: str | Path) -> Path:
     """The directory of a text encoder that ships with minimuse, or the directory of this name."""
+    check_paths(t5=name)
     return shipped(name, "spiece.model") or Path(name)
 
 

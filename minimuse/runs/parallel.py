@@ -10,7 +10,6 @@ its own rows. The first process writes the files, which are the same as those of
 
 import gc
 import os
-import re
 import warnings
 from functools import partial
 
@@ -19,10 +18,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from minimuse.plumbing.arguments import check_device
 from minimuse.plumbing.collectives import rank_and_size
 from minimuse.transformer import Block
-
-DEVICES = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
 def begin(device: str) -> str:
@@ -30,18 +28,10 @@ def begin(device: str) -> str:
 
     Raises a ValueError if there is no such device. Collective: every rank must call this.
     """
-    if DEVICES.fullmatch(device) is None:
-        raise ValueError(f"device is {device!r}; say cpu, cuda or mps")
     several = "RANK" in os.environ and not dist.is_initialized()
     if several and device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device {device!r} is not available ({reason}); say cpu, cuda or mps"
-        ) from None
+    check_device(device)
     if several:
         if "cuda" in device:
             torch.cuda.set_device(device)

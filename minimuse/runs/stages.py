@@ -24,6 +24,7 @@ from minimuse.device import generator_at
 from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
 from minimuse.plumbing import collectives
+from minimuse.plumbing.arguments import check_device
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config, from_json
 from minimuse.plumbing.files import check_writable
@@ -31,9 +32,11 @@ from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.lock import one_process_at_a_time
 from minimuse.plumbing.parts import PARTS, build, load_part, read_about, save_part
 from minimuse.plumbing.places import DATA_NAMES, data_place
+from minimuse.plumbing.ranges import check_arguments
 from minimuse.plumbing.stopping import finish_first
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import cache, parallel
+from minimuse.runs.arguments import check_training
 from minimuse.runs.directory import (
     check_nothing_exists,
     check_same_model,
@@ -70,7 +73,7 @@ WORDS_FOR_START = 2**17
 @in_usual_state
 def train_all(
     stages: tuple[str, ...],
-    out: Path,
+    out: str | Path,
     config: Config,
     data: str,
     text: FrozenT5,
@@ -83,6 +86,10 @@ def train_all(
 
     Without `resume`, a part or a checkpoint of one of the stages in OUT is an error.
     """
+    check_training(stages, out, config, data, text, text_name)
+    check_arguments(seed=seed, resume=resume)
+    check_device(device)
+    out, seed = Path(out), int(seed)
     about = describe_model(config, data, text, text_name, seed)
     check_same_model(out, about)
     todo = pending(stages, out, resume)
@@ -142,6 +149,7 @@ def train_stage(
     about: the contents of config.json (see `describe_model`).
     images: base and super-resolution do not need them if there is a cache.
     """
+    check_device(device)
     config, seed = from_json(about["config"]), about["seed"]
     settings = getattr(config.stages, name)
     check_can_be_spread(name)
@@ -315,6 +323,7 @@ def fill_cache(
     Meanwhile no other process may train these two: they read the cache while they train.
     data, text_name: where the folder of images and the text encoder are now, if they have moved.
     """
+    check_device(device)
     about = read_about(out)
     config = from_json(about["config"])
     data = about["data"] if data is None else data
