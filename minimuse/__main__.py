@@ -14,6 +14,7 @@ def main() -> int:
     try:
         # PyTorch takes seconds to import. Signals are heard before that.
         from minimuse.plumbing import stopping
+        from minimuse.plumbing.messages import drop_output
         from minimuse.plumbing.status import status
 
         stopping.begin(starting=True)
@@ -28,17 +29,6 @@ def main() -> int:
     except KeyboardInterrupt:
         print("minimuse: stopped", file=sys.stderr)
         return 130
-
-
-def drop_output() -> None:
-    """Drop what could not be printed, or Python would try again at its end, with a traceback.
-
-    The reader has gone, as in `minimuse describe toy | head -1`, or the disk is full.
-    """
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -41,21 +41,14 @@ def run_train(args: argparse.Namespace) -> None:
         check_resumable(args.out)
     about = about_model(args)
     config = training_config(args, about)
-    data = about["data"] if args.data is None else chosen_data(args.data)
+    data, text_name, seed = chosen_inputs(args, about)
     if not args.resume:
         check_apart(args.out, data)
-    text_name = about["text"]["name"] if args.t5 is None else text_place(args.t5)
-    seed = about["seed"] if args.seed is None else args.seed
     stages = selected_stages(args.stage)
     device = parallel.begin(args.device)
     with status("checking that the model fits into memory"):
         check_trainable(config, stages, data, device)
-    resume = args.resume
-    if args.start is not None:
-        refuse_to_overwrite(args, stages)
-        if not holds_model(args.out):
-            copy_start(find_model(args.start), args.out, stages)
-            resume = True
+    resume = copied_start(args, stages) or args.resume
     todo = prepare(stages, args.out, config, data, seed, resume)
     rank, processes = collectives.rank_and_size()
     if not todo and rank == 0:
@@ -66,6 +59,25 @@ def run_train(args: argparse.Namespace) -> None:
         text = LazyT5(text_name, device)
         run_steps(train_all(stages, args.out, config, data, text, text_name, seed, device, resume))
     parallel.end()
+
+
+def chosen_inputs(args: argparse.Namespace, about: dict[str, Any]) -> tuple[str, str, int]:
+    """Data, text encoder and seed: what the flags say, and else what config.json does."""
+    data = about["data"] if args.data is None else chosen_data(args.data)
+    text_name = about["text"]["name"] if args.t5 is None else text_place(args.t5)
+    seed = about["seed"] if args.seed is None else args.seed
+    return data, text_name, seed
+
+
+def copied_start(args: argparse.Namespace, stages: tuple[str, ...]) -> bool:
+    """Copy the parts of --start into --out, if it is given and they are not there already."""
+    if args.start is None:
+        return False
+    refuse_to_overwrite(args, stages)
+    if holds_model(args.out):
+        return False
+    copy_start(find_model(args.start), args.out, stages)
+    return True
 
 
 def run_cache(args: argparse.Namespace) -> None:

@@ -43,3 +43,14 @@ def warn(message: str) -> None:
 def is_inside(file: str) -> bool:
     """Whether a file belongs to minimuse or to PyTorch's decorators."""
     return file.startswith(OURS) or PYTORCH in file
+
+
+def drop_output() -> None:
+    """Drop what could not be printed, or Python would try again at its end, with a traceback.
+
+    The reader has gone, as in `minimuse describe toy | head -1`, or the disk is full.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

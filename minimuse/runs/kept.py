@@ -30,7 +30,15 @@ from minimuse.datasets.progress import bar
 from minimuse.plumbing import collectives
 from minimuse.plumbing.files import write_whole
 from minimuse.plumbing.lock import one_process_at_a_time
-from minimuse.runs.manifest import Manifest, can_write, describe_files, is_same, note, reference
+from minimuse.runs.manifest import (
+    Manifest,
+    can_write,
+    describe_files,
+    is_same,
+    manifest_path,
+    note,
+    reference,
+)
 
 
 def pixels_path(out: Path) -> Path:
@@ -52,6 +60,8 @@ def open_images(
     with in_turn(out) if can_write(out) else nullcontext():
         with collectives.fail_together():
             if rank == 0:
+                if not manifest_path(out).is_file():  # told once
+                    warn_of_unread_files(root)
                 images = read_in_turn(out, root, pairs, side, smallest, skip, strict)
         if rank != 0:
             # The first process has decoded all images by now.
@@ -87,8 +97,6 @@ def read_in_turn(
 ) -> Images:
     """The images, from OUT or from their files; bring what OUT keeps up to date."""
     known = reference(out, root)
-    if not known:
-        warn_of_unread_files(root)
     begun = bool(known) and (out / "config.json").is_file()
     files = describe_files(pairs, known)
     images = read_kept(out, side)
