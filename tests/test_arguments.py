@@ -555,13 +555,13 @@ def test_warnings_point_to_the_callers_line(muse, tmp_path):
     (folder / "0.png").write_bytes(b"no image")
     long = "a red circle " * 80
     for words, call in {
-        "the mask is empty": lambda: edit.inpaint(muse, PICTURE, empty, PROMPT),
+        "nothing in the mask is white": lambda: edit.inpaint(muse, PICTURE, empty, PROMPT),
         "the mask is 16x16": lambda: edit.inpaint(muse, PICTURE, small, PROMPT),
         "names no style": lambda: muse_of_emoji.generate("an apple"),
         "read as words": lambda: muse.generate("a cat:0.5"),
         "only a prompt is composed": lambda: muse.generate(PROMPT, negative="a AND b"),
         "was cut to": lambda: muse.text([long]),
-        "left out": lambda: load(str(folder), "train", 16, skip=True),
+        "left out": lambda: load(str(folder), "train", 16, skip_unreadable=True),
         "a caption of": lambda: muse.generate(long),
     }.items():
         told = caught(call)

@@ -720,3 +720,20 @@ def test_a_damaged_photograph_with_a_preview_is_no_other_format(tmp_path):
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(ValueError, match="cannot be read .*save it again"):
         read_image(path)
+
+
+# --- load, as a library ---
+def test_a_source_may_be_a_path_and_may_not_be_empty(tmp_path):
+    assert load(Path("emoji"), "train", 16, 2).names == load("emoji", "train", 16, 2).names
+    for source in ("", " "):
+        with pytest.raises(ValueError, match="source is empty"):
+            load(source, "train", 16)
+
+
+def test_following_the_remedy_for_a_damaged_image_works(tmp_path):
+    make_folder(tmp_path, "txt")
+    (tmp_path / "b.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="skip_unreadable=True leaves out all such images"):
+        load(str(tmp_path), "train", 8)
+    with pytest.warns(UserWarning, match="left out"):
+        load(str(tmp_path), "train", 8, skip_unreadable=True)

@@ -47,14 +47,14 @@ def splits_of(source: str) -> tuple[str, ...]:
 
 
 def load(
-    source: str,
+    source: str | Path,
     split: str,
     side: int,
     count: int | None = None,
     seed: int = 0,
     data_dir: Path = ASSETS,
     smallest: int = 8,
-    skip: bool = False,
+    skip_unreadable: bool = False,
 ) -> Images:
     """Load the images of one split, side x side pixels, with their captions.
 
@@ -62,9 +62,12 @@ def load(
     count: how many shapes to draw, from `seed`; of the other two, at most how many to take, chosen
     at random by `seed`, or all if it is None. data_dir: where the emoji are.
     For a folder only: smallest, the least side of an image in pixels (the tokenizer's factor f);
-    skip, to leave out damaged images with a warning.
+    skip_unreadable, to leave out damaged images with a warning.
     Raises a ValueError or a FileNotFoundError that names what is wrong.
     """
+    source = str(source)
+    if not source.strip():
+        raise ValueError("source is empty; give shapes, emoji, or a folder of images")
     if split not in splits_of(source):
         choices = ", ".join(splits_of(source))
         raise ValueError(f"{source} has no split {split!r}; choose one of {choices}")
@@ -77,7 +80,8 @@ def load(
         entries = emoji.find_emoji(split, side, Path(data_dir))
         rows = choose(range(len(entries)), count, seed)
         return read_all([entries[i] for i in rows], side)
-    return part_of(folder.read_folder(Path(source), side, smallest, skip), split, count, seed)
+    images = folder.read_folder(Path(source), side, smallest, skip_unreadable)
+    return part_of(images, split, count, seed)
 
 
 def part_of(images: Images, split: str, count: int | None = None, seed: int = 0) -> Images:

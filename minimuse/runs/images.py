@@ -40,7 +40,7 @@ def load_images(
         count,
         seed,
         smallest=tokenizer.factor,
-        skip=config.skip_unreadable,
+        skip_unreadable=config.skip_unreadable,
     )
 
 
