@@ -110,7 +110,7 @@ def test_kept_pixels_are_the_images_own(muse):
 
 
 def test_an_empty_mask_draws_nothing_and_says_so(muse):
-    with pytest.warns(UserWarning, match="empty"):
+    with pytest.warns(UserWarning, match="nothing in the mask is white"):
         (after,) = edit.inpaint(
             muse, picture(), Image.new("L", (32, 32)), CAPTION, keep_pixels=True
         )
