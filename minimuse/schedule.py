@@ -57,7 +57,6 @@ def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -
     decoding. For the cosine schedule this is inverse transform sampling of Muse's density
     p(r) = (2 / pi) (1 - r^2)^(-1/2), whose mean is 2 / pi (section 2.6).
     """
-    check_arguments(generator=generator)
     u = torch.rand(batch, generator=generator, dtype=torch.float64)
     return torch.from_numpy(gamma(u.numpy(), law))
 
