@@ -34,10 +34,30 @@ def steps_of(part: float, preset: str) -> list[str]:
 
 def run(code: Path | None, *argv: str) -> None:
     """Run a command of the version in the folder `code`, or of the one that is installed."""
-    environment = dict(os.environ)
+    subprocess.run([sys.executable, "-m", "minimuse", *argv], env=environment(code), check=True)
+
+
+def environment(code: Path | None) -> dict[str, str]:
+    """Variables with which Python imports the version in the folder `code`, or the installed one.
+
+    Otherwise `python -m` would look into the current directory first, which may be a clone.
+    """
+    variables = os.environ | {"PYTHONSAFEPATH": "1"}
     if code is not None:
-        environment["PYTHONPATH"] = str(code.resolve())
-    subprocess.run([sys.executable, "-m", "minimuse", *argv], env=environment, check=True)
+        variables["PYTHONPATH"] = str(code.resolve())
+    return variables
+
+
+def check_version(code: Path | None) -> None:
+    """Raise a RuntimeError if it is not the code in this folder that would run."""
+    line = [sys.executable, "-c", "import minimuse; print(minimuse.__file__)"]
+    done = subprocess.run(
+        line, env=environment(code), check=True, stdout=subprocess.PIPE, text=True
+    )
+    imported = Path(done.stdout.strip()).resolve()
+    print("code:", imported.parent)
+    if code is not None and not imported.is_relative_to(code.resolve()):
+        raise RuntimeError(f"{imported} would run, and not what is in {code}")
 
 
 def measured(
@@ -74,6 +94,8 @@ def main() -> None:
     if not code.is_dir():
         code.mkdir(parents=True)
         unpack(args.before, code)
+    check_version(code)
+    check_version(None)
     results = {"before": [], "after": []}
     for seed in range(args.seeds):
         for version, folder in (("before", code), ("after", None)):
