@@ -573,7 +573,7 @@ def test_a_bad_image_is_named(tmp_path, form, name, spoil, message):
     kept = []
     with pytest.warns(UserWarning, match=f"left out: .*{name}.*{message}"):
         for split in ("train", "heldout"):
-            kept += load(str(tmp_path), split, 8, smallest=8, skip=True).names
+            kept += load(str(tmp_path), split, 8, smallest=8, skip_unreadable=True).names
     assert sorted(kept) == sorted({"a.png", "b.jpg", "c.webp"} - {name})
 
 
