@@ -147,8 +147,13 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
 
 def on_white(image: Image.Image) -> Image.Image:
     """Any 8-bit PIL image as RGB, on white where it is transparent."""
+    return on_colour(image, "white")
+
+
+def on_colour(image: Image.Image, colour: str) -> Image.Image:
+    """Any 8-bit PIL image as RGB, on a colour where it is transparent."""
     if image.mode.startswith(("I", "F")):  # PIL would clip these to white
         raise ValueError("more than 8 bits a channel")
     image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+    behind = Image.new("RGBA", image.size, colour)
+    return Image.alpha_composite(behind, image).convert("RGB")

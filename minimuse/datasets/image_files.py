@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from minimuse.data import on_white
+from minimuse.data import on_colour, on_white
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 # What PIL calls a JPEG file that has more images behind the first, as phones write them.
@@ -90,12 +90,7 @@ def read_image(path: Path) -> Image.Image:
 def read_mask(path: Path) -> Image.Image:
     """Read a mask as an upright RGB image. What is transparent in it is black."""
     with opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):
-            raise ValueError("more than 8 bits a channel")
-        layer = upright.convert("RGBA")
-        black = Image.new("RGBA", layer.size, "black")
-        return Image.alpha_composite(black, layer).convert("RGB")
+        return on_colour(ImageOps.exif_transpose(image), "black")
 
 
 def read_square(path: Path, side: int, smallest: int = 1) -> Image.Image:
