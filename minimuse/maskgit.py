@@ -99,7 +99,7 @@ def drop_captions(visible: Tensor, fraction: float, generator: torch.Generator) 
     (10 % of rows in Muse, section 2.7). The text of a blanked row cannot leak: `attend` multiplies
     the attention of a row without visible keys by zero.
     """
-    dropped = torch.rand(len(visible), generator=generator) < fraction  # B
+    dropped = torch.rand(len(visible), generator=generator, device=generator.device) < fraction
     return visible & ~dropped.to(visible.device)[:, None]
 
 

@@ -17,7 +17,7 @@ import math
 import numpy as np
 import torch
 
-from minimuse.plumbing.arguments import check_choice
+from minimuse.plumbing.arguments import check_choice, check_fractions
 from minimuse.plumbing.ranges import check_arguments
 
 # MaskGIT's `exp` and `log` schedules depend on the number of tokens. It is fixed here, so that
@@ -41,10 +41,12 @@ LAWS = {
 def gamma(u: float | np.ndarray, law: str = "cosine") -> np.ndarray:
     """The mask ratio r = gamma(u) when the fraction u of decoding is done.
 
-    Both are float64 in [0, 1]. An unknown `law` is a ValueError. Source: MaskGIT, section 3.3.
+    Both are float64 in [0, 1]. Another u or `law` is a ValueError. Source: MaskGIT, section 3.3.
     """
     check_choice("law", law, LAWS)
-    masked = LAWS[law](np.asarray(u, dtype=np.float64))
+    u = np.asarray(u, dtype=np.float64)
+    check_fractions("u", u)
+    masked = LAWS[law](u)
     # Rounding can leave [0, 1] by a last bit: cos(pi / 2) is 6e-17, not 0.
     return np.clip(masked, 0.0, 1.0)
 
@@ -57,13 +59,16 @@ def sample_ratios(batch: int, generator: torch.Generator, law: str = "cosine") -
     decoding. For the cosine schedule this is inverse transform sampling of Muse's density
     p(r) = (2 / pi) (1 - r^2)^(-1/2), whose mean is 2 / pi (section 2.6).
     """
-    u = torch.rand(batch, generator=generator, dtype=torch.float64)
-    return torch.from_numpy(gamma(u.numpy(), law))
+    check_arguments(generator=generator)
+    u = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
+    return torch.from_numpy(gamma(u.cpu().numpy(), law))
 
 
 def mask_counts(ratios: torch.Tensor, tokens: int) -> torch.Tensor:
     """How many of N `tokens` to mask for each ratio (B,): (B,) int64, rounded up, at least 1."""
-    return (ratios * tokens).ceil().long().clamp(1, tokens)
+    check_fractions("ratios", ratios)
+    # .07 of 100 tokens is 7.000000000000001 by rounding, and must give 7.
+    return (ratios * tokens - 1e-9).ceil().long().clamp(1, tokens)
 
 
 def random_masks(counts: torch.Tensor, tokens: int, generator: torch.Generator) -> torch.Tensor:
@@ -73,9 +78,10 @@ def random_masks(counts: torch.Tensor, tokens: int, generator: torch.Generator) 
     the right count only on average.
     """
     check_arguments(generator=generator)
-    noise = torch.rand(len(counts), tokens, generator=generator, dtype=torch.float32)  # B N
+    B, device = len(counts), generator.device
+    noise = torch.rand(B, tokens, generator=generator, device=device, dtype=torch.float32)  # B N
     ranks = noise.argsort(dim=-1).argsort(dim=-1)  # B N, in each row a permutation of 0 .. N-1
-    return ranks < counts[:, None]
+    return ranks < counts.to(device)[:, None]
 
 
 # --- Decoding ---
@@ -111,6 +117,7 @@ def guidance_at(
     the steps; before and after it there is no guidance, which saves passes (2503.07197). The ramp
     counts from the first step, not from the start of that interval.
     """
+    check_arguments(steps=steps)
     start, end = guided
     progress = (k + 1) / steps
     if progress <= start or progress > end:

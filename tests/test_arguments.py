@@ -457,6 +457,7 @@ def test_random_numbers_come_from_a_generator(generator):
     words = "^generator is .*, not a torch.Generator"
     before = torch.get_rng_state()
     refused(words, lambda: schedule.random_masks(torch.tensor([2]), 4, generator))
+    refused(words, lambda: schedule.sample_ratios(2, generator))
     refused(words, lambda: decode.gumbel((2, 2), generator))
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -71,6 +71,24 @@ def test_ratios():
     properties.rounds_up_to_at_least_one(schedule.mask_counts)
 
 
+@pytest.mark.parametrize("percent", [7, 14, 28, 29, 55, 56, 57, 58])
+def test_a_percentage_of_100_tokens_is_that_many(percent):
+    """.07 * 100 and a few others are above a whole number in float64, by rounding."""
+    ratios = torch.tensor([percent / 100], dtype=torch.float64)
+    assert schedule.mask_counts(ratios, 100).tolist() == [percent]
+
+
+def test_fractions_out_of_range_are_refused():
+    for u in (-0.5, 1.5, float("nan"), np.array([0.5, 2.0])):
+        with pytest.raises(ValueError, match="^u is .*, not numbers from 0 to 1"):
+            schedule.gamma(u)
+    for ratios in ([0.5, -0.1], [1.1], [float("nan")]):
+        with pytest.raises(ValueError, match="^ratios is .*, not numbers from 0 to 1"):
+            schedule.mask_counts(torch.tensor(ratios), 16)
+    with pytest.raises(ValueError, match="^steps is 0"):
+        schedule.guidance_at(0, 0, 1.0)
+
+
 def test_arccos_has_the_right_mean_and_is_wrong(refuses):
     ratios = arccos_ratios(100_000, torch.Generator().manual_seed(0))
     assert abs(float(ratios.mean()) - 2 / math.pi) < 0.005

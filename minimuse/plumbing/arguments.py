@@ -233,6 +233,12 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {described(value)}; choose one of {', '.join(choices)}")
 
 
+def check_fractions(name: str, values: Any) -> None:
+    """Check numbers from 0 to 1, in a tensor or a numpy array of any shape. NaN is none."""
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"{name} is {shown(values)}, not numbers from 0 to 1")
+
+
 def check_paths(**paths: Any) -> None:
     """Check names of what ships, or paths of files and directories."""
     for name, path in paths.items():
