@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from minimuse.initialization import initialize_weights, start_like, start_white
 from minimuse.maskgit import BaseConfig
+from minimuse.plumbing.ranges import check_grids
 from minimuse.transformer import Block, Context, GridPositions, TokenDecoder, layer_norm
 
 
@@ -56,20 +57,8 @@ class SuperRes(nn.Module):
         width, heads = config.width, config.heads
         self.low_grid, self.grid = low_grid, grid
         self.piece = config.piece or grid
-        if grid < low_grid:
-            raise ValueError(f"the high-res grid ({grid}) is smaller than the low-res ({low_grid})")
+        check_grids(low_grid, grid, self.piece)
         scale = grid // low_grid  # each low-res token covers scale x scale high-res tokens
-        if grid % self.piece or self.piece % scale:
-            raise ValueError(
-                f"a grid of {grid} tokens cannot be cut into pieces of {self.piece}: the grid must "
-                f"be a multiple of the piece, and the piece a multiple of {scale}, the side of "
-                "what one low-res token covers"
-            )
-        if self.piece < grid and grid // self.piece % 2:
-            raise ValueError(
-                f"{grid // self.piece} pieces along a side of {grid} tokens; "
-                "a training step samples a quarter of them, so their number must be even"
-            )
         self.text = nn.Sequential(nn.Linear(text_width, width), layer_norm(width))
         self.low_embedding = nn.Embedding(low_codes, width)
         self.low_positions = GridPositions(low_grid, width)

@@ -294,8 +294,10 @@ def test_pieces_divide_the_grid():
         model_of_pieces(3)
     with pytest.raises(ValueError, match="4 tokens.*pieces of 1: .*piece a multiple of 2"):
         model_of_pieces(1)
-    with pytest.raises(ValueError, match=r"\(4\) is smaller than the low-res \(8\)"):
+    with pytest.raises(ValueError, match=r"\(4\) is not a multiple of the low-res one \(8\)"):
         model_of_pieces(low_grid=8)
+    with pytest.raises(ValueError, match=r"\(4\) is not a multiple of the low-res one \(3\)"):
+        model_of_pieces(low_grid=3)
 
 
 # --- Training ---

@@ -5,8 +5,8 @@
 
 A value out of its range, NaN, infinity, or a value of another type is a ValueError that names the
 key, the value and the range. What settings must be to each other is checked where they are
-defined, and in `check_tokenizer`. This file imports nothing of minimuse, so that every other file
-may use it.
+defined, in `check_tokenizer` and in `check_grids`. This file imports nothing of minimuse, so that
+every other file may use it.
 """
 
 import math
@@ -238,6 +238,26 @@ def check_tokenizer(config: Any) -> None:
         raise ValueError(f"code_width is {config.code_width}; ema needs 2 or more")
     if config.side % config.factor != 0:
         raise ValueError(f"side is {config.side}, not a multiple of the factor {config.factor}")
+
+
+def check_grids(low_grid: int, grid: int, piece: int) -> None:
+    """Raise a ValueError if super-resolution cannot have these sides of grids, in tokens."""
+    if grid % low_grid:
+        raise ValueError(
+            f"the high-res grid ({grid}) is not a multiple of the low-res one ({low_grid})"
+        )
+    scale = grid // low_grid
+    if grid % piece or piece % scale:
+        raise ValueError(
+            f"a grid of {grid} tokens cannot be cut into pieces of {piece}: the grid must be a "
+            f"multiple of the piece, and the piece a multiple of {scale}, the side of what one "
+            "low-res token covers"
+        )
+    if piece < grid and grid // piece % 2:
+        raise ValueError(
+            f"{grid // piece} pieces along a side of {grid} tokens; a training step samples a "
+            "quarter of them, so their number must be even"
+        )
 
 
 def check(name: str, value: Any, allowed: Range) -> None:
