@@ -51,8 +51,11 @@ def start_white(linear: nn.Linear, text: torch.Tensor) -> None:
     Without whitening these would drown the directions that tell captions apart.
 
     With V the principal directions (E, min(D, E)) and s the standard deviations along them, the
-    weight is W = R diag(1 / s) V^T and the bias -W mean; R is a random rotation.
+    weight is W = R diag(1 / s) V^T and the bias -W mean; R is a random rotation. With fewer than
+    two words, as in a data set without captions, the projection stays as it is.
     """
+    if len(text) < 2:
+        return
     width = len(linear.weight)  # D
     mean = text.mean(dim=0)
     # From here on the CPU, because PyTorch has no eigh and no qr on Apple's GPUs.

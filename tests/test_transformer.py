@@ -434,3 +434,12 @@ def test_initial_weights():
         else:
             std = expected_std(name, layers)
             assert abs(float(parameter.detach().std()) - std) < 0.15 * std, name
+
+
+@pytest.mark.parametrize("words", [0, 1])
+def test_without_captions_the_projection_stays_as_it_is(words):
+    """As for images with empty captions: there is nothing to whiten, and no NaN."""
+    linear = torch.nn.Linear(12, 8)
+    before = linear.weight.clone()
+    initialization.start_white(linear, torch.ones(words, 12))
+    assert torch.equal(linear.weight, before)
