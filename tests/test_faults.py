@@ -316,6 +316,18 @@ def test_two_runs_in_one_directory(begun, whole):
     resumes(out, "base", whole)  # the file of the lock is left, but locks nobody out
 
 
+def test_two_runs_of_one_process_in_one_directory(begun):
+    """As in a notebook, where an iterator that was left alone still holds the lock."""
+    out = begun("base")
+    text = load_t5("t5-toy")
+    left_alone = train_all(("base",), out, CONFIG, "shapes", text, "t5-toy", resume=True)
+    next(left_alone)
+    with pytest.raises(ValueError, match="a training of this process still writes the base"):
+        run("base", out)
+    left_alone.close()
+    run("base", out)
+
+
 # Gradients that are not finite
 
 

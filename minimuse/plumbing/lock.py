@@ -13,6 +13,9 @@ from minimuse.plumbing.checkpoint import checkpoints_at
 # Seconds. A run that was killed may take a moment to end, with its worker processes.
 PATIENCE = 2.0
 
+# The locks that this process holds, as paths of their files.
+held_here: set[str] = set()
+
 
 @contextmanager
 def one_process_at_a_time(out: Path, what: str, wait: float = PATIENCE) -> Iterator[None]:
@@ -33,6 +36,7 @@ def one_process_at_a_time(out: Path, what: str, wait: float = PATIENCE) -> Itera
         if lock is not None:
             with suppress(OSError):  # Windows removes the file by itself
                 Path(lock.lock_file).unlink()
+            held_here.discard(lock.lock_file)
             lock.release()
 
 
@@ -43,9 +47,15 @@ def acquire(out: Path, what: str, wait: float) -> BaseFileLock:
     try:
         lock.acquire()
     except Timeout:
+        if lock.lock_file in held_here:
+            raise ValueError(
+                f"a training of this process still writes the {what} in {out}; go on with its "
+                "iterator, or close() that first"
+            ) from None
         raise ValueError(
             f"another process writes the {what} in {out}; wait for it, or give another --out"
         ) from None
+    held_here.add(lock.lock_file)
     remove_leftovers(out, what)
     return lock
 
