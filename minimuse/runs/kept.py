@@ -7,7 +7,6 @@ Whatever needs the images (five processes of `train all`, later stages, `cache`,
 them here, by the hash of their files.
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -30,6 +29,7 @@ from minimuse.datasets.progress import bar
 from minimuse.plumbing import collectives
 from minimuse.plumbing.files import write_whole
 from minimuse.plumbing.lock import one_process_at_a_time
+from minimuse.plumbing.messages import warn
 from minimuse.runs.manifest import (
     Manifest,
     can_write,
@@ -144,10 +144,7 @@ def decode(
             leave_out(entry, error, skip, begun, was_left_out)
             continue
         if was_left_out:
-            warnings.warn(
-                f"{name} was left out before, and can be read now: it is used from here on",
-                stacklevel=3,
-            )
+            warn(f"{name} was left out before, and can be read now: it is used from here on")
 
 
 def is_to_be_read(entry: dict[str, Any], images: dict[str, torch.Tensor], skip: bool) -> bool:
@@ -168,7 +165,7 @@ def leave_out(
     """Mark an image as unreadable; without `skip`, raise the error with a remedy."""
     if skip:
         entry["unreadable"] = str(error)
-        warnings.warn(f"left out: {error}", stacklevel=4)
+        warn(f"left out: {error}")
         return
     if begun is None:
         raise ValueError(

@@ -10,7 +10,6 @@ A file is hashed again only if its size or a date changed.
 import hashlib
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from minimuse.datasets.captions import Pair, find_pairs
 from minimuse.datasets.progress import bar
 from minimuse.plumbing import collectives
 from minimuse.plumbing.files import write_json
+from minimuse.plumbing.messages import warn
 from minimuse.plumbing.parts import read_about
 from minimuse.plumbing.places import DATA_NAMES
 
@@ -52,10 +52,9 @@ def reference(out: Path, root: Path) -> Manifest:
     if before in DATA_NAMES or Path(before) == root:
         return {}
     if not Path(before).is_dir():
-        warnings.warn(
+        warn(
             f"{before} is gone, and {out} is of a version that did not note what it holds; "
-            f"taking {root} to be the same",
-            stacklevel=2,
+            f"taking {root} to be the same"
         )
         return {}
     return {} if os.path.samefile(before, root) else describe_files(find_pairs(Path(before)), {})
@@ -124,7 +123,7 @@ def is_same(out: Path, root: Path, known: Manifest, files: Manifest, strict: boo
     message = f"{root} differs from the images that {out} was begun with: {different}"
     if strict:
         raise ValueError(f"{message}; make the folder as it was, or train in another --out")
-    warnings.warn(message, stacklevel=4)
+    warn(message)
     return False
 
 
