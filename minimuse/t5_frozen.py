@@ -28,6 +28,7 @@ from einops import rearrange
 from torch import nn
 
 from minimuse.plumbing.arguments import check_list, check_texts
+from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.messages import warn
 from minimuse.plumbing.precision import full_precision
 from minimuse.plumbing.ranges import check_arguments, check_settings
@@ -284,6 +285,7 @@ class FrozenT5:
         self.device = encoder.shared.weight.device
         self.dtype = encoder.shared.weight.dtype
 
+    @in_usual_state
     @torch.no_grad()
     def __call__(
         self, texts: Sequence[str], max_length: int = MAX_TOKENS

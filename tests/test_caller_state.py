@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import minimuse
-from minimuse import Muse, decode, edit, losses
+from minimuse import Muse, decode, edit, losses, maskgit
 from minimuse.cli.figures import decoding_frames
 from minimuse.data import Images
+from minimuse.datasets import load
 from minimuse.device import generator_at
 from minimuse.metrics.report import report
 from minimuse.plumbing import config
@@ -183,6 +184,32 @@ def test_a_cache_does_not_depend_on_the_caller(trained, tmp_path):
     for other in tokens[1:]:
         for key, tensor in tokens[0].items():
             assert torch.equal(tensor, other[key]), key
+
+
+@pytest.mark.parametrize("name", ["float64", "a device", "inference mode"])
+def test_the_parts_of_a_model_do_not_depend_on_the_caller(name, text):
+    """Data, text embeddings and masks, which lessons and users compute one by one."""
+
+    def computed():
+        images = load("emoji", "train", 16, 2).pixels
+        embeddings, visible = load_t5("t5-toy")(["a red apple", ""])
+        generator = generator_at(0)
+        masked = maskgit.hide(torch.zeros(2, 16, dtype=torch.long, device="cpu"), 8, generator)
+        kept = maskgit.drop_captions(visible, 0.5, generator)
+        return [images, load("shapes", "train", 16, 2).pixels, embeddings, *masked, kept]
+
+    expected = computed()
+    with STATES[name](), unchanged():
+        got = computed()
+    for a, b in zip(expected, got, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_embeddings_made_in_inference_mode_can_be_trained_on(text):
+    with torch.inference_mode():
+        embeddings, _ = text(["a red apple"])
+    layer = torch.nn.Linear(text.width, 2)
+    layer(embeddings).sum().backward()
 
 
 def test_random_numbers_do_not_depend_on_the_default_dtype():

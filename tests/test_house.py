@@ -28,11 +28,12 @@ LEVELS = [
     {"transformer", "schedule"},
     {"datasets"},
     {"data"},
-    # Arguments are checked, users are warned, and precision is set, wherever it is needed.
+    # Arguments are checked, users are warned, and PyTorch is set, wherever it is needed.
     {
         "device",
         "initialization",
         "plumbing.arguments",
+        "plumbing.caller_state",
         "plumbing.messages",
         "plumbing.precision",
         "plumbing.ranges",
@@ -180,3 +181,10 @@ def test_no_line_is_long_and_walruses_are_rare():
     assert total > 0, "git lists no Python file"
     assert not long_lines, f"{len(long_lines)} lines over 100 columns: {long_lines[:20]}"
     assert len(walruses) <= 2 * total / 1000, f"{len(walruses)} in {total} lines: {walruses}"
+
+
+def test_warnings_go_through_one_function():
+    """`warn` finds the line of the caller, whatever decorators stand between; a level may not."""
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "messages.py":
+            assert "warnings.warn(" not in path.read_text(), path

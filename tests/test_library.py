@@ -133,6 +133,30 @@ def test_loading_and_drawing_leave_the_process_as_it_was(tiny_model, tmp_path):
     assert done.stdout.splitlines() == ["{}", "['MainThread']", "[]", "[]"]
 
 
+LEFT_ALONE = """
+import sys
+from minimuse import Muse
+from minimuse.plumbing.config import PRESETS
+from minimuse.plumbing.t5_files import load_t5
+from minimuse.runs.stages import STAGES, train_all
+steps = Muse.load(sys.argv[1]).steps(["a small red circle"])
+next(steps)
+text = load_t5("t5-toy")
+records = train_all(STAGES, sys.argv[2], PRESETS["tiny"], "shapes", text, "t5-toy")
+next(records)
+# A circle, which Python collects only when it ends.
+circle = [steps, records]
+circle.append(circle)
+"""
+
+
+def test_a_script_may_end_with_iterators_left_alone(tiny_model, tmp_path):
+    """Without "Exception ignored in ..." on the screen."""
+    command = [sys.executable, "-c", LEFT_ALONE, str(tiny_model), str(tmp_path / "w")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 # --- Damaged files of weights ---
 def nan(tensors, key):
     tensors[key] = tensors[key] * float("nan")

@@ -30,6 +30,7 @@ from minimuse.data import ASSETS, Images
 from minimuse.datasets import emoji, folder, shapes
 from minimuse.datasets.image_files import Entry
 from minimuse.datasets.progress import bar
+from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.ranges import check_arguments
 
 # A new data set is a file in this folder, an entry here and a branch in `load`. The help of --data
@@ -46,6 +47,7 @@ def splits_of(source: str) -> tuple[str, ...]:
     return SPLITS.get(source, SPLITS["folder"])
 
 
+@in_usual_state
 def load(
     source: str | Path,
     split: str,

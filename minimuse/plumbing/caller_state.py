@@ -13,6 +13,7 @@ thread that computes meanwhile finds it float32, too, so it should name its own 
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -49,8 +50,10 @@ def step_by_step(generator: Iterator) -> Iterator:
                     return
             yield item
     finally:
-        with usual_state():
-            generator.close()
+        # When Python ends, it collects what is left alone, and parts of PyTorch are gone by then.
+        if not sys.is_finalizing():
+            with usual_state():
+                generator.close()
 
 
 @contextmanager

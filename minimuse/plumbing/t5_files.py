@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from minimuse.datasets.progress import bar
 from minimuse.plumbing.arguments import check_paths
+from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.places import shipped
 from minimuse.t5_frozen import MAX_TOKENS, FrozenT5, T5Config, T5Encoder, TextTokenizer
 
@@ -32,6 +33,7 @@ DECODER_PREFIXES = ("decoder.", "lm_head.")
 BILLION = 10**9
 
 
+@in_usual_state
 def load_t5(
     name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> FrozenT5:
