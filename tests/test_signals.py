@@ -40,9 +40,10 @@ for _stage in STAGES:
 TRAIN = ["--preset", "tiny", "--data", "shapes", *SETTINGS]
 
 
-def hear_ctrl_c():
-    """What a shell starts in the background ignores Ctrl-C; do not ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def hear_all_signals():
+    """What a shell starts in the background ignores Ctrl-C, and under nohup SIGHUP; do not."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Command:
@@ -57,7 +58,7 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": threads},
-            preexec_fn=hear_ctrl_c,
+            preexec_fn=hear_all_signals,
             start_new_session=True,
         )
         self.pid = self.process.pid
@@ -107,7 +108,7 @@ class Blow(NamedTuple):
     """A signal, or several with gaps (seconds) between them, and to whom each of them is sent.
 
     "parent" is the command alone, "group" it and its children, as a terminal does, and "child" one
-    of its children.
+    of its children, or the command itself if it has none at that moment.
     """
 
     number: int
@@ -127,8 +128,7 @@ class Blow(NamedTuple):
                 os.killpg(command.pid, self.number)
             else:
                 children = [pid for pid in command.members() if pid != command.pid]
-                if children:
-                    os.kill(children[0], self.number)
+                os.kill(children[0] if children else command.pid, self.number)
         except ProcessLookupError:
             pass
 
@@ -442,7 +442,7 @@ def test_a_library_that_swallows_the_interrupt_does_not_keep_the_process():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=hear_ctrl_c,
+        preexec_fn=hear_all_signals,
     )
     assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGINT)
