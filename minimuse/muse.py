@@ -74,10 +74,11 @@ class Muse:
     def load(cls, name: str | Path, device: str = "cpu", t5: str | None = None) -> "Muse":
         """Load a model that ships in `data/`, by name, or a model directory.
 
-        `t5` is the directory of its text encoder, if that has moved. Errors name the file and the
-        remedy: FileNotFoundError for a missing file, ValueError for a wrong one.
+        `device` is "cpu", "cuda", "mps" or "auto" (CUDA, else MPS, else the CPU). `t5` is the
+        directory of the text encoder, if that has moved. Errors name the file and the remedy:
+        FileNotFoundError for a missing file, ValueError for a wrong one.
         """
-        checks.check_device(device)
+        device = checks.chosen_device(device)
         directory = find_model(name)
         about = read_about(directory)
         config = configs.from_json(about["config"])

@@ -21,6 +21,7 @@ from minimuse.decode import Sampling
 from minimuse.metrics.images import psnr, ssim
 from minimuse.metrics.likelihood import masked_nll
 from minimuse.muse import Muse
+from minimuse.plumbing import arguments
 from minimuse.plumbing.config import PRESETS, override
 from minimuse.plumbing.parts import PARTS, save_part
 from minimuse.plumbing.t5_files import load_t5
@@ -117,7 +118,8 @@ def test_devices_that_are_not_there(tiny_model, tmp_path, device):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a PyTorch without CUDA")
 def test_cuda_without_cuda(tiny_model):
     refused(
-        "^device is 'cuda', which is not available .*say cpu", lambda: Muse.load(tiny_model, "cuda")
+        "^device is 'cuda', which is not available .*say auto, cpu",
+        lambda: Muse.load(tiny_model, "cuda"),
     )
 
 
@@ -572,3 +574,15 @@ def test_warnings_point_to_the_callers_line(muse, tmp_path):
 def test_a_warning_of_a_generator_points_to_its_user(muse):
     told = caught(lambda: list(edit.edits(muse, PICTURE, "a cat:0.5", iterations=1)))
     assert {warning.filename for warning in told} == {__file__}
+
+
+# --- Which device ---
+@pytest.mark.parametrize(
+    "cuda, mps, best",
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_is_the_gpu_if_there_is_one(monkeypatch, cuda, mps, best):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
+    assert arguments.chosen_device("auto") == best
+    assert arguments.chosen_device("cpu") == "cpu"

@@ -7,6 +7,7 @@ mix its tensors with those of the CPU. What ran there is compared with what PyTo
 that minimuse supports, has for MPS.
 """
 
+import json
 import re
 
 import pytest
@@ -124,6 +125,16 @@ def test_cache_and_training_from_it(trained, tmp_path):
 )
 def test_generate(trained, tmp_path, options):
     check(run("generate", PROMPT, "--model", trained[0], "-o", tmp_path / "a.png", *options))
+
+
+def test_demo_trains_there(tmp_path):
+    """One stage after another, with the seconds of each, and a report."""
+    out = tmp_path / "demo"
+    check(run("demo", "--preset", "tiny", "--out", out))
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["stages"]) == list(STAGES)
+    assert set(report["seconds"]) == {*STAGES, "report", "total"}
+    assert (out / "samples.png").is_file()
 
 
 def test_composed_prompts_and_a_gif(trained, tmp_path):

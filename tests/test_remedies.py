@@ -164,7 +164,7 @@ def test_settings_that_do_not_fit(monkeypatch, settings, remedy):
     "argv, told, fixed",
     [
         (["--grid", "steps=1", "steps=2"], "after one =", ["--grid", "steps=1,2"]),
-        (["--device", "gpu"], "say cpu", ["--device", "cpu"]),
+        (["--device", "gpu"], "say auto, cpu", ["--device", "cpu"]),
         (["--sampler", "best"], "choose one of", ["--sampler", "halton"]),
         (["--law", "circle"], "choose one of", ["--law", "linear"]),
         (["--guided", "1,0"], "smaller fraction first", ["--guided", "0,1"]),

@@ -14,25 +14,30 @@ from typing import Any
 from minimuse.cli.evaluate import alignment_lines, check_outputs, evaluate
 from minimuse.cli.progress import show_progress
 from minimuse.muse import Muse
+from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.status import status
 from minimuse.runs.directory import check_resumable
 from minimuse.runs.rehearsal import check_trainable
 from minimuse.runs.stages import STAGES
-from minimuse.runs.workers import side_by_side
+from minimuse.runs.workers import one_after_another, side_by_side
 
 
 def run_demo(args: argparse.Namespace) -> None:
     """Run the demo and print in how many images each attribute is right."""
-    report = demo(args.out, args.preset, args.seed, args.resume)
+    device = chosen_device(args.device)
+    report = demo(args.out, args.preset, args.seed, args.resume, device)
     print(alignment_lines(report))
     print(f"wrote {args.out}/samples.png, {args.out}/decoding.gif and {args.out}/report.json")
 
 
-def demo(out: Path, preset: str, seed: int, resume: bool, n: int = 256) -> dict[str, Any]:
+def demo(
+    out: Path, preset: str, seed: int, resume: bool, device: str = "cpu", n: int = 256
+) -> dict[str, Any]:
     """Train all stages into the folder `out`, measure `n` held-out images, and write the report.
 
+    On a CPU the stages share the cores; another device trains them one after another.
     Returns the report. Its "seconds" are those of this call alone, if it resumes another.
     """
     if resume:
@@ -40,12 +45,14 @@ def demo(out: Path, preset: str, seed: int, resume: bool, n: int = 256) -> dict[
     check_outputs(out)
     start = time.monotonic()
     with status("checking that the model fits into memory"):
-        check_trainable(PRESETS[preset], STAGES, "shapes", "cpu")
-    seconds, stages = side_by_side(
-        out, PRESETS[preset], "shapes", "t5-toy", seed, resume, show_progress
-    )
+        check_trainable(PRESETS[preset], STAGES, "shapes", device)
+    job = (out, PRESETS[preset], "shapes", "t5-toy", seed, resume, show_progress)
+    if device == "cpu":
+        seconds, stages = side_by_side(*job)
+    else:
+        seconds, stages = one_after_another(*job, device)
     trained = time.monotonic()
-    measures = evaluate(Muse.load(out), out, n, splits=("heldout",))
+    measures = evaluate(Muse.load(out, device), out, n, splits=("heldout",))
     end = time.monotonic()
     seconds["report"] = round(end - trained, 1)
     seconds["total"] = round(end - start, 1)

@@ -75,6 +75,7 @@ def add_demo(commands: Any) -> None:
     )
     add_seed(parser)
     parser.add_argument(
+    add_device(parser)
         "--resume",
         action="store_true",
         help="go on with the run in --out (default: it must be new)",

@@ -52,7 +52,11 @@ def add_seed(parser: Parser) -> None:
 
 
 def add_device(parser: Parser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, mps, or auto: the GPU, if PyTorch finds one (default auto)",
+    )
 
 
 def add_required_out(parser: Parser, what: str) -> None:

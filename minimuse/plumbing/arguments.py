@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from minimuse.plumbing.ranges import shown
+from minimuse.plumbing.ranges import check_arguments, shown
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 DEVICES = re.compile(r"cpu|mps(:0)?|cuda(:\d+)?")
@@ -65,6 +65,16 @@ def check_ids(
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest < 0 or highest > top:
         raise ValueError(f"{name} has values {lowest}..{highest}, not 0..{top}")
+
+
+def check_generators(generators: Any, count: int) -> None:
+    """Check that there is a random generator for each of `count` images."""
+    is_list = isinstance(generators, (list, tuple))
+    if not is_list or len(generators) != count:
+        what = f"{len(generators)} of them" if is_list else described(generators)
+        raise ValueError(f"generators is {what}, not a list of {count}, one for each image")
+    for generator in generators:
+        check_arguments(generator=generator)
 
 
 def check_start(muse: Any, batch: int, low: Any, high: Any) -> None:
@@ -257,17 +267,33 @@ def directory_at(path: Any) -> Path:
     return directory
 
 
-def check_device(device: Any) -> None:
-    """Check that there is such a device, and that it can hold a tensor."""
+def chosen_device(device: Any) -> str:
+    """The device of this name; "auto" is CUDA, else MPS, else the CPU.
+
+    Raises a ValueError if there is no such device, or if it cannot hold a tensor.
+    """
+    if device == "auto":
+        return best_device()
     if DEVICES.fullmatch(str(device)) is None:
-        raise ValueError(f"device is {shown(device)!r}; say cpu, cuda or mps")
+        raise ValueError(f"device is {shown(device)!r}; say auto, cpu, cuda or mps")
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device is {str(device)!r}, which is not available ({reason}); say cpu, cuda or mps"
+            f"device is {str(device)!r}, which is not available ({reason}); say auto, cpu, cuda "
+            "or mps"
         ) from None
+    return str(device)
+
+
+def best_device() -> str:
+    """CUDA if there is a GPU of NVIDIA's (or AMD's), else MPS on a Mac of Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
 
 
 def check_setting_names(given: Iterable[str], known: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from minimuse.plumbing.arguments import check_device
+from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.collectives import rank_and_size
 from minimuse.transformer import Block
 
@@ -29,9 +29,9 @@ def begin(device: str) -> str:
     Raises a ValueError if there is no such device. Collective: every rank must call this.
     """
     several = "RANK" in os.environ and not dist.is_initialized()
+    device = chosen_device(device)
     if several and device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    check_device(device)
+        device = chosen_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if several:
         if "cuda" in device:
             torch.cuda.set_device(device)

@@ -24,7 +24,7 @@ from minimuse.device import generator_at
 from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
 from minimuse.plumbing import collectives
-from minimuse.plumbing.arguments import check_device
+from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config, from_json
 from minimuse.plumbing.files import check_writable
@@ -88,7 +88,7 @@ def train_all(
     """
     check_training(stages, out, config, data, text, text_name)
     check_arguments(seed=seed, resume=resume)
-    check_device(device)
+    device = chosen_device(device)
     out, seed = Path(out), int(seed)
     about = describe_model(config, data, text, text_name, seed)
     check_same_model(out, about)
@@ -149,7 +149,7 @@ def train_stage(
     about: the contents of config.json (see `describe_model`).
     images: base and super-resolution do not need them if there is a cache.
     """
-    check_device(device)
+    device = chosen_device(device)
     config, seed = from_json(about["config"]), about["seed"]
     settings = getattr(config.stages, name)
     check_can_be_spread(name)
@@ -323,7 +323,7 @@ def fill_cache(
     Meanwhile no other process may train these two: they read the cache while they train.
     data, text_name: where the folder of images and the text encoder are now, if they have moved.
     """
-    check_device(device)
+    device = chosen_device(device)
     about = read_about(out)
     config = from_json(about["config"])
     data = about["data"] if data is None else data

@@ -100,6 +100,36 @@ def side_by_side(
     return seconds_of, metrics_of
 
 
+def one_after_another(
+    out: Path,
+    config: Config,
+    data: str,
+    text: str,
+    seed: int,
+    resume: bool,
+    show: Callable[..., None],
+    device: str,
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """`side_by_side` for a device that is not the CPU: this process trains one stage at a time."""
+    seconds_of, metrics_of = {}, {}
+
+    def timed() -> Iterator[Record]:
+        encoder = LazyT5(text, device)
+        begin = time.monotonic()
+        for record in train_all(
+            STAGES, out, config, data, encoder, text, seed, device=device, resume=resume
+        ):
+            if record.step == record.steps:
+                metrics = {name: float(value) for name, value in record.metrics.items()}
+                metrics_of[record.stage] = metrics
+                seconds_of[record.stage] = round(time.monotonic() - begin, 3)
+                begin = time.monotonic()
+            yield record
+
+    show(timed())
+    return seconds_of, metrics_of
+
+
 class Team:
     """Worker processes. They are started when they are needed, and ended at the end of `with`."""
 
