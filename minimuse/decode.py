@@ -5,8 +5,12 @@ In every step the model predicts all hidden tokens at once, and a guess is drawn
 are hidden again and predicted anew in the next step, when more tokens are visible. The same loop
 serves the base model and the super-resolution model, and it fills any hole, not only an empty grid.
 
-    for step in decode(model, ids, mask_id, context, uncond, Sampling(steps=12), generator):
+    for step in decode(model, ids, mask_id, context, uncond, Sampling(steps=12), generators):
         print(step.hidden.sum())    # how many tokens are still hidden
+
+Each image has a random generator of its own, so it is the same image in a batch of any size. On a
+GPU nothing in a step depends on a number that the CPU would have to wait for: how many tokens are
+hidden after each step is known beforehand, and all tensors have the same shape in every step.
 
 Papers: MaskGIT (2202.04200), section 3.2; Muse (2301.00704), sections 2.7 and 2.8; Halton order
 (2503.17076); entropy-bounded unmasking (2505.24857); composed prompts (2206.01714).
@@ -15,7 +19,7 @@ M hidden tokens of the whole batch.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,15 +27,12 @@ import torch
 from torch import Tensor
 
 from minimuse import schedule
-from minimuse.plumbing.arguments import check_choice
+from minimuse.device import autocast
+from minimuse.guidance import Conditions, conditions_of, guided_logits
+from minimuse.plumbing.arguments import check_choice, check_generators
 from minimuse.plumbing.ranges import check_arguments, check_settings
 from minimuse.plumbing.remembered import remembers_tensors
 from minimuse.transformer import Context
-
-# Up to this many tokens (B N), a CPU runs conditional and unconditional rows faster in one batch.
-# With more, one pass already keeps the CPU busy, and a batch twice as large no longer fits in its
-# caches. A GPU always runs both in one batch. The logits are the same, up to rounding.
-ONE_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,6 @@ class Step(NamedTuple):
     hidden: Tensor  # (B, N) bool, hidden again after this step
 
 
-class Conditions(NamedTuple):
-    """What the model looks at while it decodes B images: the same in every step."""
-
-    prompts: Context  # P B rows: the first prompt of every image, then the second, ...
-    weights: tuple[float, ...]  # one weight for each of the P prompts
-    uncond: Context | None  # B rows that guidance steers away from; None without guidance
-    joined: Context | None  # the rows of `prompts`, then of `uncond`, if both run in one batch
-
-
 # --- The loop ---
 def decode(
     model: Callable[..., Tensor],
@@ -92,113 +84,93 @@ def decode(
     context: Context,
     uncond: Context | None,
     sampling: Sampling,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     weights: tuple[float, ...] = (1.0,),
+    run_pass: Callable[..., Step] | None = None,
 ) -> Iterator[Step]:
     """Fill the tokens of ids (B, N) that equal mask_id; yield each step, at most `sampling.steps`.
 
-    model(ids (B, N), context, hidden (B, N)) -> logits (M, K) of the M hidden tokens. `context` has
-    P B rows, prompt by prompt, for P `weights`. Guidance steers away from `uncond` (B rows); None
-    is no guidance. If nothing is hidden, there are no steps. Source: MaskGIT, section 3.2.
+    model(ids (B, N), context, where) -> logits (B, N, K), or with `where` (B, N) bool only those of
+    the M tokens where it is True, (M, K). `context` has P B rows, prompt by prompt, for P
+    `weights`. Guidance steers away from `uncond` (B rows); None is no guidance. `generators` is one
+    for each image. `run_pass` is `one_pass`, below, unless it is given: the same, compiled. If
+    nothing is hidden, there are no steps. Source: MaskGIT, section 3.2.
     """
+    run_pass = run_pass or one_pass
     B, N = ids.shape
-    in_one_batch = ids.is_cuda or B * N <= ONE_BATCH_TOKENS
-    conditions = conditions_of(context, uncond, weights, in_one_batch)
+    check_generators(generators, B)
+    conditions = conditions_of(context, uncond, weights, ids)
     hidden = ids == mask_id  # B N
-    scheduled = scheduled_counts(hidden, sampling)  # S B
-    for k in range(sampling.steps):
-        masked = hidden.sum(dim=-1)  # B
-        # The entropy sampler may have revealed more than the schedule asks, hence the minimum.
-        left = torch.minimum(scheduled[k], masked)  # B, how many tokens stay hidden
-        if torch.equal(left, masked):
+    masked = hidden.sum(dim=-1).tolist()  # B numbers
+    scheduled = scheduled_counts(masked, sampling)  # S lists of B numbers
+    left = torch.tensor(scheduled, dtype=torch.int64, device=ids.device).view(
+        len(scheduled), B
+    )  # S B
+    order = ORDERS[sampling.sampler](N) if sampling.sampler in ORDERS else None
+    if order is not None:
+        # The score of the first position is the highest.
+        order = -order.to(ids.device, torch.float32).expand(B, N)  # B N
+    for k, counts in enumerate(scheduled):
+        # Also for a step that is skipped, so that the noise of an image depends on the step alone.
+        noise, choice = noise_of(generators, N, mask_id)  # B N K, B N
+        if sampling.sampler in MAY_BE_AHEAD:
+            # Only the device knows how many tokens have been revealed: this waits for it.
+            masked = hidden.sum(dim=-1).tolist()
+            counts = [min(pair) for pair in zip(counts, masked, strict=True)]
+        if counts == masked:
             continue  # This step reveals nothing, so it needs no pass.
+        masked = counts
 
         t = schedule.guidance_at(
             k, sampling.steps, sampling.guidance, sampling.ramp, sampling.guided
         )
-        inputs = ids.masked_fill(hidden, mask_id)  # B N, without guesses hidden again
-        logits_hidden = guided_logits(model, inputs, hidden, conditions, t)  # M K
-        logits = logits_hidden.new_zeros(B, N, logits_hidden.shape[-1])  # B N K
-        logits[hidden] = logits_hidden  # Known tokens get zeros, which `step` ignores.
-
-        token_noise = gumbel((B, N, logits.shape[-1]), generator).to(ids.device)  # B N K
-        scale = schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
-        choice_noise = scale * gumbel((B, N), generator).to(ids.device)  # B N
-
-        result = step(logits, ids, hidden, left, token_noise, choice_noise, sampling)
+        choice *= schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
+        if order is not None:
+            choice = order
+        # Around the whole loop, autocast would stay on between two steps, in the caller's code.
+        with autocast(ids.device):
+            result = run_pass(
+                model, ids, mask_id, hidden, left[k], conditions.at(t), t, noise, choice, sampling
+            )
         ids, hidden = result.ids, result.hidden
         yield result
 
 
-def scheduled_counts(hidden: Tensor, sampling: Sampling) -> Tensor:
-    """How many tokens of each row of hidden (B, N) stay hidden after each step: (S, B) int64."""
-    counts = [
-        schedule.masked_after(masked, sampling.steps, sampling.law)
-        for masked in hidden.sum(dim=-1).tolist()
-    ]
-    return torch.tensor(counts, device=hidden.device).T
-
-
-# --- Guidance ---
-def conditions_of(
-    context: Context, uncond: Context | None, weights: tuple[float, ...], in_one_batch: bool
-) -> Conditions:
-    """Collect what the model looks at, and join both contexts once if they run in one batch."""
-    if uncond is None and weights != (1.0,):
-        raise ValueError(f"prompts with weights {weights} need an unconditional context")
-    joined = None
-    if uncond is not None and in_one_batch:
-        joined = context.join(uncond)
-    return Conditions(context, weights, uncond, joined)
-
-
 @torch.no_grad()
-def guided_logits(
-    model: Callable[..., Tensor], ids: Tensor, hidden: Tensor, conditions: Conditions, t: float
-) -> Tensor:
-    """Logits (M, K) of the M hidden tokens of ids (B, N), with guidance t.
+def one_pass(
+    model: Callable[..., Tensor],
+    ids: Tensor,
+    mask_id: int,
+    hidden: Tensor,
+    left: Tensor,
+    conditions: Conditions,
+    t: float | Tensor,
+    token_noise: Tensor,
+    choice_noise: Tensor,
+    sampling: Sampling,
+) -> Step:
+    """All that the device computes in one step: logits with guidance t, then `step`.
 
-    Without guidance (t = 0) one prompt needs no unconditional rows.
+    `left` (B,) is how many tokens stay hidden by the schedule. On a GPU the CPU waits for nothing
+    in here, and no shape depends on a value, so that it can be compiled whole.
     """
-    single_prompt = conditions.weights == (1.0,)  # one prompt, of weight 1
-    if conditions.uncond is None or (single_prompt and t == 0):
-        return model(ids, conditions.prompts, hidden)
-    *conds, uncond = logits_of_each(model, ids, hidden, conditions)
-    if single_prompt:
-        return guide(conds[0], uncond, t)
-    return compose(uncond, conds, [(1 + t) * weight for weight in conditions.weights])
+    inputs = ids.masked_fill(hidden, mask_id)  # B N, without guesses that are hidden again
+    logits = guided_logits(model, inputs, hidden, conditions, t)  # B N K
+    left = torch.minimum(left, hidden.sum(dim=-1))  # B, if more than scheduled are known already
+    return step(logits, ids, hidden, left, token_noise, choice_noise, sampling)
 
 
-def logits_of_each(
-    model: Callable[..., Tensor], ids: Tensor, hidden: Tensor, conditions: Conditions
-) -> list[Tensor]:
-    """Logits (M, K) under each of the P prompts, and then the unconditional ones."""
-    P = len(conditions.weights)
-    if conditions.joined is not None:
-        logits = model(ids.repeat(P + 1, 1), conditions.joined, hidden.repeat(P + 1, 1))
-        return list(logits.chunk(P + 1))
-    conds = model(ids.repeat(P, 1), conditions.prompts, hidden.repeat(P, 1))
-    uncond = model(ids, conditions.uncond, hidden)
-    return [*conds.chunk(P), uncond]
+def scheduled_counts(masked: list[int], sampling: Sampling) -> list[list[int]]:
+    """How many of the `masked` tokens of each row stay hidden after each step: S lists of B."""
+    rows = [schedule.masked_after(count, sampling.steps, sampling.law) for count in masked]
+    return [list(counts) for counts in zip(*rows, strict=True)]
 
 
-def guide(cond: Tensor, uncond: Tensor, t: float) -> Tensor:
-    """Classifier-free guidance of logits: (1 + t) cond - t uncond (Muse, section 2.7).
-
-    t = 0 gives `cond`, bit for bit. Others write uncond + s (cond - uncond), with s = 1 + t.
-    """
-    if t == 0:
-        return cond
-    return (1 + t) * cond - t * uncond
-
-
-def compose(uncond: Tensor, conds: list[Tensor], weights: list[float]) -> Tensor:
-    """Compose prompts: uncond + the sum of w_i (cond_i - uncond) (2206.01714).
-
-    A negative weight steers away from its prompt. One prompt of weight 1 + t is `guide`.
-    """
-    pulls = [weight * (cond - uncond) for weight, cond in zip(weights, conds, strict=True)]
-    return uncond + sum(pulls)
+def noise_of(generators: Sequence[torch.Generator], N: int, K: int) -> tuple[Tensor, Tensor]:
+    """Gumbel noise for the tokens (B, N, K) and for the choice (B, N); one generator an image."""
+    token_noise = torch.stack([gumbel((N, K), generator) for generator in generators])  # B N K
+    choice_noise = torch.stack([gumbel((N,), generator) for generator in generators])  # B N
+    return token_noise, choice_noise
 
 
 # --- One step ---
@@ -215,7 +187,8 @@ def step(
 
     A pure function, which can be compared with a reference number by number. logits (B, N, K), with
     guidance; ids (B, N); hidden (B, N) bool; left (B,) how many tokens of each row stay hidden;
-    token_noise (B, N, K) standard Gumbel noise; choice_noise (B, N) Gumbel noise, already scaled.
+    token_noise (B, N, K) standard Gumbel noise; choice_noise (B, N) Gumbel noise, already scaled
+    (an entry of ORDERS, in its place, for a sampler that has one).
     Confidence is computed before temperature and top-k. Of equal scores, the first positions are
     kept. With the sampler "confidence" this is MaskGIT's step (section 3.2).
     """
@@ -251,17 +224,19 @@ def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0) -> T
 
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise -log(-log(u)) on the CPU: float32, since bf16 is not always finite."""
+    """Standard Gumbel noise -log(-log(u)): float32, since bf16 is not always finite."""
     check_arguments(generator=generator)
-    u = torch.rand(shape, generator=generator, dtype=torch.float32).clamp_(1e-20, 1 - 1e-7)
+    u = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    u.clamp_(1e-20, 1 - 1e-7)
     return u.log_().neg_().log_().neg_()  # In place: the noise is as large as the logits.
 
 
 # --- Samplers ---
 # Each takes logits (B, N, K); log_p (B, N), the log-probability of each guess; hidden (B, N); left
-# (B,), how many tokens should stay hidden; the choice noise (B, N); and the settings. It returns
-# scores (B, N), the highest of which are kept (those of known tokens do not matter), and how many
-# tokens stay hidden (B,). A new sampler is one more function like these, and an entry in SAMPLERS.
+# (B,), how many tokens should stay hidden; the choice noise (B, N), or for a sampler in ORDERS the
+# order in its place; and the settings. It returns scores (B, N), the highest of which are kept
+# (those of known tokens do not matter), and how many tokens stay hidden (B,). A new sampler is one
+# more function like these, and an entry in SAMPLERS.
 def confidence(
     logits: Tensor, log_p: Tensor, hidden: Tensor, left: Tensor, noise: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
@@ -286,8 +261,7 @@ def halton(
 
     Neighbouring tokens depend on each other most, and in this order they come in different steps.
     """
-    rank = halton_order(log_p.shape[-1]).to(log_p)  # N
-    return -rank.expand_as(log_p), left
+    return noise, left
 
 
 def entropy(
@@ -313,6 +287,8 @@ def entropy(
 
 
 SAMPLERS = {"confidence": confidence, "halton": halton, "random": random, "entropy": entropy}
+# Those that may reveal more tokens in a step than the schedule asks.
+MAY_BE_AHEAD = {"entropy"}
 
 
 @remembers_tensors
@@ -342,3 +318,7 @@ def van_der_corput(i: int, base: int) -> float:
     if i == 0:
         return 0.0
     return (i % base + van_der_corput(i // base, base)) / base
+
+
+# Orders of revealing that do not depend on the guesses, by the name of their sampler.
+ORDERS = {"halton": halton_order}

@@ -4,8 +4,9 @@
         logits = model(ids, context)
     generator = generator_at(seed, "base", step) # the same numbers on every run
 
-Each function that draws random numbers takes a generator, on the CPU. Only the initial weights of
-models come from PyTorch's global one, which `runs/stages.py` seeds for that purpose.
+Each function that draws random numbers takes a generator: in training one on the CPU, in drawing
+one for each image, on the device of the model. Only the initial weights of models come from
+PyTorch's global one, which `runs/stages.py` seeds for that purpose.
 """
 
 import hashlib
@@ -40,8 +41,8 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8])
 
 
-def generator_at(*key: object) -> torch.Generator:
-    """A CPU generator whose seed depends on the key alone, such as (seed, stage, step)."""
+def generator_at(*key: object, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator whose seed depends on the key alone, such as (seed, stage, step)."""
     text = "/".join(str(part) for part in key)
     # 63 bits fit a signed number, too. Changing this would change every random number.
-    return torch.Generator().manual_seed(stable_hash(text) >> 1)
+    return torch.Generator(device).manual_seed(stable_hash(text) >> 1)

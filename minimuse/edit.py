@@ -13,7 +13,7 @@ Source: Muse (2301.00704), section 3.3.
 Letters: B images, H W pixels, h w tokens, N = h w.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,11 @@ from PIL import Image
 
 from minimuse import schedule
 from minimuse.data import from_pil, halve, to_pil
-from minimuse.decode import Sampling
-from minimuse.holes import (
+from minimuse.decode import Sampling, decode
+from minimuse.muse import Muse
+from minimuse.plumbing import arguments as checks
+from minimuse.plumbing.caller_state import in_usual_state
+from minimuse.plumbing.holes import (
     feather,
     hidden_tokens,
     hole_from_mask,
@@ -32,12 +35,9 @@ from minimuse.holes import (
     pad_to_tokens,
     round_up,
 )
-from minimuse.muse import Muse
-from minimuse.plumbing import arguments as checks
-from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.messages import warn
 from minimuse.plumbing.prompts import check_prompts
-from minimuse.plumbing.ranges import check_arguments, later_seed
+from minimuse.plumbing.ranges import check_arguments
 
 
 # --- Inpainting and outpainting ---
@@ -125,7 +125,6 @@ def fill(
     window = next_window(low[0] == muse.base.mask_id, high[0] == muse.superres.mask_id, grid)
     while window is not None:
         fill_window(muse, low, high, window, [prompt] * n, negative, sampling, seed)
-        seed = later_seed(seed, 1)
         window = next_window(low[0] == muse.base.mask_id, high[0] == muse.superres.mask_id, grid)
 
     H, W = hole.shape
@@ -164,6 +163,7 @@ def fill_window(
         seed=seed,
         low=parts["low"].flatten(1),
         high=parts["high"].flatten(1),
+        place=window,
     )
     for resolution, step in steps:
         parts[resolution][:] = step.ids.view_as(parts[resolution])
@@ -215,20 +215,22 @@ def edits(
     sampling, _ = muse.sampling(**settings | defaults)
     low, _ = encode(muse, from_pil(image))  # 1 h w
     low = low.flatten(1).repeat(n, 1)  # B N
-    generator = torch.Generator().manual_seed(int(seed))
+    generators = muse.generators("edit", seed, n)
     prompts = muse.embed_prompts([prompt] * n, negative)
     contexts = muse.contexts(muse.base, prompts, sampling.guidance)  # for all iterations
 
     def draw(ids: torch.Tensor) -> torch.Tensor:
         """Draw the hidden tokens of ids (B, N) for the prompt."""
-        *_, step = muse.model_steps(muse.base, ids, contexts, sampling, generator, prompts.weights)
+        rest = (prompts.weights, muse.run_pass)
+        mask_id = muse.base.mask_id
+        *_, step = decode(muse.base, ids, mask_id, *contexts, sampling, generators, *rest)
         return step.ids
 
     @in_usual_state
     def states(low: torch.Tensor) -> Iterator[torch.Tensor]:
         yield low
         for _ in range(iterations):
-            low = resample(low, muse.base.mask_id, share, generator, draw)
+            low = resample(low, muse.base.mask_id, share, generators, draw)
             yield low
 
     return states(low)
@@ -238,17 +240,18 @@ def resample(
     ids: torch.Tensor,
     mask_id: int,
     share: float,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     draw: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """One iteration of mask-free editing: draw a random fraction `share` of ids (B, N) anew.
 
-    draw(ids with mask ids (B, N)) -> ids (B, N) with a code at every position.
+    `generators`: one for each row. draw(ids with mask ids (B, N)) -> ids (B, N) with a code at
+    every position.
     """
-    B, N = ids.shape
-    ratios = torch.full((B,), share, dtype=torch.float64)
-    counts = schedule.mask_counts(ratios, N)  # B
-    hidden = schedule.random_masks(counts, N, generator).to(ids.device)  # B N
+    N = ids.shape[-1]
+    count = schedule.mask_counts(torch.tensor([share], dtype=torch.float64), N)  # 1
+    masks = [schedule.random_masks(count, N, generator) for generator in generators]  # B of (1, N)
+    hidden = torch.cat(masks).to(ids.device)  # B N
     guess = draw(ids.masked_fill(hidden, mask_id))  # B N
     return torch.where(hidden, guess, ids)
 

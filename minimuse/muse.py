@@ -23,11 +23,12 @@ from PIL import Image
 from torch import nn
 
 from minimuse.data import to_pil
-from minimuse.decode import Sampling, Step, decode
-from minimuse.device import autocast
+from minimuse.decode import Sampling, Step, decode, one_pass
+from minimuse.device import autocast, generator_at
 from minimuse.plumbing import arguments as checks
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.caller_state import in_usual_state
+from minimuse.plumbing.compiled import compile_pass
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.parts import PARTS, check_model, find_model, load_part, read_about, save_part
 from minimuse.plumbing.prompts import check_prompts, common_weights, parse_prompt, with_style
@@ -63,6 +64,7 @@ class Muse:
         self.superres = parts["superres"]
         self.decoder = parts["decoder"]
         self.device = next(self.base.parameters()).device
+        self.run_pass = one_pass  # `compile` replaces it
 
     @property
     def parts(self) -> MappingProxyType:
@@ -107,22 +109,22 @@ class Muse:
             save_part(directory, name, part, dtype)
         write_json(directory / "config.json", self.about | {"config": asdict(self.config)})
 
+    def compile(self) -> None:
+        """Compile decoding passes: see `plumbing/compiled.py`. The next images pay for it."""
+        self.run_pass = compile_pass(one_pass)
+
     # --- Drawing ---
     def generate(
         self, prompt: str, n: int = 1, negative: str = "", seed: int = 0, **settings: Any
     ) -> list[Image.Image]:
-        """Draw n PIL images for one prompt.
+        """Draw n PIL images for one prompt: image i has the seed `seed` + i.
 
         `settings` are fields of `Sampling`, such as steps=12 or guidance=3.0. None is the model's.
         """
         check_arguments(n=n, seed=seed)
         sampling, sampling_hi = self.sampling(**settings)
         _, images = self.draw(
-            [prompt] * n,
-            negative=negative,
-            seed=seed,
-            sampling=sampling,
-            sampling_hi=sampling_hi,
+            [prompt] * n, seed=seed, negative=negative, sampling=sampling, sampling_hi=sampling_hi
         )
         return to_pil(images)
 
@@ -138,8 +140,8 @@ class Muse:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw low-res (B, 3, H/2, W/2) and high-res images (B, 3, H, W), one for each prompt.
 
-        `batch` images are drawn at a time; each batch has its own seed, seed + its first image, so
-        an image depends on `batch`. `settings` are the other arguments of `steps`.
+        Image i has the seed `seed` + i, and is the same whatever is drawn beside it. `batch` images
+        are drawn at a time. `settings` are the other arguments of `steps`.
         """
         checks.check_draw_arguments(settings, ("negative", "sampling", "sampling_hi", "plain"))
         check_arguments(batch=batch, seed=seed)
@@ -171,11 +173,13 @@ class Muse:
         low: torch.Tensor | None = None,
         high: torch.Tensor | None = None,
         plain: bool = False,
+        place: tuple[int, int] = (0, 0),
     ) -> Iterator[tuple[str, Step]]:
         """Decode B images and yield every step: ("low", step) ..., then ("high", step) ...
 
-        `low` and `high` are token ids (B, N) to start from, with mask ids where tokens are hidden;
-        None hides all. With `plain`, prompts are taken literally: see `embed_prompts`.
+        Image i has the seed `seed` + i. `low` and `high` are token ids (B, N) to start from, with
+        mask ids where tokens are hidden; None hides all. With `plain`, prompts are taken literally:
+        see `embed_prompts`. `place` tells apart the windows of a large image: see `generators`.
         """
         check_arguments(seed=seed, plain=plain)
         check_prompts(prompts, negative)
@@ -184,9 +188,7 @@ class Muse:
         checks.check_start(self, B, low, high)
         sampling = sampling or self.config.sampling
         sampling_hi = sampling_hi or self.config.sampling_hi
-        generator = torch.Generator().manual_seed(int(seed))
         embedded = self.embed_prompts(prompts, negative, plain)
-        weights = embedded.weights
         if low is None:
             low = self.hidden_grid(self.base, self.config.tokenizer.grid, B)
         if high is None:
@@ -196,36 +198,33 @@ class Muse:
         @in_usual_state
         def decoded(low: torch.Tensor) -> Iterator[tuple[str, Step]]:
             contexts = self.contexts(self.base, embedded, sampling.guidance)
-            for step in self.model_steps(self.base, low, contexts, sampling, generator, weights):
+            rest = (embedded.weights, self.run_pass)
+            generators = self.generators("low", seed, B, place)
+            model = self.base
+            for step in decode(model, low, model.mask_id, *contexts, sampling, generators, *rest):
                 low = step.ids
                 yield "low", step
 
             contexts = self.contexts(self.superres, embedded, sampling_hi.guidance, low)
-            for step in self.model_steps(
-                self.superres, high, contexts, sampling_hi, generator, weights
+            generators = self.generators("high", seed, B, place)
+            model = self.superres
+            for step in decode(
+                model, high, model.mask_id, *contexts, sampling_hi, generators, *rest
             ):
                 yield "high", step
 
         return decoded(low)
 
-    def model_steps(
-        self,
-        model: nn.Module,
-        ids: torch.Tensor,
-        contexts: tuple[Context, Context | None],
-        sampling: Sampling,
-        generator: torch.Generator,
-        weights: tuple[float, ...],
-    ) -> Iterator[Step]:
-        """Decode with one model: fill the hidden tokens of ids (B, N), see `decode.decode`."""
-        context, uncond = contexts
+    def generators(
+        self, stage: str, seed: int, B: int, place: tuple[int, int] = (0, 0)
+    ) -> list[torch.Generator]:
+        """A random generator for each of B images, whose seeds are `seed`, seed + 1, ...
 
-        # Around the whole loop, autocast would stay on between two steps, in the caller's code.
-        def model_pass(ids: torch.Tensor, context: Context, hidden: torch.Tensor) -> torch.Tensor:
-            with autocast(self.device):
-                return model(ids, context, hidden)
-
-        return decode(model_pass, ids, model.mask_id, context, uncond, sampling, generator, weights)
+        `stage` and `place` tell apart what draws with one seed: "low" or "high" tokens, of the
+        window at this row and column of low-res tokens.
+        """
+        seeds = [later_seed(seed, i) for i in range(B)]
+        return [generator_at(seed, stage, *place, device=self.device) for seed in seeds]
 
     def hidden_grid(self, model: nn.Module, grid: int, batch: int) -> torch.Tensor:
         """Token ids (B, N) of grids in which every token is hidden."""

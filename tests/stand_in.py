@@ -55,6 +55,24 @@ class OnDevice(torch.Tensor):
         return Accelerator.current.run(func, args, kwargs or {})
 
 
+TRUE_GENERATOR = torch.Generator
+
+
+class GeneratorOnDevice(TRUE_GENERATOR):
+    """A generator on the CPU that says that it is on the stand-in."""
+
+    device = torch.device("meta")
+    __module__ = "torch"
+
+
+class GeneratorAnywhere(TRUE_GENERATOR):
+    """Stands for torch.Generator, which has no random numbers on "meta"."""
+
+    def __new__(cls, device: str | torch.device = "cpu") -> torch.Generator:
+        is_here = torch.device(device).type == "meta"
+        return GeneratorOnDevice() if is_here else TRUE_GENERATOR(device)
+
+
 class Accelerator(TorchDispatchMode):
     """While it is entered, "meta" is a device that computes."""
 
@@ -71,13 +89,17 @@ class Accelerator(TorchDispatchMode):
         # PyTorch keeps a list of all functions that make tensors, which must be the true ones.
         with torch.device("cpu"):
             torch.empty(0)
-        self.replaced = (torch.autocast, torch.tensor)
-        torch.autocast, torch.tensor = self.autocast, self.tensor
+        self.replaced = (torch.autocast, torch.tensor, TRUE_GENERATOR)
+        torch.autocast, torch.tensor, torch.Generator = (
+            self.autocast,
+            self.tensor,
+            GeneratorAnywhere,
+        )
         return super().__enter__()
 
     def __exit__(self, *error) -> None:
         super().__exit__(*error)
-        torch.autocast, torch.tensor = self.replaced
+        torch.autocast, torch.tensor, torch.Generator = self.replaced
 
     def autocast(self, device_type: str, *args, **kwargs):
         """PyTorch has no autocast of "meta"."""

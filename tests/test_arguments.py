@@ -464,6 +464,35 @@ def test_random_numbers_come_from_a_generator(generator):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    "generators",
+    [
+        None,
+        torch.Generator(),
+        [],
+        [torch.Generator()],
+        [torch.Generator()] * 3,
+        [0, 1],
+        [None, None],
+    ],
+)
+def test_each_image_has_its_own_generator(muse, generators):
+    def draw():
+        context = muse.base.context(*muse.text([PROMPT] * 2))
+        ids = torch.full((2, 16), muse.base.mask_id)
+        rest = (muse.base.mask_id, context, None, Sampling())
+        return list(decode.decode(muse.base, ids, *rest, generators))
+
+    refused("^generators? is", draw)
+
+
+def test_nothing_to_decode_are_no_steps(muse):
+    context = muse.base.context(*muse.text([]))
+    ids = torch.full((0, 16), muse.base.mask_id)
+    rest = (muse.base.mask_id, context, None, Sampling())
+    assert list(decode.decode(muse.base, ids, *rest, [])) == []
+
+
 def test_what_is_remembered_stays_as_it_is():
     decode.halton_order(36).zero_()
     assert sorted(decode.halton_order(36).tolist()) == list(range(36))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minimuse import Muse
-from minimuse.decode import guide
+from minimuse.guidance import guide
 from minimuse.maskgit import BaseConfig
 
 SIZE = BaseConfig(width=16, layers=2, heads=4)

@@ -359,8 +359,10 @@ def generators_of(trained, text, folder):
     ids = muse.hidden_grid(muse.base, muse.config.tokenizer.grid, 1)
     sampling = muse.config.sampling
     yield (
-        "Muse.model_steps",
-        muse.model_steps(muse.base, ids, contexts, sampling, torch.Generator(), (1.0,)),
+        "decode",
+        decode.decode(
+            muse.base, ids, muse.base.mask_id, *contexts, sampling, muse.generators("low", 0, 1)
+        ),
     )
     yield "edit.edits", edit.edits(muse, image, PROMPT, iterations=2)
     yield "decoding_frames", decoding_frames(muse, [PROMPT])

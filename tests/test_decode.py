@@ -9,8 +9,10 @@ from minimuse.checks.lesson06 import package_step
 from minimuse.checks.properties import decoding, guidance
 
 from minimuse import decode as ours
+from minimuse import guidance as guidance_of_rows
 from minimuse import schedule
 from minimuse.decode import Sampling, Step
+from minimuse.guidance import guide
 
 STEP_PROPERTIES = (
     decoding.hides_the_count_again,
@@ -23,6 +25,7 @@ LOOP_PROPERTIES = (
     decoding.never_shows_the_mask,
     decoding.revealed_tokens_stay,
     decoding.same_generator_same_output,
+    decoding.same_in_any_batch,
     decoding.makes_no_idle_pass,
     decoding.model_sees_masks_only,
     decoding.takes_half_precision,
@@ -99,7 +102,7 @@ def test_decode(prop):
     prop(ours.decode)
 
 
-def decode(model, ids, mask_id, context, uncond, sampling, generator, bug=None):
+def decode(model, ids, mask_id, context, uncond, sampling, generators, bug=None):
     """decode.decode written again, with one bug at a time. It runs two model passes in a step."""
     S = sampling.steps
     hidden = ids == mask_id
@@ -107,6 +110,7 @@ def decode(model, ids, mask_id, context, uncond, sampling, generator, bug=None):
         ids[hidden] = 0
     scheduled = scheduled_counts(hidden, S, bug)
     for k in range(S):
+        noises = noises_at(k, (*ids.shape, mask_id), sampling, generators, bug)
         left = counts_left(k, S, scheduled, hidden, bug)
         if torch.equal(left, hidden.sum(-1)) and bug != "idle passes":
             continue
@@ -115,11 +119,11 @@ def decode(model, ids, mask_id, context, uncond, sampling, generator, bug=None):
         guesses_shown = bug == "guesses shown" and k > 0
         inputs = ids if guesses_shown else ids.masked_fill(hidden, mask_id)
         logits = mixed_logits(k, model, inputs, context, uncond, sampling, bug)
-        token_noise, choice_noise = noises_at(k, logits, sampling, generator, bug)
+        if bug == "half noise":
+            u = torch.exp(-torch.exp(-noises[0])).to(logits.dtype).clamp(1e-20, 1 - 1e-7)
+            noises = (-torch.log(-torch.log(u)), noises[1])
         step_of_bug = step if bug == "half confidence" else package_step
-        now = step_of_bug(
-            logits, ids, hidden, left, token_noise, choice_noise, sampling.temperature
-        )
+        now = step_of_bug(logits, ids, hidden, left, *noises, sampling.temperature)
         ids = now.ids
         hidden = now.hidden
         if bug == "the state is returned":
@@ -131,6 +135,8 @@ def scheduled_counts(hidden, steps, bug):
     """How many tokens of each row stay hidden after each step (B, S)."""
     B, N = hidden.shape
     at_the_start = [N] * B if bug == "counts from N" else hidden.sum(-1).tolist()
+    if bug == "counts of the first row":
+        at_the_start = at_the_start[:1] * B
     return torch.tensor([schedule.masked_after(n, steps) for n in at_the_start])
 
 
@@ -160,29 +166,34 @@ def mixed_logits(k, model, inputs, context, uncond, sampling, bug):
     return (1 + t) * logits - t * other
 
 
-def noises_at(k, logits, sampling, generator, bug):
+def noises_at(k, shape, sampling, generators, bug):
     """Noise for the tokens (B, N, K), then for the choice (B, N), of step k."""
+    B, N, K = shape
     if bug == "global noise":
-        generator = None
-    precision = logits.dtype if bug == "half noise" else torch.float32
+        generators = [torch.default_generator] * B
+    if bug == "one generator for the batch":
+        generators = generators[:1] * B
 
     def gumbel(shape):
-        u = torch.rand(shape, generator=generator).to(precision).clamp(1e-20, 1 - 1e-7)
-        return -torch.log(-torch.log(u))
+        noises = []
+        for generator in generators:
+            u = torch.rand(shape, generator=generator).clamp(1e-20, 1 - 1e-7)
+            noises.append(-torch.log(-torch.log(u)))
+        return torch.stack(noises)
 
     scale = sampling.choice_temperature * (1 - (k + 1) / sampling.steps)
     if bug == "annealed twice":
         scale = sampling.choice_temperature
         for j in range(k + 1):
             scale = scale * (1 - (j + 1) / sampling.steps)
-    token_noise = gumbel(logits.shape)
-    return token_noise, scale * gumbel(logits.shape[:2])
+    token_noise = gumbel((N, K))
+    return token_noise, scale * gumbel((N,))
 
 
 def one_batch(decoder):
     """Let a decoder that runs two passes in a step run them as one, and keep the rest as it is."""
 
-    def run(model, ids, mask_id, context, uncond, sampling, generator):
+    def run(model, ids, mask_id, context, uncond, sampling, generators):
         class Both:
             def __call__(self, inputs, rows, where=None):
                 if uncond is None or sampling.guidance == 0:
@@ -193,7 +204,7 @@ def one_batch(decoder):
                     return cond_logits
                 return self.uncond_logits
 
-        yield from decoder(Both(), ids, mask_id, context, uncond, sampling, generator)
+        yield from decoder(Both(), ids, mask_id, context, uncond, sampling, generators)
 
     return run
 
@@ -216,6 +227,8 @@ def test_decode_without_a_bug():
         (decoding.never_shows_the_mask, "one token stays"),
         (decoding.revealed_tokens_stay, "given tokens hidden"),
         (decoding.same_generator_same_output, "global noise"),
+        (decoding.same_in_any_batch, "one generator for the batch"),
+        (decoding.same_in_any_batch, "counts of the first row"),
         (decoding.same_generator_same_output, "in place"),
         (decoding.makes_no_idle_pass, "idle passes"),
         (decoding.model_sees_masks_only, "guesses shown"),
@@ -234,8 +247,8 @@ def test_unconditional_rows_that_nobody_uses(refuses):
 def run(model, ids, mask_id, context, uncond=None, weights=(1.0,), seed=0, **settings):
     """All steps of decode.decode."""
     sampling = Sampling(**settings)
-    generator = decoding.generator(seed)
-    return list(ours.decode(model, ids, mask_id, context, uncond, sampling, generator, weights))
+    generators = decoding.generators(len(ids), seed)
+    return list(ours.decode(model, ids, mask_id, context, uncond, sampling, generators, weights))
 
 
 def test_every_hole_is_filled_in_all_steps():
@@ -281,8 +294,8 @@ def test_guidance_at_zero_is_no_guidance(seed):
 
 
 def test_guidance():
-    guidance.neutral_at_zero(ours.guide)
-    guidance.extrapolates_by_t(ours.guide)
+    guidance.neutral_at_zero(guide)
+    guidance.extrapolates_by_t(guide)
 
 
 @pytest.mark.parametrize(
@@ -522,7 +535,7 @@ def test_many_rows_take_their_guidance_one_after_the_other(monkeypatch, weights)
     P, B, N = len(weights), 2, 9
 
     def drawn(limit):
-        monkeypatch.setattr(ours, "ONE_BATCH_TOKENS", limit)
+        monkeypatch.setattr(guidance_of_rows, "ONE_BATCH_TOKENS", limit)
         model = decoding.Table(1, 5)
         cond = decoding.rows(1, P * B, 5)
         null = decoding.rows(2, B, 5)

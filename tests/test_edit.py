@@ -6,11 +6,11 @@ import torch
 from minimuse.checks.lesson10 import EXERCISES
 from PIL import Image, ImageDraw
 
-from minimuse import data, edit, holes
+from minimuse import data, edit
 from minimuse.cli import main
 from minimuse.decode import Sampling
 from minimuse.muse import Muse
-from minimuse.plumbing import arguments
+from minimuse.plumbing import arguments, holes
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
@@ -248,19 +248,19 @@ def test_an_iteration_redraws_its_share_and_no_more(muse):
 
 
 def test_iterations_are_resamplings(muse, monkeypatch):
-    """Each iteration is one call of `resample`, with the share, one generator and the model."""
+    """Each iteration is one call of `resample`, with the share, the generators and the model."""
     calls = []
     resample = edit.resample
 
-    def remember(ids, mask_id, share, generator, draw):
-        calls.append((mask_id, share, generator))
-        return resample(ids, mask_id, share, generator, draw)
+    def remember(ids, mask_id, share, generators, draw):
+        calls.append((mask_id, share, generators))
+        return resample(ids, mask_id, share, generators, draw)
 
     monkeypatch.setattr(edit, "resample", remember)
     list(edit.edits(muse, picture(), CAPTION, iterations=3, share=0.3))
     assert len(calls) == 3
     assert {call[:2] for call in calls} == {(muse.base.mask_id, 0.3)}
-    assert len({id(generator) for _, _, generator in calls}) == 1
+    assert len({id(generators) for _, _, generators in calls}) == 1
 
 
 def test_editing_leaves_high_res_tokens_under_unchanged_ones(muse, drawn_ids):

@@ -60,9 +60,10 @@ def test_steps_end_in_full_grids_of_codes(muse):
 def test_between_two_steps_all_is_as_before(muse, monkeypatch):
     """Autocast ends with each model pass: it never holds in the caller's code."""
     # As on a CPU that is fast at bf16.
-    monkeypatch.setattr(
-        "minimuse.muse.autocast", lambda device, worth=True: torch.autocast("cpu", torch.bfloat16)
-    )
+    for module in ("muse", "decode"):
+        monkeypatch.setattr(
+            f"minimuse.{module}.autocast", lambda device: torch.autocast("cpu", torch.bfloat16)
+        )
     red_alone = [step.ids for _, step in muse.steps([RED], seed=1)]
     two_alone = [step.ids for _, step in muse.steps([TWO], seed=1)]
     side_by_side = zip(muse.steps([RED], seed=1), muse.steps([TWO], seed=1), strict=True)
@@ -82,11 +83,30 @@ def test_same_seed_same_image(muse):
     assert first != other
 
 
-def test_n_images_are_the_same_in_batches_of_their_own_seed(muse):
-    """`draw` adds the number of images before a batch to the seed."""
-    _, together = muse.draw([RED, TWO], batch=1, seed=4)
+def test_an_image_is_the_same_in_a_batch_of_any_size(muse):
+    """Image i has the seed `seed` + i, whatever is drawn beside it."""
+    _, all_at_once = muse.draw([RED, TWO, RED], seed=4)
+    _, in_batches = muse.draw([RED, TWO, RED], batch=2, seed=4)
     _, second = muse.draw([TWO], seed=5)
-    assert torch.equal(together[1:], second)
+    # A convolution of another batch may round the last bit in another way.
+    assert torch.allclose(all_at_once, in_batches, atol=1e-5)
+    assert torch.allclose(all_at_once[1:2], second, atol=1e-5)
+    images = [image.tobytes() for image in muse.generate(RED, n=4, seed=7)]
+    assert len(set(images)) == 4
+    for i, image in enumerate(images):
+        assert muse.generate(RED, seed=7 + i)[0].tobytes() == image
+
+
+def test_neighbouring_seeds_do_not_meet(muse):
+    """The stages of one seed, and the windows of one hole, draw other noise than the next seed."""
+    places = [(0, 0), (0, 4), (4, 0)]
+    firsts = set()
+    for seed in range(3):
+        for stage in ("low", "high", "edit"):
+            for place in places:
+                (generator,) = muse.generators(stage, seed, 1, place)
+                firsts.add(float(torch.rand(1, generator=generator)))
+    assert len(firsts) == 27
 
 
 def test_ids_that_are_complete_are_drawn_as_they_are(muse):

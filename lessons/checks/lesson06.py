@@ -14,6 +14,7 @@ from minimuse.checks.properties import schedule as schedules
 from minimuse import decode as ours
 from minimuse import schedule
 from minimuse.decode import Sampling, Step
+from minimuse.guidance import guide
 
 TITLE = "parallel decoding"
 
@@ -130,9 +131,9 @@ def with_guidance(decode):
     The model then runs in the passes that a correct decode makes.
     """
 
-    def run(model, ids, mask_id, context, uncond, sampling, generator):
+    def run(model, ids, mask_id, context, uncond, sampling, generators):
         if uncond is None:
-            yield from decode(model, ids, mask_id, context, sampling, generator)
+            yield from decode(model, ids, mask_id, context, sampling, generators)
             return
         steps = iter(steps_with_a_pass(ids == mask_id, sampling.steps))
         both = context.join(uncond)
@@ -143,9 +144,9 @@ def with_guidance(decode):
             if t == 0:
                 return model(inputs, context)[where]
             cond_logits, uncond_logits = model(torch.cat([inputs, inputs]), both).chunk(2)
-            return ours.guide(cond_logits, uncond_logits, t)[where]
+            return guide(cond_logits, uncond_logits, t)[where]
 
-        yield from decode(mixed, ids, mask_id, context, sampling, generator)
+        yield from decode(mixed, ids, mask_id, context, sampling, generators)
 
     return run
 
@@ -180,8 +181,8 @@ def package_hidden_again(scores, hidden, left):
     return package_step(one_code, ids, hidden, left, one_code, scores, 1.0).hidden
 
 
-def package_decode(model, ids, mask_id, context, sampling, generator):
-    return ours.decode(model, ids, mask_id, context, None, sampling, generator)
+def package_decode(model, ids, mask_id, context, sampling, generators):
+    return ours.decode(model, ids, mask_id, context, None, sampling, generators)
 
 
 # --- Broken versions ---
@@ -261,14 +262,17 @@ def one_step(logits, ids, hidden, left, token_noise, choice_noise, temperature, 
     return Step(guess, log_p, again(scores, torch.ones_like(hidden), left, bug))
 
 
-def loop(model, ids, mask_id, context, sampling, generator, bug=None):
+def loop(model, ids, mask_id, context, sampling, generators, bug=None):
     """A decode with switches that break it."""
     S = sampling.steps
     hidden = ids == mask_id
     if bug == "in place":
         ids.fill_(0)
     scheduled = scheduled_counts(hidden, S, bug)
+    shape = (*ids.shape, mask_id)
     for k in range(S):
+        if bug != "noise of revealing steps":
+            noises = noises_at(k, shape, sampling, generators, bug)
         left = torch.minimum(scheduled[:, k], hidden.sum(-1))
         if bug == "last step hides one again" and k == S - 1:
             left = hidden.sum(-1).clamp(max=1)
@@ -279,7 +283,8 @@ def loop(model, ids, mask_id, context, sampling, generator, bug=None):
         guesses_shown = bug == "guesses shown" and k > 0
         inputs = ids if guesses_shown else ids.masked_fill(hidden, mask_id)
         logits = model(inputs, context)
-        noises = noises_at(k, logits.shape, sampling, generator, bug)
+        if bug == "noise of revealing steps":
+            noises = noises_at(k, shape, sampling, generators, bug)
         now = package_step(logits, ids, hidden, left, *noises, sampling.temperature)
         hidden = now.hidden
         ids = now.ids
@@ -295,14 +300,17 @@ def scheduled_counts(hidden, steps, bug):
     return torch.tensor([schedule.masked_after(n, steps) for n in at_the_start])
 
 
-def noises_at(k, shape, sampling, generator, bug):
+def noises_at(k, shape, sampling, generators, bug):
     """Noise for the tokens (B, N, K), then for the choice (B, N), with the bugs of `loop`."""
+    B, N, K = shape
     anneal = annealed_twice if bug == "annealed twice" else schedule.noise_at
     scale = anneal(k, sampling.steps, sampling.choice_temperature)
     if bug == "global noise":
-        generator = None
-    token_noise = ours.gumbel(shape, generator)
-    return token_noise, scale * ours.gumbel(shape[:2], generator)
+        generators = [torch.default_generator] * B
+    if bug == "one generator for the batch":
+        generators = generators[:1] * B
+    token_noise = torch.stack([ours.gumbel((N, K), draw) for draw in generators])
+    return token_noise, scale * torch.stack([ours.gumbel((N,), draw) for draw in generators])
 
 
 def planted(function, *bugs):
@@ -419,6 +427,8 @@ EXERCISES = [
             "idle passes",
             "guesses shown",
             "global noise",
+            "one generator for the batch",
+            "noise of revealing steps",
             "the state is shown",
             "in place",
             "starts again halfway",

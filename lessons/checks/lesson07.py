@@ -11,7 +11,8 @@ from minimuse.checks import Exercise
 from minimuse.checks.properties import guidance
 from minimuse.checks.properties import schedule as schedules
 
-from minimuse import decode, schedule
+from minimuse import guidance as guidance_rule
+from minimuse import schedule
 
 TITLE = "guidance"
 sixteenths = st.integers(-200, 200).map(lambda n: n / 16)
@@ -200,11 +201,11 @@ def a_negative_prompt_is_a_composition(compose):
 
 # --- The package, with the signatures of the exercises ---
 def package_guided_probabilities(p_cond, p_uncond, t):
-    return decode.guide(p_cond.log(), p_uncond.log(), t).softmax(-1)
+    return guidance_rule.guide(p_cond.log(), p_uncond.log(), t).softmax(-1)
 
 
 def package_from_other_convention(scale):
-    """As the docstring of `decode.guide` says."""
+    """As the docstring of `guidance.guide` says."""
     return scale - 1
 
 
@@ -263,7 +264,7 @@ def guided_without_logarithm(p_cond, p_uncond, t):
 EXERCISES = [
     Exercise(
         "guide",
-        decode.guide,
+        guidance_rule.guide,
         (guidance.neutral_at_zero, guidance.extrapolates_by_t),
         hint="where does the line start: at cond or at uncond? And a sum that cancels on paper may "
         "leave a last bit in floats.",
@@ -321,7 +322,7 @@ EXERCISES = [
     ),
     Exercise(
         "compose",
-        decode.compose,
+        guidance_rule.compose,
         (adds_every_pull, a_negative_prompt_is_a_composition),
         hint="draw uncond and two prompts as points on paper. How often does uncond itself count?",
         wrong=(

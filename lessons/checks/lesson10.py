@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from minimuse.checks import Exercise
 from minimuse.checks.properties import editing
 
-from minimuse import edit, holes, schedule
+from minimuse import edit, schedule
+from minimuse.plumbing import holes
 
 TITLE = "editing"
 
@@ -136,10 +137,9 @@ def seam(drawn, pixels, hole, width=3, bug=None):
     return torch.where(hole, blended, pixels)
 
 
-def again(ids, mask_id, share, generator, draw, bug=None):
+def again(ids, mask_id, share, generators, draw, bug=None):
     """A resample with switches that break it."""
-    B, N = ids.shape
-    hidden = hidden_to_resample(B, N, share, generator, bug)
+    hidden = hidden_to_resample(ids.shape[1], share, generators, bug)
     if bug == "in place":
         shown = ids.masked_fill_(hidden, mask_id)
     elif bug == "sees what is hidden":
@@ -152,22 +152,25 @@ def again(ids, mask_id, share, generator, draw, bug=None):
     return torch.where(hidden, guess, ids)
 
 
-def hidden_to_resample(B, N, share, generator, bug):
+def hidden_to_resample(N, share, generators, bug):
     """Which tokens (B, N) are drawn anew, with the bugs of `again`."""
-    counts = schedule.mask_counts(torch.full((B,), share, dtype=torch.float64), N)
+    B = len(generators)
+    count = schedule.mask_counts(torch.tensor([share], dtype=torch.float64), N)
     if bug == "rounds down":
-        counts = (share * torch.full((B,), N)).long().clamp(min=1)
+        count = torch.tensor([max(1, int(share * N))])
     if bug == "may be none":
-        counts = (share * torch.full((B,), N)).round().long()
+        count = torch.tensor([round(share * N)])
     if bug == "a coin for each":
-        return torch.rand(B, N, generator=generator) < share
+        return torch.cat([torch.rand(1, N, generator=draw) < share for draw in generators])
     if bug == "the first ones":
-        return torch.arange(N) < counts[:, None]
+        return (torch.arange(N) < count[:, None]).expand(B, N)
     if bug == "starts the chance anew":
-        return schedule.random_masks(counts, N, torch.Generator().manual_seed(0))
+        generators = [torch.Generator().manual_seed(row) for row in range(B)]
     if bug == "another generator":
-        return schedule.random_masks(counts, N, torch.default_generator)
-    hidden = schedule.random_masks(counts, N, generator)
+        generators = [torch.default_generator] * B
+    if bug == "one generator for the batch":
+        return schedule.random_masks(count.expand(B), N, generators[0])
+    hidden = torch.cat([schedule.random_masks(count, N, draw) for draw in generators])
     if bug == "one mask for the batch":
         return hidden[:1].expand(B, N)
     return hidden
@@ -310,6 +313,7 @@ EXERCISES = [
             "starts the chance anew",
             "a coin for each",
             "one mask for the batch",
+            "one generator for the batch",
             "the first ones",
             "another generator",
             "in place",

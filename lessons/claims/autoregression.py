@@ -24,7 +24,8 @@ from trial import arguments
 
 from minimuse import Muse
 from minimuse.data import Tokens
-from minimuse.decode import draw, guide, gumbel
+from minimuse.decode import draw, gumbel
+from minimuse.guidance import guide
 from minimuse.initialization import initialize_weights
 from minimuse.maskgit import BaseConfig, MaskGit, drop_captions
 from minimuse.muse import Prompts
@@ -175,12 +176,12 @@ def ids(
     prompts: Prompts,
     passes: int,
     settings: dict,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
 ) -> torch.Tensor:
     (model,) = models
     guidance = settings["guidance"]
     contexts = muse.contexts(model, prompts, guidance)
-    return sample(model, *contexts, guidance, settings["temperature"], generator)
+    return sample(model, *contexts, guidance, settings["temperature"], generators[0])
 
 
 GRID = {"guidance": (0.0, 0.5, 1.0, 2.0, 4.0), "temperature": (0.25, 0.5, 0.75, 1.0)}

@@ -32,7 +32,6 @@ from minimuse import Muse
 from minimuse.data import Images, Tokens, halve
 from minimuse.datasets import load, shapes
 from minimuse.decode import decode
-from minimuse.device import autocast
 from minimuse.losses import tokenizer_loss
 from minimuse.maskgit import BaseConfig, MaskGit
 from minimuse.metrics.alignment import alignment
@@ -82,10 +81,9 @@ def draw_ids(muse: Muse, base: MaskGit, captions: list[str]) -> torch.Tensor:
     sampling = muse.config.sampling
     contexts = muse.contexts(base, muse.embed_prompts(captions), sampling.guidance)
     ids = torch.full((len(captions), len(base.decoder.positions())), base.mask_id)
-    generator = torch.Generator().manual_seed(0)
-    with autocast("cpu"):  # the contexts have the same precision
-        for step in decode(base, ids, base.mask_id, *contexts, sampling, generator):
-            ids = step.ids
+    generators = muse.generators("low", 0, len(captions))
+    for step in decode(base, ids, base.mask_id, *contexts, sampling, generators):
+        ids = step.ids
     return ids
 
 

@@ -27,7 +27,7 @@ from trial import arguments
 from minimuse import Muse
 from minimuse.data import Images, Tokens
 from minimuse.datasets import load
-from minimuse.decode import guide
+from minimuse.guidance import guide
 from minimuse.initialization import start_white
 from minimuse.maskgit import BaseConfig, drop_captions
 from minimuse.muse import Prompts
@@ -137,12 +137,12 @@ def ids(
     prompts: Prompts,
     passes: int,
     settings: dict,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
 ) -> torch.Tensor:
     (model,) = models
     high = muse.tokenizer_hi
     shape = (len(prompts.text), high.config.grid**2, high.config.code_width)  # B N C
-    noise = settings["temperature"] * torch.randn(shape, generator=generator)
+    noise = settings["temperature"] * torch.randn(shape, generator=generators[0])
     guidance = settings["guidance"]
     contexts = muse.contexts(model, prompts, guidance)
     latents = sample(model, *contexts, guidance, noise.to(muse.device), passes)

@@ -85,7 +85,7 @@ class Way(NamedTuple):
 
     name: str
     parts: tuple[Part, ...]
-    ids: Callable  # (muse, models, prompts, passes, settings, generator) -> (B, N)
+    ids: Callable  # (muse, models, prompts, passes, settings, generators) -> (B, N)
     passes: tuple[int, ...]  # those to measure
     tuned_at: int  # passes
     grid: dict[str, tuple]  # the values to choose each of the settings from
@@ -153,7 +153,7 @@ def decode_masked(
     prompts: Prompts,
     passes: int,
     settings: dict,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
     *low: torch.Tensor,
 ) -> torch.Tensor:
     """The tokens (B, N) of a masked model. low: the low-res ids, for super-resolution."""
@@ -166,7 +166,7 @@ def decode_masked(
     B, N = len(prompts.text), len(model.decoder.positions())
     ids = torch.full((B, N), model.mask_id, device=muse.device)
     contexts = muse.contexts(model, prompts, sampling.guidance, *low)
-    for step in decode(model, ids, model.mask_id, *contexts, sampling, generator):
+    for step in decode(model, ids, model.mask_id, *contexts, sampling, generators):
         ids = step.ids
     return ids
 
@@ -177,9 +177,9 @@ def masked_ids(
     prompts: Prompts,
     passes: int,
     settings: dict,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
 ) -> torch.Tensor:
-    return decode_masked(muse, models[0], prompts, passes, settings, generator)
+    return decode_masked(muse, models[0], prompts, passes, settings, generators)
 
 
 def cascade_ids(
@@ -188,13 +188,13 @@ def cascade_ids(
     prompts: Prompts,
     passes: int,
     settings: dict,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
 ) -> torch.Tensor:
     """`passes` of the base model, and a third as many of super-resolution (Muse: 24 and 8)."""
     base, superres = models
-    low = decode_masked(muse, base, prompts, passes, settings, generator)
+    low = decode_masked(muse, base, prompts, passes, settings, generators)
     passes_hi = -(-passes // 3)  # rounded up
-    return decode_masked(muse, superres, prompts, passes_hi, settings, generator, low)
+    return decode_masked(muse, superres, prompts, passes_hi, settings, generators, low)
 
 
 GRID = {"guidance": (0.0, 1.0, 2.0, 4.0), "temperature": (0.5, 1.0), "choice": (0.5, 4.0)}
@@ -263,9 +263,9 @@ def draw(
     way: Way, muse: Muse, models: list, prompts: Prompts, passes: int, settings: dict, seed: int
 ) -> torch.Tensor:
     """Images (B, 3, H, W), from embeddings to pixels."""
-    generator = torch.Generator().manual_seed(seed)
+    generators = muse.generators("", seed, len(prompts.text))
     with autocast(muse.device), torch.no_grad():
-        ids = way.ids(muse, models, prompts, passes, settings, generator)
+        ids = way.ids(muse, models, prompts, passes, settings, generators)
     return muse.pixels(ids, "high")
 
 

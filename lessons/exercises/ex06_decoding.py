@@ -7,7 +7,7 @@ a table of logits.
 Letters: B batch, N image tokens, K codes, S steps, k = 0 .. S-1 the step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -85,7 +85,7 @@ def decode(
     mask_id: int,
     context: object,
     sampling: Sampling,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> Iterator[Step]:
     """The loop: fill the positions of ids (B, N) that hold mask_id. Yield each Step.
 
@@ -94,12 +94,14 @@ def decode(
 
     - `masked_after` of lesson 04 says how many tokens stay hidden in each row. It gets the number
       hidden in *that row* at the start.
-    - If no row would reveal anything in this step, skip it: no pass through the model, no noise,
+    - First draw noise for the tokens (N, K) of each row, then noise for the choice (N,) of each
+      row. Draw both with `gumbel`, from the generator of that row: `generators` has one for each. K
+      is the mask id. Scale the second by noise_at. A row is then filled in the same way in a batch
+      of any size.
+    - If no row would reveal anything in this step, skip the rest of it: no pass through the model,
       nothing to yield.
     - model(inputs, context) gives logits (B, N, K). `inputs` has the mask id wherever a token is
       hidden, whether there is a guess or not. `ids` as it was given is not changed in place.
-    - First draw noise for the tokens (B, N, K), then noise for the choice (B, N). Draw both with
-      `gumbel` from `generator`. Scale the second by noise_at.
     - Then take your `step`, with sampling.temperature. Its ids hold a guess for every position.
       These are what is yielded, and they never contain the mask id.
     """

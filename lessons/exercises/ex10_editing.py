@@ -5,7 +5,7 @@ specification; your function should work on whole tensors where it can. A hole i
 True where something is to be drawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -76,7 +76,11 @@ def feather(
 
 
 def resample(
-    ids: torch.Tensor, mask_id: int, share: float, generator: torch.Generator, draw: Callable
+    ids: torch.Tensor,
+    mask_id: int,
+    share: float,
+    generators: Sequence[torch.Generator],
+    draw: Callable,
 ) -> torch.Tensor:
     """One iteration of mask-free editing: tokens (B, N) -> tokens (B, N).
 
@@ -84,8 +88,8 @@ def resample(
     returns (B, N) with a guess at *every* position.
 
     Slowly: in each row hide ceil(share * N) tokens, at least one, at random. Every position is
-    equally likely, every row is drawn for itself, and all randomness comes from the generator. The
-    hidden tokens get their guess; all others stay.
+    equally likely, and all randomness of a row comes from its own generator, of which `generators`
+    has one for each row. The hidden tokens get their guess; all others stay.
     """
     raise NotImplementedError
 

@@ -5,7 +5,7 @@
 The ids must be the same. The plain loop computes text keys and values anew in every step, runs
 conditional and unconditional rows in two passes, runs both in every step even where guidance is
 zero (here in the first half of the steps), and applies the head to every token. "One batch" has
-both rows in one pass up to decode.ONE_BATCH_TOKENS tokens, as `decode` does. The table has
+both rows in one pass up to guidance.ONE_BATCH_TOKENS tokens, as `decode` does. The table has
 factors of speed: the median over rounds in which all ways take turns, and the middle half of the
 rounds.
 """
@@ -18,9 +18,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from minimuse import Muse, decode, schedule
+from minimuse import Muse, decode, guidance, schedule
 from minimuse.decode import Sampling
-from minimuse.device import autocast
+from minimuse.device import autocast, generator_at
 from minimuse.muse import Prompts
 
 SAVINGS = ("keys once", "one batch", "no idle unconditional rows", "head where hidden")
@@ -32,10 +32,10 @@ def guided_logits(model, inputs, where, contexts, t: float, savings) -> torch.Te
     cond, uncond = contexts
     if t == 0 and "no idle unconditional rows" in savings:
         return model(inputs, cond, where)
-    if "one batch" in savings and inputs.numel() <= decode.ONE_BATCH_TOKENS:
+    if "one batch" in savings and inputs.numel() <= guidance.ONE_BATCH_TOKENS:
         both = model(inputs.repeat(2, 1), cond.join(uncond), where.repeat(2, 1))
-        return decode.guide(*both.chunk(2), t)
-    return decode.guide(model(inputs, cond, where), model(inputs, uncond, where), t)
+        return guidance.guide(*both.chunk(2), t)
+    return guidance.guide(model(inputs, cond, where), model(inputs, uncond, where), t)
 
 
 def loop(
@@ -45,7 +45,7 @@ def loop(
     prompts: Prompts,
     low: tuple[torch.Tensor, ...],
     sampling: Sampling,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
     savings: tuple[str, ...],
 ) -> torch.Tensor:
     """decode.decode for one prompt, with each saving on or off. ids: (B, N)."""
@@ -68,9 +68,8 @@ def loop(
             logits = guided_logits(model, inputs, where, contexts, t, savings)  # M K
         full = logits.new_zeros(*ids.shape, logits.shape[-1])  # B N K
         full[where] = logits
-        token_noise = decode.gumbel(full.shape, generator)  # B N K
-        scale = schedule.noise_at(k, steps, sampling.choice_temperature)
-        choice_noise = scale * decode.gumbel(ids.shape, generator)  # B N
+        token_noise, choice_noise = decode.noise_of(generators, *full.shape[1:])  # B N K, B N
+        choice_noise *= schedule.noise_at(k, steps, sampling.choice_temperature)
         ids, _, hidden = decode.step(full, ids, hidden, left, token_noise, choice_noise, sampling)
     return ids
 
@@ -95,9 +94,9 @@ def measure(
         for way, savings in ways.items():
             begun = time.perf_counter()
             blank = torch.full((B, N), model.mask_id)
-            generator = torch.Generator().manual_seed(0)
+            generators = [generator_at("bench", b) for b in range(B)]
             with autocast("cpu"):
-                ids[way] = loop(muse, model, blank, prompts, low, sampling, generator, savings)
+                ids[way] = loop(muse, model, blank, prompts, low, sampling, generators, savings)
             times[way].append(time.perf_counter() - begun)
     # The first round warms up.
     return {way: seconds[1:] for way, seconds in times.items()}, ids

@@ -26,7 +26,7 @@ from torch import nn
 from minimuse.cli.describe import describe
 from minimuse.data import Tokens, offsets
 from minimuse.decode import decode
-from minimuse.device import autocast
+from minimuse.device import autocast, generator_at
 from minimuse.losses import token_loss
 from minimuse.plumbing.config import PRESETS, Config
 from minimuse.plumbing.parts import build
@@ -73,9 +73,9 @@ def time_drawing(model: nn.Module, config: Config, width: int, args: Namespace) 
         with autocast(args.device):
             cond = drawing.context(text, visible)
             uncond = drawing.context(text, torch.zeros_like(visible))
-            generator = torch.Generator().manual_seed(0)
-            for _ in decode(drawing, ids, model.mask_id, cond, uncond, sampling, generator):
-                pass
+        generators = [generator_at("bench", device=args.device)]
+        for _ in decode(drawing, ids, model.mask_id, cond, uncond, sampling, generators):
+            pass
 
     return timed(draw, args.rounds, args.device)
 

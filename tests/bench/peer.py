@@ -107,8 +107,8 @@ class Ours:
         uncond = None
         if guidance:
             uncond = model.context(torch.zeros_like(text), torch.zeros_like(visible))
-        generator = torch.Generator().manual_seed(seed)
-        for step in decode(model, ids, model.mask_id, cond, uncond, sampling, generator):
+        generators = [generator_at(seed, i) for i in range(len(text))]
+        for step in decode(model, ids, model.mask_id, cond, uncond, sampling, generators):
             ids = step.ids
         return ids
 

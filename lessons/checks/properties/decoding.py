@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from minimuse.checks.properties.schedule import maskgit_counts
 
-from minimuse.decode import Sampling
+from minimuse.decode import Sampling, Step
 
 # Float32 may order confidences that are closer than this in another way than float64.
 NEAR = 1e-4
@@ -25,6 +25,11 @@ quarters = st.integers(-12, 12).map(lambda n: n / 4)
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def generators(rows, seed=0):
+    """One for each row."""
+    return [generator((seed + 1) * 1000 + row) for row in range(rows)]
 
 
 def log_softmax(x):
@@ -200,6 +205,9 @@ class Rows:
     def join(self, other):
         return Rows(torch.cat([self.rows, other.rows]))
 
+    def only(self, chosen):
+        return Rows(self.rows[chosen])
+
 
 class Table:
     """A model whose logits depend on a token, its right-hand neighbour and the row.
@@ -237,22 +245,34 @@ class Problem:
     guided: bool
     seed: int
 
-    def run(self, decode, dtype=torch.float32, scale=1.0):
-        """All steps of a decode. The model stays, with its passes."""
+    def run(self, decode, dtype=torch.float32, scale=1.0, only=None):
+        """All steps of a decode, of the row `only` if it is given. The model stays, with passes."""
         B = len(self.ids)
+        chosen = slice(None) if only is None else slice(only, only + 1)
         self.model = Table(self.seed, self.codes, dtype, scale)
         self.cond = rows(self.seed + 1, B, self.codes)
         self.uncond = rows(self.seed + 2, B, self.codes) if self.guided else None
         results = decode(
             self.model,
-            torch.from_numpy(self.ids),
+            torch.from_numpy(self.ids[chosen]),
             self.codes,
-            self.cond,
-            self.uncond,
+            self.cond.only(chosen),
+            self.uncond.only(chosen) if self.guided else None,
             self.sampling,
-            generator(self.seed),
+            generators(B, self.seed)[chosen],
         )
         return list(results)
+
+    def noises(self):
+        """The noise of each step: (B, N, K) for the tokens, (B, N) for the choice."""
+        B, N = self.ids.shape
+        draws = generators(B, self.seed)
+        noises = []
+        for _ in range(self.sampling.steps):
+            token_noise = [reference_gumbel((N, self.codes), draw) for draw in draws]
+            choice_noise = [reference_gumbel((N,), draw) for draw in draws]
+            noises.append((np.stack(token_noise), np.stack(choice_noise)))
+        return noises
 
     def schedule(self):
         """(k, how many stay hidden (B,)) of every step that reveals something."""
@@ -303,6 +323,8 @@ EMPTY = Problem(np.full((2, 16), 4), 4, Sampling(steps=6), True, 5)
 UNGUIDED = Problem(np.full((2, 64), 12), 12, Sampling(steps=6), False, 5)
 # A plain draw, with full guidance.
 ONE_STEP = Problem(np.full((2, 4), 3), 3, Sampling(steps=1), True, 1)
+# Three tokens in six steps: some reveal nothing.
+IDLE = Problem(np.full((2, 3), 4), 4, Sampling(steps=6), False, 2)
 UNEVEN = Problem(np.array([[4] * 9, [4] + [1] * 8, [2] * 9]), 4, Sampling(steps=5), True, 7)
 
 
@@ -311,28 +333,28 @@ def follows_the_reference(decode):
 
     Per step: guided logits (1 + t_k) c - t_k u with t_k = t (k+1)/S; a draw for each hidden token;
     confidence = log-probability + tau (1 - (k+1)/S) Gumbel noise; the least confident are hidden
-    again, as many as MaskGIT's counts say. Noise is drawn in each step: (B, N, K) for the tokens,
-    then (B, N) for the choice.
+    again, as many as MaskGIT's counts say. Each row draws noise from its own generator, in every
+    step, also in one that reveals nothing: (N, K) for the tokens, then (N,) for the choice.
     """
 
     @given(problems())
     @example(HOLE)
     @example(EMPTY)
     @example(UNEVEN)
+    @example(IDLE)
     @example(ONE_STEP)
     def check(problem):
         results = problem.run(decode)
         revealing = problem.schedule()
         assert len(results) == len(revealing), f"{len(results)} steps, not {len(revealing)}"
-        noise = generator(problem.seed)
+        noises = problem.noises()
         ids = problem.ids
         hidden = ids == problem.codes
         for result, (k, left) in zip(results, revealing, strict=True):
             guess, confidence, now = (x.numpy() for x in result)
             masked = np.where(hidden, problem.codes, ids)
             logits = problem.guided_logits(k, masked)
-            token_noise = reference_gumbel(logits.shape, noise)
-            choice_noise = reference_gumbel(ids.shape, noise)
+            token_noise, choice_noise = noises[k]
 
             assert (guess == ids)[~hidden].all(), f"step {k}: known tokens changed"
             check_guess(k, guess, logits + problem.sampling.temperature * token_noise, hidden)
@@ -426,8 +448,34 @@ def revealed_tokens_stay(decode):
     check()
 
 
+def same_in_any_batch(decode):
+    """A row is filled in the same way whatever is in the rows beside it.
+
+    Its guesses, confidences and counts are those of a batch of that row alone, step by step.
+    """
+
+    @given(problems(), st.integers(0, 2))
+    @example(UNEVEN, 0)
+    @example(replace(UNEVEN, ids=UNEVEN.ids[::-1].copy()), 2)
+    @example(EMPTY, 1)
+    def check(problem, row):
+        row = min(row, len(problem.ids) - 1)
+        together = problem.run(decode)
+        alone = problem.run(decode, only=row)
+        steps = [k for k, _ in problem.schedule()]
+        steps_alone = [k for k, _ in replace(problem, ids=problem.ids[row : row + 1]).schedule()]
+        for k, result in zip(steps_alone, alone, strict=True):
+            beside = Step(*(x[row : row + 1] for x in together[steps.index(k)]))
+            assert same_steps([result], [beside]), (
+                f"row {row}, step {k}: {result.ids.tolist()} alone, {beside.ids.tolist()} in the "
+                "batch"
+            )
+
+    check()
+
+
 def same_generator_same_output(decode):
-    """The result depends on the inputs and the generator only, and the inputs do not change."""
+    """The result depends on the inputs and the generators only, and the inputs do not change."""
 
     @given(problems())
     @example(EMPTY)

@@ -1,6 +1,6 @@
 """Properties of editing: holes, windows, blending, and iterations without a mask.
 
-They judge `minimuse/holes.py` and `minimuse/edit.py` (Muse, section 3.3).
+They judge `minimuse/plumbing/holes.py` and `minimuse/edit.py` (Muse, section 3.3).
 """
 
 import math
@@ -17,6 +17,11 @@ small = st.integers(1, 4)
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def generators(rows, seed=0):
+    """One for each row."""
+    return [generator(1000 * seed + row) for row in range(rows)]
 
 
 # --- Tokens of a hole ---
@@ -267,7 +272,7 @@ def iterations(draw):
 def resamples_the_share(resample):
     """ceil(share N) tokens of each row are hidden from `draw` and get its guesses; others stay.
 
-    The ids given do not change. resample(ids (B, N), mask_id, share, generator, draw) -> (B, N);
+    The ids given do not change. resample(ids (B, N), mask_id, share, generators, draw) -> (B, N);
     draw(ids) -> (B, N) a guess at every position.
     """
 
@@ -287,12 +292,13 @@ def resamples_the_share(resample):
             seen.append(given.clone())
             return torch.full_like(given, K)
 
-        after = resample(ids, K + 1, share, generator(seed), draw)
+        after = resample(ids, K + 1, share, generators(B, seed), draw)
         assert torch.equal(ids, before), "the ids given were changed in place"
         assert after.shape == (B, N), f"{(B, N)} became {tuple(after.shape)}"
         shown = torch.cat(seen)
         hidden = shown == K + 1
-        count = max(1, math.ceil(share * N))
+        # A product that exceeds a whole number by rounding may be rounded either way.
+        count = max(1, math.ceil(share * N - 1e-9))
         assert hidden.sum(-1).tolist() == [count] * B, (
             f"share {share} of {N} tokens: {hidden.sum(-1).tolist()} are hidden, "
             f"not {count} in each row"
@@ -307,29 +313,31 @@ def resamples_the_share(resample):
     check()
 
 
-def where_it_hides(resample, rows, tokens, share, draw):
-    """(rows, tokens) bool: what a call of resample changes."""
-    zeros = torch.zeros(rows, tokens, dtype=torch.long)
-    return resample(zeros, 2, share, draw, torch.ones_like) == 1
+def where_it_hides(resample, tokens, share, draws):
+    """(B, tokens) bool: what a call of resample changes, with a generator for each of B rows."""
+    zeros = torch.zeros(len(draws), tokens, dtype=torch.long)
+    return resample(zeros, 2, share, draws, torch.ones_like) == 1
 
 
 def every_position_gets_its_turn(resample):
     """Positions are hidden equally often, within 5 sigma; rows and calls hide different ones.
 
-    The generator alone decides which.
+    The row's own generator alone decides which.
     """
     rows, tokens, share = 600, 8, 0.25
-    frequencies = where_it_hides(resample, rows, tokens, share, generator()).double().mean(0)
+    frequencies = where_it_hides(resample, tokens, share, generators(rows)).double().mean(0)
     far = (frequencies - share).abs().max() / math.sqrt(share * (1 - share) / rows)
     assert far < 5, (
         f"positions are hidden with frequencies {[round(x, 2) for x in frequencies.tolist()]}"
     )
-    draw = generator(1)
-    first, second = (where_it_hides(resample, 3, 60, 0.5, draw) for _ in range(2))
+    draws = generators(3, seed=1)
+    first, second = (where_it_hides(resample, 60, 0.5, draws) for _ in range(2))
     assert not torch.equal(first[0], first[1]), "all rows of a batch have the same tokens hidden"
     assert not torch.equal(first, second), "two iterations with one generator hid the same tokens"
-    repeated = where_it_hides(resample, 3, 60, 0.5, generator(1))
-    assert torch.equal(first, repeated), "the same generator hid other tokens"
+    repeated = where_it_hides(resample, 60, 0.5, generators(3, seed=1))
+    assert torch.equal(first, repeated), "the same generators hid other tokens"
+    alone = where_it_hides(resample, 60, 0.5, generators(3, seed=1)[2:])
+    assert torch.equal(first[2:], alone), "a row is another one without the rows before it"
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Properties of classifier-free guidance (`decode.guide`; Muse, section 2.7)."""
+"""Properties of classifier-free guidance (`guidance.guide`; Muse, section 2.7)."""
 
 import numpy as np
 import torch

@@ -1,0 +1,81 @@
+"""A compiled pass: it is one program without a break, and draws what the plain one draws."""
+
+import pytest
+import torch
+
+from minimuse import Muse
+from minimuse.decode import SAMPLERS, one_pass
+from minimuse.plumbing.compiled import compile_pass
+
+PROMPTS = ["a large red circle on a black background", "a small blue square"]
+
+
+@pytest.fixture(scope="module")
+def muse(tiny_model):
+    return Muse.load(tiny_model)
+
+
+def drawn(muse, run_pass, prompts=PROMPTS, **settings):
+    """All ids of a decoding with this pass."""
+    muse.run_pass = run_pass
+    sampling, sampling_hi = muse.sampling(**settings)
+    steps = muse.steps(prompts, sampling=sampling, sampling_hi=sampling_hi, seed=3)
+    return [step.ids for _, step in steps]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def slow(settings):
+    """PyTorch takes ten seconds and more to follow a pass."""
+    return pytest.param(settings, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance": 1.0, "sampler": "halton"},
+        *(slow({"sampler": sampler, "guidance": 1.0}) for sampler in SAMPLERS),
+        slow({"guidance": 0.0}),
+        slow({"top_k": 3, "temperature": 0.5, "guidance": 2.0, "guided": (0.5, 1.0)}),
+    ],
+    ids=str,
+)
+def test_a_pass_is_one_program(muse, settings):
+    """`fullgraph=True` refuses whatever cannot be compiled, or would wait for the device."""
+    compiled = compile_pass(one_pass, backend="eager")
+    expected = drawn(muse, one_pass, steps=3, **settings)
+    assert same(drawn(muse, compiled, steps=3, **settings), expected)
+
+
+@pytest.mark.slow
+def test_composed_prompts_are_one_program(muse):
+    prompts = ["a red circle AND a blue square:0.5"]
+    compiled = compile_pass(one_pass, backend="eager")
+    assert same(drawn(muse, compiled, prompts), drawn(muse, one_pass, prompts))
+
+
+def test_a_program_is_made_once_for_each_shape(muse):
+    """Not once for each call, step, seed, text of about that length, or value of guidance."""
+    made = []
+
+    def count(graph, inputs):
+        made.append(graph)
+        return graph
+
+    compiled = compile_pass(one_pass, backend=count)
+    drawn(muse, compiled, guidance=1.0, steps=3)
+    first = len(made)
+    assert first == 2  # the base model and super-resolution
+    drawn(muse, compiled, guidance=1.0, steps=3)
+    drawn(muse, compiled, ["a small green ring", "three large white stars"], guidance=1.5, steps=4)
+    # Other settings of Sampling are another program, values of guidance are not.
+    assert len(made) == first
+
+
+@pytest.mark.slow
+def test_pytorchs_own_compiler_draws_the_same(muse):
+    """In float32. It needs a C++ compiler, and a minute."""
+    muse.compile()
+    assert same(drawn(muse, muse.run_pass), drawn(muse, one_pass))
