@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from test_config import leaves
 
 from minimuse.cli import main
+from minimuse.cli.recipe import with_recipe
 from minimuse.plumbing.config import PRESETS
 from minimuse.runs.stages import STAGES, train_all
 
@@ -116,6 +117,7 @@ def drawing(draw):
     table = dict(DRAWING)
     if command == "generate":
         table["--gif"] = outputs
+        table["--like"] = st.one_of(inputs, st.sampled_from(["drawn.png", "drawn.jpg"]))
     else:
         words.append(draw(inputs))
         table["--sheet"] = outputs
@@ -127,7 +129,8 @@ def drawing(draw):
         words += ["--pad", draw(usually("8", "0", "4,0,8,0", "1,2", "40", "100000", "-8", "1e3"))]
     if command == "edit":
         table |= {"--iterations": usually("0", "2", "10000000"), "--share": usually("0.1", "1")}
-    words.append(draw(prompts))
+    if command != "generate" or draw(st.integers(0, 3)) > 0:
+        words.append(draw(prompts))
     words += ["--model", draw(models), *draw(flags(table))]
     if command == "generate" and draw(st.integers(0, 3)) == 0:
         words += ["--grid", *draw(st.lists(AXES, max_size=3))]
@@ -221,6 +224,11 @@ def world(tiny_model, tmp_path_factory):
     mask.paste(255, (16, 0, 32, 32))
     mask.save(root / "m.png")
     Image.new("RGB", (50, 20)).save(root / "wide.png")
+    recipe = {"command": "generate", "prompt": "a red circle", "negative": "", "seed": 3}
+    recipe |= {"model": "model", "settings": {"steps": 2, "guided": [0.0, 0.5], "ramp": False}}
+    for name in ("drawn.png", "drawn.jpg"):
+        options = with_recipe(root / name, recipe)
+        Image.new("RGB", (32, 32), (9, 90, 90)).save(root / name, **options)
     Image.new("RGB", (9, 140)).save(root / "tall.jpg")
     Image.new("L", (5, 7), 90).save(root / "grey.png")
     Image.new("I;16", (8, 8)).save(root / "deep.png")

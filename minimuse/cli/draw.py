@@ -24,6 +24,7 @@ from minimuse.cli.grid import (
     read_setting,
 )
 from minimuse.cli.progress import passes_shown
+from minimuse.cli.recipe import fill_from_like, recipe, with_recipe
 from minimuse.datasets.image_files import read_image, read_mask
 from minimuse.muse import Muse
 from minimuse.plumbing.config import parse_literal
@@ -44,6 +45,7 @@ BATCH_PIXELS = 2**23
 # --- generate ---
 def run_generate(args: argparse.Namespace) -> None:
     """`minimuse generate`: draw images of a prompt, or one sheet with a grid of settings."""
+    fill_from_like(args)
     paths = output_paths(args, args.gif)
     settings = sampling_settings(args)
     cells, columns = parse_grid(args.grid, args.n) if args.grid else ([], 0)
@@ -58,7 +60,8 @@ def run_generate(args: argparse.Namespace) -> None:
         for start, n, seed in batches(args, BATCH):
             with passes_shown(muse):
                 images = muse.generate(args.prompt, n, args.negative, seed, **settings)
-            save_images(images, paths[start : start + n])
+            recipes = [recipe(args, settings, start + i) for i in range(n)]
+            save_images(images, paths[start : start + n], recipes)
     if args.gif is not None:
         with passes_shown(muse):
             write_gif(muse, args, settings)
@@ -171,7 +174,8 @@ def draw_edited(
     for start, n, seed in batches(args, at_a_time):
         with passes_shown(muse):
             images = draw(n, seed)
-        save_images(images, paths[start : start + n])
+        recipes = [recipe(args, sampling_settings(args), start + i) for i in range(n)]
+        save_images(images, paths[start : start + n], recipes)
         if args.sheet is not None:
             shown += images
     save_sheet(args.sheet, before, shown)
@@ -199,7 +203,10 @@ def parse_pad(text: str) -> tuple[int, ...]:
 # --- What they have in common ---
 def load_model(args: argparse.Namespace) -> Muse:
     """The model that --model, --device and --t5 say."""
-    return Muse.load(args.model, parallel.begin(args.device), args.t5)
+    muse = Muse.load(args.model, parallel.begin(args.device), args.t5)
+    if args.compile:
+        muse.compile()
+    return muse
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -227,7 +234,7 @@ def output_paths(args: argparse.Namespace, extra: Path | None) -> list[Path]:
         stem = args.output.stem
         paths = [args.output.with_stem(f"{stem}-{i}") for i in range(args.n)]
     written = [*paths, extra] if extra is not None else paths
-    read = [getattr(args, "image", None), getattr(args, "mask", None)]
+    read = [getattr(args, name, None) for name in ("image", "mask", "like")]
     resolved = Counter(path.resolve() for path in [*written, *read] if path is not None)
     for path in written:
         check_suffix(path)
@@ -270,10 +277,13 @@ def check_folder(path: Path) -> None:
         )
 
 
-def save_images(images: list[Image.Image], paths: list[Path]) -> None:
-    """Save images and print their names."""
-    for image, path in zip(images, paths, strict=True):
-        save_image(image, path)
+def save_images(
+    images: list[Image.Image], paths: list[Path], recipes: list[dict[str, Any]] | None = None
+) -> None:
+    """Save images, with how each was drawn if `recipes` are given, and print their names."""
+    for i, (image, path) in enumerate(zip(images, paths, strict=True)):
+        options = {} if recipes is None else with_recipe(path, recipes[i])
+        save_image(image, path, **options)
         print(path)
 
 

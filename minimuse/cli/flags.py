@@ -9,6 +9,7 @@ from minimuse.cli.describe import run_describe
 from minimuse.cli.draw import parse_pad, run_edit, run_generate, run_inpaint, run_outpaint
 from minimuse.cli.evaluate import run_evaluate
 from minimuse.cli.lessons import run_check, run_notebooks
+from minimuse.cli.recipe import DEFAULTS as RECIPE_DEFAULTS
 from minimuse.cli.shared_flags import (
     PROMPT_HELP,
     Parser,
@@ -74,8 +75,8 @@ def add_demo(commands: Any) -> None:
         "--preset", default="demo", choices=PRESETS, help="sizes and lengths (default demo)"
     )
     add_seed(parser)
-    parser.add_argument(
     add_device(parser)
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on with the run in --out (default: it must be new)",
@@ -85,9 +86,19 @@ def add_demo(commands: Any) -> None:
 def add_generate(commands: Any) -> None:
     parser = add_command(commands, "generate", run_generate, "draw images of a prompt")
     parser.add_argument(
-        "prompt", help='a caption of a thing and its style, such as "a red apple, noto style"'
+        "prompt",
+        nargs="?",
+        help='a caption of a thing and its style, such as "a red apple, noto style" '
+        "(default: that of --like)",
     )
     parser.epilog = PROMPT_HELP
+    parser.add_argument(
+        "--like",
+        type=path,
+        metavar="PICTURE",
+        help="draw what an image that `minimuse generate` wrote shows: same prompt, seed, model "
+        "and settings; other flags change some of them (default: no such image)",
+    )
     parser.add_argument(
         "--gif",
         type=path,
@@ -103,6 +114,8 @@ def add_generate(commands: Any) -> None:
         "guided=0:1,0.5:1 (default: separate images)",
     )
     add_drawing_flags(parser)
+    # What is not given may come from --like.
+    parser.set_defaults(**dict.fromkeys(RECIPE_DEFAULTS))
 
 
 def add_inpaint(commands: Any) -> None:

@@ -36,6 +36,12 @@ def text_place(name: str | Path) -> str:
     return str(name) if shipped(name, "spiece.model") else absolute(name, "--t5")
 
 
+def model_place(name: str | Path) -> str:
+    """The absolute path of a model's directory, or the name of a model that ships."""
+    is_here = (Path(name).expanduser() / "config.json").is_file()
+    return absolute(name, "--model") if is_here else str(name)
+
+
 def absolute(path: str | Path, flag: str) -> str:
     """The absolute path of what is there, with links resolved; "~" is the home directory."""
     text = os.fspath(path)
