@@ -273,9 +273,7 @@ def loop(model, ids, mask_id, context, sampling, generators, bug=None):
     for k in range(S):
         if bug != "noise of revealing steps":
             noises = noises_at(k, shape, sampling, generators, bug)
-        left = torch.minimum(scheduled[:, k], hidden.sum(-1))
-        if bug == "last step hides one again" and k == S - 1:
-            left = hidden.sum(-1).clamp(max=1)
+        left = counts_left(k, S, scheduled, hidden, bug)
         if torch.equal(left, hidden.sum(-1)) and bug != "idle passes":
             continue
         if bug == "starts again halfway" and k == S // 2:
@@ -298,6 +296,13 @@ def scheduled_counts(hidden, steps, bug):
     B, N = hidden.shape
     at_the_start = [N] * B if bug == "counts from N" else hidden.sum(-1).tolist()
     return torch.tensor([schedule.masked_after(n, steps) for n in at_the_start])
+
+
+def counts_left(k, steps, scheduled, hidden, bug):
+    """How many tokens of each row stay hidden after step k (B,), with the bugs of `loop`."""
+    if bug == "last step hides one again" and k == steps - 1:
+        return hidden.sum(-1).clamp(max=1)
+    return torch.minimum(scheduled[:, k], hidden.sum(-1))
 
 
 def noises_at(k, shape, sampling, generators, bug):
