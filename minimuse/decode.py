@@ -125,7 +125,7 @@ def decode(
             k, sampling.steps, sampling.guidance, sampling.ramp, sampling.guided
         )
         choice *= schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
-        if order is not None:
+        if order is not None:  # a sampler that needs no noise
             choice = order
         # Around the whole loop, autocast would stay on between two steps, in the caller's code.
         with autocast(ids.device):

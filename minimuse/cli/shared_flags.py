@@ -125,8 +125,8 @@ def add_drawing_flags(parser: Parser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the model first, which pays for many images; on a CPU it needs a C++ "
-        "compiler (default: draw at once)",
+        help="compile the model first, which takes long and is meant for many images; on a CPU it "
+        "needs a C++ compiler (default: draw at once)",
     )
     group = parser.add_argument_group(
         "sampling", "See minimuse/decode.py. The model's defaults are in its config.json."

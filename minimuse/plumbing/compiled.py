@@ -5,8 +5,8 @@
 PyTorch compiles the pass once for each shape (of the images, and of the text in steps of 16
 tokens), once with guidance and once without. On a GPU it records all kernels of a pass and replays
 them with one call (CUDA graphs), because a small model's kernels take less time than their launch.
-Compiling takes from half a minute to minutes, so it pays only for many images. On a CPU it needs a
-C++ compiler.
+Compiling takes much longer than drawing one image, so it is meant for many. On a CPU it needs a C++
+compiler. How much it gains on a GPU has not been measured.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ PROGRAMS = 64
 
 def compile_pass(one_pass: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
     """The function `decode.one_pass`, compiled whole: it has the same arguments and results."""
-    # In no mode but the default one does PyTorch let another backend than its own be chosen.
+    # PyTorch takes a mode only for its own backend. Tests give others.
     mode = "reduce-overhead" if backend == "inductor" else None
     program = torch.compile(one_pass, fullgraph=True, dynamic=False, mode=mode, backend=backend)
 
