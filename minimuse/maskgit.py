@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimuse import schedule
-from minimuse.initialization import initialize_weights, start_white
+from minimuse.plumbing.initialization import initialize_weights, start_white
 from minimuse.plumbing.ranges import check_settings
 from minimuse.transformer import Context, TokenDecoder, layer_norm
 

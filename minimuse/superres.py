@@ -26,8 +26,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimuse.initialization import initialize_weights, start_like, start_white
 from minimuse.maskgit import BaseConfig
+from minimuse.plumbing.initialization import initialize_weights, start_like, start_white
 from minimuse.plumbing.ranges import check_grids
 from minimuse.transformer import Block, Context, GridPositions, TokenDecoder, layer_norm
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimuse.initialization import start_like
+from minimuse.plumbing.initialization import start_like
 
 
 def attend(

@@ -31,9 +31,9 @@ LEVELS = [
     # Arguments are checked, users are warned, and PyTorch is set, wherever it is needed.
     {
         "device",
-        "initialization",
         "plumbing.arguments",
         "plumbing.caller_state",
+        "plumbing.initialization",
         "plumbing.messages",
         "plumbing.precision",
         "plumbing.ranges",

@@ -16,9 +16,9 @@ from PIL import Image
 from stand_in import Accelerator
 
 from minimuse.cli import main
-from minimuse.initialization import start_like, start_white
 from minimuse.metrics.judge import features
 from minimuse.plumbing import arguments, config
+from minimuse.plumbing.initialization import start_like, start_white
 from minimuse.plumbing.parts import build
 from minimuse.vq import EMAQuantizer, FSQuantizer
 from minimuse.vq_loss import PatchDiscriminator, SpectralNorm

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from minimuse.checks.properties import attention
 
-from minimuse import initialization
+from minimuse.plumbing import initialization
 from minimuse.transformer import (
     Block,
     Context,

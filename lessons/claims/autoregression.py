@@ -26,9 +26,9 @@ from minimuse import Muse
 from minimuse.data import Tokens
 from minimuse.decode import draw, gumbel
 from minimuse.guidance import guide
-from minimuse.initialization import initialize_weights
 from minimuse.maskgit import BaseConfig, MaskGit, drop_captions
 from minimuse.muse import Prompts
+from minimuse.plumbing.initialization import initialize_weights
 from minimuse.transformer import Block, Context, SelfAttention, attend
 
 

@@ -28,9 +28,9 @@ from minimuse import Muse
 from minimuse.data import Images, Tokens
 from minimuse.datasets import load
 from minimuse.guidance import guide
-from minimuse.initialization import start_white
 from minimuse.maskgit import BaseConfig, drop_captions
 from minimuse.muse import Prompts
+from minimuse.plumbing.initialization import start_white
 from minimuse.transformer import Context
 
 

@@ -53,11 +53,11 @@ from minimuse.data import Tokens
 from minimuse.datasets import shapes
 from minimuse.decode import Sampling, decode
 from minimuse.device import autocast
-from minimuse.initialization import initialize_weights
 from minimuse.maskgit import BaseConfig, MaskGit
 from minimuse.metrics.alignment import alignment
 from minimuse.muse import Prompts
 from minimuse.plumbing.files import save_tensors
+from minimuse.plumbing.initialization import initialize_weights
 from minimuse.superres import SuperRes, SuperResConfig
 from minimuse.transformer import TokenDecoder
 from minimuse.vq import ImageTokenizer
