@@ -19,6 +19,7 @@ from minimuse.maskgit import MaskGit
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.arguments import check_dtype, check_paths, described
 from minimuse.plumbing.files import save_tensors
+from minimuse.plumbing.initial_weights import WithoutInitialWeights
 from minimuse.plumbing.places import located, shipped
 from minimuse.plumbing.ranges import check_arguments
 from minimuse.superres import SuperRes
@@ -172,7 +173,7 @@ def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     state = {}
     for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{key} is not finite")
         if key.endswith(SCALE):
             if key.removesuffix(SCALE) not in tensors:
@@ -180,9 +181,8 @@ def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             continue
         scale = tensors.get(key + SCALE)
         check_scale(key, tensor, scale)
-        state[key] = tensor.float()
-        if scale is not None:
-            state[key] = state[key] * scale
+        # An integer times a float32 number is a float32 number.
+        state[key] = tensor.float() if scale is None else tensor * scale.float()
     return state
 
 
@@ -209,8 +209,8 @@ def load_part(directory: Path, name: str, config: configs.Config, text_width: in
             f"make it with: minimuse train {name.replace('_', '-')} "
             f"--out {shlex.quote(str(directory))}"
         )
-    # The random initial weights are replaced at once, so draw none of the caller's numbers.
-    with torch.random.fork_rng(devices=[]):
+    # What a module draws by itself must not come from the caller's random numbers.
+    with torch.random.fork_rng(devices=[]), WithoutInitialWeights():
         part = build(name, config, text_width)
     try:
         state = dequantize(load_file(path))

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.overrides import TorchFunctionMode
 
 from minimuse.datasets.progress import bar
 from minimuse.plumbing.arguments import check_paths
 from minimuse.plumbing.caller_state import in_usual_state
+from minimuse.plumbing.initial_weights import WithoutInitialWeights
 from minimuse.plumbing.places import shipped
 from minimuse.t5_frozen import MAX_TOKENS, FrozenT5, T5Config, T5Encoder, TextTokenizer
 
@@ -59,7 +59,7 @@ def load_t5(
         )
     # On the meta device tensors have a shape and no memory. load_state_dict(assign=True) then puts
     # the file's tensors in their place, without a copy.
-    with torch.device("meta"), WithoutNumbers():
+    with torch.device("meta"), WithoutInitialWeights():
         encoder = T5Encoder(config)
     if dtype is None:
         size = sum(p.numel() for p in encoder.parameters())
@@ -68,19 +68,6 @@ def load_t5(
     encoder.load_state_dict(weights, assign=True)
     encoder.eval().requires_grad_(False)
     return FrozenT5(encoder, tokenizer, fingerprint_of(weight_paths))
-
-
-class WithoutNumbers(TorchFunctionMode):
-    """Inside, new modules draw no initial weights.
-
-    On the meta device that would import PyTorch's compiler, which takes seconds and changes the
-    environment of the process.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
 
 
 class LazyT5:

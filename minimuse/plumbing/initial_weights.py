@@ -1,0 +1,26 @@
+"""Build modules without drawing their initial weights, for a caller that loads others at once.
+
+with WithoutInitialWeights():
+    part = build(name, config, text_width)
+part.load_state_dict(state)                  # has to replace every weight
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+
+class WithoutInitialWeights(TorchFunctionMode):
+    """Inside, the functions of torch.nn.init do nothing: weights are whatever memory held.
+
+    That saves the time to draw them. On the meta device, drawing would import PyTorch's compiler,
+    which takes seconds and changes the environment of the process.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
