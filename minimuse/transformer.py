@@ -221,7 +221,10 @@ def layer_norm(width: int) -> nn.LayerNorm:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention (unless `cross` is False), MLP."""
+    """Self-attention, cross-attention (unless `cross` is False), MLP.
+
+    Tokens see each other in attention alone: the MLP works on each token by itself.
+    """
 
     def __init__(self, width: int, heads: int, grid: int, window: int = 0, cross: bool = True):
         super().__init__()
@@ -244,12 +247,18 @@ class Block(nn.Module):
         k: Tensor | None = None,
         v: Tensor | None = None,
         visible: Tensor | None = None,
+        where: Tensor | None = None,
     ) -> Tensor:
-        """x (B, N, D), k and v (B, H, T, d), visible (B, T) -> (B, N, D)."""
+        """x (B, N, D), k and v (B, H, T, d), visible (B, T) -> (B, N, D).
+
+        With `where` (B, N) bool, the MLP and the result are of `rows_where` it is True.
+        """
         x = x + self.self_attention(self.norm_self(x))  # B N D
         if self.cross:
             x = x + self.cross_attention(self.norm_cross(x), k, v, visible)  # B N D
-        return x + self.mlp(self.norm_mlp(x))  # B N D
+        if where is not None:
+            x = rows_where(x, where)  # M D, and some more
+        return x + self.mlp(self.norm_mlp(x))  # B N D or M D, and some more
 
 
 class GridPositions(nn.Module):
@@ -320,22 +329,22 @@ class TokenDecoder(nn.Module):
         """
         grids = math.isqrt(ids.shape[1]) // self.grid
         x = self.embedding(ids) + self.positions(grids) + context.from_low  # B N D
-        for block, k, v in zip(self.blocks, context.keys, context.values, strict=True):
-            x = block(x, k, v, context.visible)  # B N D
-        if where is None:
-            return self.head(self.norm(x)).float()  # B N K
-        # The head is wide, and only hidden tokens need it.
-        x = x[where]  # M D
-        count = len(x)
-        x = F.pad(x, (0, 0, 0, padded_count(count, where.numel()) - count))
-        return self.head(self.norm(x))[:count].float()  # M K
+        layers = zip(self.blocks, context.keys, context.values, strict=True)
+        for i, (block, k, v) in enumerate(layers, start=1):
+            # After the last attention, tokens do not see each other any more.
+            wanted = where if i == len(self.blocks) else None
+            x = block(x, k, v, context.visible, wanted)  # B N D, at last M D and some more
+        logits = self.head(self.norm(x)).float()  # B N K, or M K and some more
+        return logits if where is None else logits[: int(where.sum())]
 
 
-def padded_count(count: int, total: int) -> int:
-    """Round `count` out of `total` tokens up to a multiple of about a 16th of them.
+def rows_where(x: Tensor, where: Tensor) -> Tensor:
+    """The M tokens of x (B, N, D) where `where` (B, N) is True: (M, D), and some rows of zeros.
 
-    The number of hidden tokens differs from step to step. A CPU's matrix library builds and keeps a
-    kernel for each new number of rows: without rounding, time and memory would grow.
+    M differs from step to step. A CPU's matrix library builds and keeps a kernel for each new
+    number of rows, so that time and memory would grow. So the number of rows is rounded up to a
+    multiple of about a 16th of all tokens.
     """
-    multiple = max(1, total // 16)
-    return math.ceil(count / multiple) * multiple
+    rows = x[where]  # M D
+    multiple = max(1, where.numel() // 16)
+    return F.pad(rows, (0, 0, 0, -len(rows) % multiple))
