@@ -103,9 +103,7 @@ def decode(
     hidden = ids == mask_id  # B N
     masked = hidden.sum(dim=-1).tolist()  # B numbers
     scheduled = scheduled_counts(masked, sampling)  # S lists of B numbers
-    left = torch.tensor(scheduled, dtype=torch.int64, device=ids.device).view(
-        len(scheduled), B
-    )  # S B
+    left = torch.tensor(scheduled, device=ids.device)  # S B
     order = ORDERS[sampling.sampler](N) if sampling.sampler in ORDERS else None
     if order is not None:
         # The score of the first position is the highest.

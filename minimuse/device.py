@@ -21,8 +21,13 @@ def autocast(device: str | torch.device, worth: bool = True) -> AbstractContextM
     worth=False: stay in float32, for a caller whose matrices are too small to gain from bfloat16.
     """
     kind = torch.device(device).type
-    fast = kind == "cuda" or (kind == "cpu" and cpu_is_fast_at_bf16())
-    return torch.autocast(kind, torch.bfloat16, enabled=worth and fast)
+    return torch.autocast(kind, torch.bfloat16, enabled=worth and is_fast_at_bf16(device))
+
+
+def is_fast_at_bf16(device: str | torch.device) -> bool:
+    """True if this device multiplies bfloat16 matrices faster than those of float32."""
+    kind = torch.device(device).type
+    return kind == "cuda" or (kind == "cpu" and cpu_is_fast_at_bf16())
 
 
 def cpu_is_fast_at_bf16() -> bool:

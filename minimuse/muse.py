@@ -28,7 +28,7 @@ from minimuse.device import autocast, generator_at
 from minimuse.plumbing import arguments as checks
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.caller_state import in_usual_state
-from minimuse.plumbing.compiled import compile_pass
+from minimuse.plumbing.compiled import compile_pass, round_weights
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.parts import PARTS, check_model, find_model, load_part, read_about, save_part
 from minimuse.plumbing.prompts import check_prompts, common_weights, parse_prompt, with_style
@@ -110,7 +110,8 @@ class Muse:
         write_json(directory / "config.json", self.about | {"config": asdict(self.config)})
 
     def compile(self) -> None:
-        """Compile decoding passes: see `plumbing/compiled.py`. The next images pay for it."""
+        """Compile decoding, for drawing only: see `plumbing/compiled.py`. The next images pay."""
+        round_weights(self.base, self.superres)
         self.run_pass = compile_pass(one_pass)
 
     # --- Drawing ---

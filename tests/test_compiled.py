@@ -5,7 +5,7 @@ import torch
 
 from minimuse import Muse
 from minimuse.decode import SAMPLERS, one_pass
-from minimuse.plumbing.compiled import compile_pass
+from minimuse.plumbing.compiled import compile_pass, round_weights
 
 PROMPTS = ["a large red circle on a black background", "a small blue square"]
 
@@ -79,3 +79,16 @@ def test_pytorchs_own_compiler_draws_the_same(muse):
     """In float32. It needs a C++ compiler, and a minute."""
     muse.compile()
     assert same(drawn(muse, muse.run_pass), drawn(muse, one_pass))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_rounded_weights_draw_the_same(tiny_model, monkeypatch, fast):
+    """Rounding them once gives the numbers that autocast gives in every pass."""
+    for module in ("minimuse.device", "minimuse.plumbing.compiled"):
+        monkeypatch.setattr(f"{module}.is_fast_at_bf16", lambda device: fast)
+    rounded, plain = Muse.load(tiny_model), Muse.load(tiny_model)
+    round_weights(rounded.base, rounded.superres)
+    expected = torch.bfloat16 if fast else torch.float32
+    assert rounded.base.decoder.head[-1].weight.dtype == expected
+    settings = {"guidance": 1.0, "steps": 3}
+    assert same(drawn(rounded, one_pass, **settings), drawn(plain, one_pass, **settings))

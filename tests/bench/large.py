@@ -1,9 +1,12 @@
-"""How fast a preset's base model is on this machine, with random weights.
+"""How fast a preset's transformers are on this machine, with random weights.
 
     python tests/bench/large.py --preset muse-3b --device cuda --peak 989   # H100, H200: bf16
     python tests/bench/large.py --preset tiny    # the same script on a CPU, to see that it runs
 
-Measures a guided image and a training step. --peak, in TFLOP/s, is for the fraction of it in use.
+Measures a guided image of the base model, the same with super-resolution, both also with a
+compiled pass; how many tokens of the first pass are the same then; and a training step. --peak, in
+TFLOP/s, is for the fraction of it in use. --only takes some of these. `minimuse demo --device cuda`
+prints its own time.
 
 What to expect of 3 B: a pass with and without caption is 3 TFLOP for 256 tokens. 24 of them take
 75 ms at 989 TFLOP/s. Reading 6 GB of weights 24 times takes 30 ms of that at 4.8 TB/s. The paper's
@@ -16,24 +19,29 @@ import statistics
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minimuse.cli.describe import describe
 from minimuse.data import Tokens, offsets
-from minimuse.decode import decode
+from minimuse.decode import Sampling, decode, one_pass
 from minimuse.device import autocast, generator_at
 from minimuse.losses import token_loss
+from minimuse.plumbing.compiled import compile_pass, round_weights
 from minimuse.plumbing.config import PRESETS, Config
 from minimuse.plumbing.parts import build
 from minimuse.runs import parallel
 from minimuse.train import training_loop
 
 WORDS = 32  # text tokens of a caption
+WORKS = ("drawing", "training")
+PASSES = ("plain", "compiled")
 
 
 def timed(work: Callable[[], object], rounds: int, device: str) -> list[float]:
@@ -58,26 +66,74 @@ def print_times(title: str, seconds: list[float], flops: float, peak: float) -> 
     print(line, flush=True)
 
 
-def time_drawing(model: nn.Module, config: Config, width: int, args: Namespace) -> list[float]:
-    """Seconds of each guided image, batch 1."""
-    # Half as many bytes to read; autocast would convert the weights in every pass.
-    drawing = model.bfloat16() if args.device != "cpu" else model
-    dtype = next(drawing.parameters()).dtype
-    text = torch.randn(1, WORDS, width, device=args.device).to(dtype)
-    visible = torch.ones(1, WORDS, dtype=torch.bool, device=args.device)
-    ids = torch.full((1, config.tokenizer.grid**2), model.mask_id, device=args.device)
-    sampling = replace(config.sampling, ramp=False)
+class Drawing:
+    """Draws one image of random text with guidance: base model, then super-resolution."""
+
+    def __init__(self, parts: dict[str, nn.Module], config: Config, width: int, device: str):
+        self.base, self.superres = parts["base"], parts["superres"]
+        self.config = config
+        self.device = device
+        self.text = torch.randn(1, WORDS, width, device=device)
+        self.visible = torch.ones(1, WORDS, dtype=torch.bool, device=device)
 
     @torch.no_grad()
-    def draw():
-        with autocast(args.device):
-            cond = drawing.context(text, visible)
-            uncond = drawing.context(text, torch.zeros_like(visible))
-        generators = [generator_at("bench", device=args.device)]
-        for _ in decode(drawing, ids, model.mask_id, cond, uncond, sampling, generators):
-            pass
+    def tokens(
+        self, model: nn.Module, sampling: Sampling, grid: int, run_pass: Callable, *low: Tensor
+    ) -> Iterator[Tensor]:
+        """Yield the ids (1, N) after each step."""
+        with autocast(self.device):
+            cond = model.context(self.text, self.visible, *low)
+            uncond = model.context(self.text, torch.zeros_like(self.visible), *low)
+        ids = torch.full((1, grid**2), model.mask_id, device=self.device)
+        generators = [generator_at("bench", device=self.device)]
+        every_pass = replace(sampling, ramp=False)
+        for step in decode(
+            model, ids, model.mask_id, cond, uncond, every_pass, generators, run_pass=run_pass
+        ):
+            yield step.ids
 
-    return timed(draw, args.rounds, args.device)
+    def passes(self, run_pass: Callable) -> Iterator[Tensor]:
+        """The ids after each pass of the base model."""
+        config = self.config
+        return self.tokens(self.base, config.sampling, config.tokenizer.grid, run_pass)
+
+    def small(self, run_pass: Callable) -> Tensor:
+        """The low-res ids of an image."""
+        *_, low = self.passes(run_pass)
+        return low
+
+    def whole(self, run_pass: Callable) -> Tensor:
+        """The high-res ids of an image."""
+        config = self.config
+        low = self.small(run_pass)
+        grid = config.tokenizer_hi.grid
+        *_, high = self.tokens(self.superres, config.sampling_hi, grid, run_pass, low)
+        return high
+
+
+def measure_drawing(
+    parts: dict[str, nn.Module], config: Config, width: int, costs: dict, args: Namespace
+) -> None:
+    """Print the times of an image, and how far the compiled pass agrees with the plain one."""
+    drawing = Drawing(parts, config, width, args.device)
+    # The same for both ways, so that they can be compared.
+    round_weights(drawing.base, drawing.superres)
+    passes = {"plain": one_pass, "compiled": compile_pass(one_pass)}
+    flops = costs["flops"]["base_image"]
+    both = flops + costs["flops"]["superres_image"]
+    for name, run_pass in passes.items():
+        if name not in args.passes:
+            continue
+        begun = time.perf_counter()
+        drawing.whole(run_pass)
+        print(f"{name}: the first image took {time.perf_counter() - begun:.1f} s", flush=True)
+        seconds = timed(partial(drawing.small, run_pass), args.rounds, args.device)
+        print_times(f"{name}: a guided image of the base model", seconds, flops, args.peak)
+        seconds = timed(partial(drawing.whole, run_pass), args.rounds, args.device)
+        print_times(f"{name}: with super-resolution", seconds, both, args.peak)
+    if len(args.passes) == len(passes):
+        plain, compiled = (next(drawing.passes(run_pass)) for run_pass in passes.values())
+        print(f"the same tokens after the first pass: {(plain == compiled).float().mean():.3f}")
 
 
 def random_tokens(config: Config, images: int, width: int) -> Tokens:
@@ -129,6 +185,8 @@ def arguments() -> Namespace:
     parser.add_argument(
         "--peak", type=float, default=0.0, help="TFLOP/s that the device could reach"
     )
+    parser.add_argument("--only", nargs="+", choices=WORKS, default=WORKS)
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "adafactor"))
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--recompute", action="store_true")
@@ -142,25 +200,30 @@ def main():
     config = replace(config, scale=replace(config.scale, micro_batch=args.micro_batch))
     costs = describe(args.preset)
     width = 4096 if config.base.width > 512 else 256
-    N = config.tokenizer.grid**2
     torch.manual_seed(0)
     with torch.device(args.device):
-        model = build("base", config, width)
-    parallel.fit(model, args.compile, args.recompute, args.device)
-    print(
-        f"{args.preset}: {costs['parameters']['base']:,} parameters, {N} tokens, "
-        f"{config.sampling.steps} passes"
-    )
-    seconds = time_drawing(model, config, width, args)
-    print_times("a guided image, batch 1", seconds, costs["flops"]["base_image"], args.peak)
-
-    batch = args.batch or config.stages.base.batch
-    seconds = time_training(model.float(), config, width, batch, args)
-    flops = costs["flops"]["base_train_step"] / config.stages.base.batch * batch
-    print_times(f"a training step, batch {batch}", seconds, flops, args.peak)
-    print(f"{batch * N / statistics.median(seconds):,.0f} tokens a second")
+        parts = {name: build(name, config, width) for name in ("base", "superres")}
+    for name, model in parts.items():
+        print(f"{args.preset}: {name} of {sum(p.numel() for p in model.parameters()):,} parameters")
+    if "drawing" in args.only:
+        measure_drawing(deepcopy(parts), config, width, costs, args)
+    if "training" in args.only:
+        measure_training(parts["base"], config, width, costs, args)
     if args.device != "cpu":
         print(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+
+
+def measure_training(
+    model: nn.Module, config: Config, width: int, costs: dict, args: Namespace
+) -> None:
+    """Print the time of a training step of the base model."""
+    parallel.fit(model, args.compile, args.recompute, args.device)
+    batch = args.batch or config.stages.base.batch
+    seconds = time_training(model, config, width, batch, args)
+    flops = costs["flops"]["base_train_step"] / config.stages.base.batch * batch
+    print_times(f"a training step, batch {batch}", seconds, flops, args.peak)
+    tokens = batch * config.tokenizer.grid**2
+    print(f"{tokens / statistics.median(seconds):,.0f} tokens a second")
 
 
 if __name__ == "__main__":
