@@ -1,178 +1,55 @@
-"""Is minimuse faster than its alternative? Our base model against muse-maskgit-pytorch's.
+"""Is minimuse faster than its alternatives? Our base model against those of two libraries.
 
-    pip install transformers
+    pip install transformers diffusers
     pip install --no-deps muse-maskgit-pytorch memory-efficient-attention-pytorch \\
         vector-quantize-pytorch ema-pytorch beartype accelerate einx frozendict loguru \\
         torch-einops-utils
-    OMP_NUM_THREADS=2 python tests/bench/peer.py                  # speed: minutes
+    OMP_NUM_THREADS=2 python tests/bench/peer.py                  # speed: ten minutes
     OMP_NUM_THREADS=2 python tests/bench/peer.py --seconds 120    # quality after equal time
 
-Speed is that of training and of guided decoding, in alternating rounds of one run. Equal for both:
-width, depth, heads, tokens, codes, batch, dtype, threads, optimizer (fused AdamW, gradients
-clipped), passes, and guidance in every pass. Text is embedded beforehand for both. The peer has two
-kinds of attention. It is compared with the one that is faster here, of those that run.
+Speed is that of training and of guided decoding, in alternating rounds of one run, against
+muse-maskgit-pytorch and diffusers' UVit2DModel (aMUSEd). Equal for all: width, depth, heads,
+tokens, codes, batch, dtype, threads, optimizer (fused AdamW, gradients clipped), passes, and
+guidance in every pass. Text is embedded beforehand. muse-maskgit-pytorch has two kinds of
+attention, and takes part with the one that is faster here. Finished rows are kept in --out, so that
+the script can be stopped and started again.
 
-For quality, both train on the same low-res tokens of scenes for the same time. The peer's learning
-rate is tuned, by the validation loss that is compared. Ours is the preset's. Guidance is tuned for
-both. toy-shapes' super-resolution and decoder finish the images for both.
+For quality, ours and muse-maskgit-pytorch's train on the same low-res tokens of scenes for the same
+time. The peer's learning rate is tuned, by the validation loss that is compared. Ours is the
+preset's. Guidance is tuned for both. toy-shapes' super-resolution and decoder finish the images for
+both.
 """
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import torch
-import torch.nn.functional as F
+from kept_rows import KeptRows
+from sides import Amused, MuseMaskgit, Ours, Side
 from torch import nn
 from tqdm import tqdm
 
 from minimuse import Muse
 from minimuse.data import Images, Tokens
 from minimuse.datasets import load, shapes
-from minimuse.decode import Sampling, decode
 from minimuse.device import autocast, generator_at
-from minimuse.maskgit import BaseConfig, MaskGit, drop_captions, hide, masked_token_loss
 from minimuse.metrics.alignment import alignment
-from minimuse.metrics.likelihood import hidden_nll
 from minimuse.plumbing.config import PRESETS, Stage
 from minimuse.runs.cache import tokens_of
 from minimuse.schedule import mask_counts, random_masks
 from minimuse.train import training_loop
 
-TORCHVISION = (
-    "torchvision",
-    "torchvision.transforms",
-    "torchvision.datasets",
-    "torchvision.utils",
-)
 PEER_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 GUIDANCES = (0.0, 1.0, 3.0)
-
-
-# --- The two sides ---
-
-
-def import_peer():
-    """The peer. It needs torchvision for images alone; without torchvision a mock replaces it."""
-    import accelerate  # noqa: F401
-    import transformers
-
-    # transformers loads these lazily. Load them before the mock, which they would find.
-    for name in ("T5EncoderModel", "T5Tokenizer", "T5Config"):
-        getattr(transformers, name)
-    if not find_spec("torchvision"):
-        for name in TORCHVISION:
-            sys.modules[name] = MagicMock(__spec__=ModuleSpec(name, None))
-    import muse_maskgit_pytorch
-    from muse_maskgit_pytorch import muse_maskgit_pytorch as inner
-    from muse_maskgit_pytorch.t5 import T5_CONFIGS
-
-    inner.tqdm = lambda steps, **_: steps  # no progress bar in its timings
-    return muse_maskgit_pytorch, T5_CONFIGS
-
-
-class Ours:
-    """Our base model behind the few calls that are compared."""
-
-    def __init__(self, shape: SimpleNamespace, seed: int = 0):
-        torch.manual_seed(seed)
-        size = BaseConfig(shape.width, shape.layers, shape.heads)
-        self.model = MaskGit(size, shape.codes, shape.grid, shape.text_width)
-        self.shape = shape
-
-    def loss(self, ids, text, visible, generator) -> torch.Tensor:
-        context = self.model.context(text, drop_captions(visible, 0.1, generator))
-        corrupted = hide(ids, self.model.mask_id, generator)
-        logits = self.model(corrupted.ids, context, corrupted.hidden)
-        loss, _ = masked_token_loss(logits, ids, corrupted.hidden)
-        return loss
-
-    @torch.no_grad()
-    def draw(self, text, visible, passes: int, guidance: float, seed: int = 0) -> torch.Tensor:
-        model = self.model
-        sampling = Sampling(steps=passes, guidance=guidance, ramp=False)
-        ids = torch.full((len(text), self.shape.grid**2), model.mask_id)
-        cond = model.context(text, visible)
-        uncond = None
-        if guidance:
-            uncond = model.context(torch.zeros_like(text), torch.zeros_like(visible))
-        generators = [generator_at(seed, i) for i in range(len(text))]
-        for step in decode(model, ids, model.mask_id, cond, uncond, sampling, generators):
-            ids = step.ids
-        return ids
-
-    def nll(self, ids, text, visible, hidden) -> torch.Tensor:
-        def context(rows):
-            return self.model.context(text[rows], visible[rows])
-
-        return hidden_nll(self.model, ids, context, hidden)
-
-
-class Peer:
-    """The same calls of the peer. Its tokenizer is left out of all that is timed."""
-
-    def __init__(self, shape: SimpleNamespace, flash: bool, seed: int = 0):
-        package, configs = import_peer()
-        torch.manual_seed(seed)
-        configs["none"] = {"config": SimpleNamespace(d_model=shape.text_width)}
-        self.model = package.MaskGitTransformer(
-            num_tokens=shape.codes,
-            seq_len=shape.grid**2,
-            dim=shape.width,
-            depth=shape.layers,
-            dim_head=shape.width // shape.heads,
-            heads=shape.heads,
-            ff_mult=4,
-            flash=flash,
-            t5_name="none",
-        )
-        tokenizer = package.VQGanVAE(
-            dim=16, layers=1, codebook_size=shape.codes, use_vgg_and_gan=False
-        )
-        self.whole = package.MaskGit(
-            image_size=2 * shape.grid,
-            transformer=self.model,
-            vae=tokenizer,
-            cond_drop_prob=0.1,
-        )
-        del self.whole.vae, self.whole.cond_vae
-        self.whole.vae = SimpleNamespace(
-            get_encoded_fmap_size=lambda side: shape.grid, decode_from_ids=lambda ids: ids
-        )
-        self.shape = shape
-
-    def loss(self, ids, text, visible, generator) -> torch.Tensor:
-        return self.whole(ids, text_embeds=text)
-
-    def draw(self, text, visible, passes: int, guidance: float, seed: int = 0) -> torch.Tensor:
-        torch.manual_seed(seed)
-        self.model.encode_text = lambda texts: text
-        grids = self.whole.generate(
-            texts=[""] * len(text),
-            timesteps=passes,
-            cond_scale=1 + guidance,  # its scale 1 is no guidance
-        )
-        return grids.flatten(1)
-
-    @torch.no_grad()
-    def nll(self, ids, text, visible, hidden) -> torch.Tensor:
-        logits = self.model(ids.masked_fill(hidden, self.model.mask_id), text_embeds=text)
-        nll = F.cross_entropy(logits.transpose(1, 2).float(), ids, reduction="none")  # B N
-        return (nll * hidden).sum(dim=1) / hidden.sum(dim=1)
-
-
-Side = Ours | Peer
 
 
 # --- Speed ---
@@ -202,65 +79,90 @@ def alternate(works: dict[str, Callable], rounds: int, repeat: int) -> dict[str,
     times = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, work in works.items():
-            begun = time.perf_counter()
-            for _ in range(repeat):
-                work()
-            times[name].append((time.perf_counter() - begun) / repeat)
+            times[name].append(seconds_of(work, repeat))
     # The first round warms up.
     return {name: seconds[1:] for name, seconds in times.items()}
 
 
-def speed_cells(times: dict[str, list[float]], unit: str, count: int) -> str:
-    """Medians and spreads, and how many times as fast ours is as the faster of the peer's."""
+def seconds_of(work: Callable, repeat: int) -> float:
+    """Seconds of a call, the mean of some calls."""
+    begun = time.perf_counter()
+    for _ in range(repeat):
+        work()
+    return (time.perf_counter() - begun) / repeat
+
+
+def faster_attention(shape: SimpleNamespace, batch: tuple) -> tuple[str, MuseMaskgit]:
+    """muse-maskgit-pytorch with the attention that trains faster here, of the two that it has."""
+    sides = {"written out": MuseMaskgit(shape, flash=False)}
+    with autocast("cpu"):
+        half_precision = torch.is_autocast_enabled("cpu")
+    if not half_precision:
+        # In bf16 its flash attention overflows: it masks with fp32's largest number.
+        sides["flash"] = MuseMaskgit(shape, flash=True)
+    steps = {name: training_step(side, *batch, 1e-4) for name, side in sides.items()}
+    times = alternate(steps, rounds=2, repeat=1)
+    fastest = min(times, key=lambda name: min(times[name]))
+    return fastest, sides[fastest]
+
+
+def speed_rows(work: str, times: dict[str, list[float]], unit: str, count: int) -> list[str]:
+    """One row for each peer: medians, spreads, rates, and how many times as fast ours is."""
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
-    peers = [name for name in times if name != "ours"]
-    best = min(peers, key=lambda name: median[name])
-    ratios = [peer / ours for peer, ours in zip(times[best], times["ours"], strict=True)]
 
     def cell(name: str) -> str:
         low, high = min(times[name]), max(times[name])
         return f"{1000 * median[name]:.1f} ms ({1000 * low:.1f}-{1000 * high:.1f})"
 
-    rates = f"{count / median['ours']:,.0f} against {count / median[best]:,.0f} {unit}"
-    factor = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}-{max(ratios):.2f})"
-    return f"{cell('ours')} | {cell(best)}, {best} | {rates} | {factor}"
+    rows = []
+    for peer in times:
+        if peer == "ours":
+            continue
+        ratios = [theirs / ours for theirs, ours in zip(times[peer], times["ours"], strict=True)]
+        rates = f"{count / median['ours']:,.0f} against {count / median[peer]:,.0f} {unit}"
+        factor = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}-{max(ratios):.2f})"
+        rows.append(f"| {work} | {cell('ours')} | {peer} | {cell(peer)} | {rates} | {factor} |")
+    return rows
 
 
-def compare_speed(title: str, shape: SimpleNamespace, args: Namespace) -> None:
-    sides = {"ours": Ours(shape), "written out": Peer(shape, flash=False)}
-    with autocast("cpu"):
-        half_precision = torch.is_autocast_enabled("cpu")
-    if not half_precision:
-        # In bf16 its flash attention overflows: it masks with fp32's largest number.
-        sides["flash"] = Peer(shape, flash=True)
-    parameters = []
-    for name in ("ours", "written out"):
-        count = sum(p.numel() for p in sides[name].model.parameters())
-        parameters.append(f"{name}: {count:,}")
-    print(
-        f"\n{title}: {shape.grid**2} tokens, width {shape.width}, {shape.layers} layers; "
-        f"parameters {', '.join(parameters)}\n"
-    )
-    print("| | ours | muse-maskgit-pytorch, its attention | a second | times as fast |")
-    print("|---|---|---|---|---|")
-
+def compare_speed(title: str, shape: SimpleNamespace, args: Namespace, kept: KeptRows) -> None:
+    """Print a table of training and drawing, row by row as they are measured."""
     generator = torch.Generator().manual_seed(1)
     B, N = shape.batch, shape.grid**2
     ids = torch.randint(shape.codes, (B, N), generator=generator)
     text = torch.randn(B, shape.words, shape.text_width, generator=generator)
     visible = torch.ones(B, shape.words).bool()
-    steps = {name: training_step(side, ids, text, visible, 1e-4) for name, side in sides.items()}
-    times = alternate(steps, args.rounds, args.repeat)
-    print(f"| training, batch {B} | {speed_cells(times, 'tokens', ids.numel())} |", flush=True)
+    attention, muse_maskgit = faster_attention(shape, (ids, text, visible))
+    sides = {
+        "ours": Ours(shape),
+        f"muse-maskgit-pytorch, attention {attention}": muse_maskgit,
+        "diffusers, UVit2DModel": Amused(shape),
+    }
+    print(f"\n{title}: {N} tokens, width {shape.width}, {shape.layers} layers\n")
+    for name, side in sides.items():
+        print(f"- {name}: {sum(p.numel() for p in side.model.parameters()):,} parameters")
+    print("\n| | ours | peer | the peer's | a second | times as fast |")
+    print("|---|---|---|---|---|---|", flush=True)
 
-    for side in sides.values():
-        side.model.eval()
-    for batch in (1, 8):
+    def training() -> list[str]:
+        steps = {
+            name: training_step(side, ids, text, visible, 1e-4) for name, side in sides.items()
+        }
+        times = alternate(steps, args.rounds, args.repeat)
+        return speed_rows(f"training, batch {B}", times, "tokens", ids.numel())
+
+    def drawing_of(batch: int) -> list[str]:
+        for side in sides.values():
+            side.model.eval()
         draws = {name: drawing(side, text[:batch], visible[:batch]) for name, side in sides.items()}
         with autocast("cpu"):
             times = alternate(draws, args.rounds, 1)
-        cells = speed_cells(times, "images", batch)
-        print(f"| 12 guided passes, batch {batch} | {cells} |", flush=True)
+        return speed_rows(f"12 guided passes, batch {batch}", times, "images", batch)
+
+    print("\n".join(kept.row(f"{title}, training", training)), flush=True)
+    for batch in (1, 8):
+        rows = kept.row(f"{title}, drawing {batch}", partial(drawing_of, batch))
+        print("\n".join(rows), flush=True)
 
 
 def drawing(side: Side, text: torch.Tensor, visible: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -290,7 +192,7 @@ def make_sides(muse: Muse, shape: SimpleNamespace, tokens: Tokens) -> dict[str, 
     sides = {}
     for lr in PEER_RATES:
         settings = replace(ours, lr=lr, muon_lr=0.0)
-        sides[f"muse-maskgit-pytorch, rate {lr:g}"] = (Peer(shape, flash=False), settings)
+        sides[f"muse-maskgit-pytorch, rate {lr:g}"] = (MuseMaskgit(shape, flash=False), settings)
     minimuse = Ours(shape)
     codes = muse.tokenizer.quantizer.lookup(torch.arange(shape.codes))
     minimuse.model.start(tokens.shards[0]["text"].float(), codes)
@@ -410,6 +312,7 @@ def arguments() -> Namespace:
         help="of training, to compare quality in place of speed",
     )
     parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=Path("runs/peer.json"), help="finished rows")
     return parser.parse_args()
 
 
@@ -419,14 +322,16 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             compare_quality(args, Path(folder))
         return
+    kept = KeptRows(args.out, {"rounds": args.rounds, "repeat": args.repeat})
+    print(kept.about["machine"])
     toy = PRESETS["toy"]
     text = dict(text_width=256, words=16)
     toy_shape = SimpleNamespace(
         **vars(toy.base), codes=toy.tokenizer.codes, grid=toy.tokenizer.grid, batch=32, **text
     )
     muse_shape = SimpleNamespace(width=256, layers=6, heads=4, codes=1024, grid=16, batch=8, **text)
-    compare_speed("The toy's base model", toy_shape, args)
-    compare_speed("Muse's grid", muse_shape, args)
+    compare_speed("The toy's base model", toy_shape, args, kept)
+    compare_speed("Muse's grid", muse_shape, args, kept)
 
 
 if __name__ == "__main__":
