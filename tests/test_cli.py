@@ -13,6 +13,7 @@ from importlib.metadata import requires, version
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minimuse import checks
-from minimuse.cli import main
+from minimuse.cli import draw, main
 from minimuse.cli.flags import make_parser
 from minimuse.cli.lessons import EXTRAS
 from minimuse.data import ASSETS
@@ -794,3 +795,23 @@ def test_a_name_that_begins_with_a_dash(capsys, monkeypatch, tmp_path):
     assert "write a file whose name begins with - as ./-name" in capsys.readouterr().err
     assert run_to_exit("train", "all", "--data", "./-pics", "--out", "x") == 2
     assert "no folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "device, n, compile, said",
+    [
+        ("cpu", 1000, False, ""),
+        ("cuda", 2, False, ""),
+        ("cuda", 1000, False, "with --compile, 1000 images may take less time"),
+        ("cuda", 1000, True, "compiling: the first images take a minute"),
+        ("cpu", 1, True, "compiling: the first images take a minute"),
+    ],
+)
+def test_what_is_said_of_compiling(monkeypatch, capsys, device, n, compile, said):
+    compiled = []
+    muse = SimpleNamespace(device=torch.device(device), compile=lambda: compiled.append(True))
+    monkeypatch.setattr(draw.Muse, "load", lambda *arguments: muse)
+    draw.load_model(argparse.Namespace(model="toy", device="cpu", t5=None, n=n, compile=compile))
+    printed = capsys.readouterr().err
+    assert said in printed and bool(said) == bool(printed)
+    assert bool(compiled) == compile

@@ -29,6 +29,7 @@ from minimuse.datasets.image_files import read_image, read_mask
 from minimuse.muse import Muse
 from minimuse.plumbing.config import parse_literal
 from minimuse.plumbing.files import check_writable, save_image
+from minimuse.plumbing.messages import print_warning
 from minimuse.plumbing.ranges import ARGUMENTS, check, later_seed
 from minimuse.runs import parallel
 
@@ -40,6 +41,8 @@ MAX_GIF_IMAGES = 32
 # So many images are drawn at a time; fewer if they are larger than this together, in pixels.
 BATCH = 32
 BATCH_PIXELS = 2**23
+# For so many images on a GPU it is worth a minute to compile the model first.
+MANY_IMAGES = 256
 
 
 # --- generate ---
@@ -205,7 +208,10 @@ def load_model(args: argparse.Namespace) -> Muse:
     """The model that --model, --device and --t5 say."""
     muse = Muse.load(args.model, parallel.begin(args.device), args.t5)
     if args.compile:
+        print_warning("compiling: the first images take a minute or more longer")
         muse.compile()
+    elif args.n >= MANY_IMAGES and muse.device.type == "cuda":
+        print_warning(f"with --compile, {args.n} images may take less time on this GPU")
     return muse
 
 
