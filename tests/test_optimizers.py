@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import nn
 
 from minimuse.plumbing import config
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_an_older_version_is_refused_with_a_remedy_that_works(tm
         with safe_open(path, "pt") as file:
             header = file.metadata()
         del header["format"]
-        tensors = load_file(path)
+        tensors = load(path.read_bytes())  # copies, since the file is written again
         del header["sha256"]
         save_file(tensors, path, header | {"sha256": digest(tensors, header)})
     with pytest.raises(ValueError, match="another version of minimuse") as error:

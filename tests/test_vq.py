@@ -412,8 +412,9 @@ def test_batch_split_is_the_whole():
     real = images(5, 3, 8, 8)
     ids = net.encode(real)
     assert torch.equal(torch.cat([net.encode(real[:2]), net.encode(real[2:])]), ids)
+    net.double()  # a convolution of another batch may round in another way
     decoded_in_parts = torch.cat([net.decode(ids[:1]), net.decode(ids[1:])])
-    assert torch.allclose(decoded_in_parts, net.decode(ids), atol=1e-5)
+    assert torch.allclose(decoded_in_parts, net.decode(ids), atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [TINY, FSQ])
