@@ -38,7 +38,12 @@ def cpu_is_fast_at_bf16() -> bool:
     """
     if "512" not in torch.backends.cpu.get_cpu_capability():
         return False
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return cpu_has_amx() or torch.cpu._is_avx512_bf16_supported()
+
+
+def cpu_has_amx() -> bool:
+    """True if this CPU has AMX, a unit for products of bfloat16 matrices."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def stable_hash(text: str) -> int:

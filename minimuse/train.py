@@ -85,7 +85,7 @@ def training_loop(
 
     first_step = checkpoints.restore()
     for step in range(first_step, settings.steps):
-        set_learning_rate(optimizers, settings, step)
+        set_step(optimizers, settings, step)
         indices = batch_at(seed, name, step, settings.batch, size)
         generator = generator_at(seed, name, step)
         # `losses` is a generator: the forward pass runs when a loss is taken from it.
@@ -156,12 +156,17 @@ def learning_rate_fraction(settings: Stage, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / decay))
 
 
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], settings: Stage, step: int) -> None:
-    """Set the learning rate of every optimizer: its own peak times `learning_rate_fraction`."""
+def set_step(optimizers: list[torch.optim.Optimizer], settings: Stage, step: int) -> None:
+    """Tell the optimizers which step comes next.
+
+    The learning rate of each is its own peak times `learning_rate_fraction`, and `Muon` lets
+    matrices take turns by the number of the step.
+    """
     fraction = learning_rate_fraction(settings, step)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * fraction
+            group["step"] = step
 
 
 class WeightAverage:

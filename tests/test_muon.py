@@ -68,25 +68,79 @@ def test_all_updates_are_equally_long_whatever_the_gradient():
 
 
 @pytest.mark.parametrize(
-    "shape, wide",
-    [((128, 512), False), ((255, 1024), False), ((256, 256), True), ((1024, 256), True)],
+    "shape, amx, in_bf16",
+    [
+        ((128, 512), True, False),
+        ((255, 1024), True, False),
+        ((256, 256), True, True),
+        ((1024, 256), True, True),
+        ((128, 512), False, True),
+    ],
 )
-def test_on_a_cpu_with_bf16_only_large_matrices_are_in_it(shape, wide, monkeypatch):
-    """Measured on a core with AMX, in fp32 and in bf16:
-
-    a matrix of 128 x 128 takes 0.95 and 1.27 ms, one of 256 x 256 takes 5.3 and 3.5 ms.
-    """
-    in_bf16 = []
+def test_which_matrices_a_cpu_with_bf16_multiplies_in_it(shape, amx, in_bf16, monkeypatch):
+    """With AMX the large ones, with AVX512-BF16 alone all of them."""
+    seen = []
 
     def note_autocast(update):
-        in_bf16.append(torch.is_autocast_enabled("cpu"))
+        seen.append(torch.is_autocast_enabled("cpu"))
         return update
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr("minimuse.plumbing.muon.orthogonalize", note_autocast)
     p = torch.nn.Parameter(torch.zeros(shape))
     p.grad = torch.ones(shape)
     Muon([p], lr=0.1).step()
-    assert in_bf16 == [wide]
+    assert seen == [in_bf16]
     assert not torch.is_autocast_enabled("cpu")
+
+
+# --- Taking turns ---
+
+
+def moves(matrices: list[torch.nn.Parameter], optimizer: Muon, steps: int) -> list[list[bool]]:
+    """Which of the matrices moved, for each of some steps."""
+    moved = []
+    for _ in range(steps):
+        before = [p.detach().clone() for p in matrices]
+        optimizer.step()
+        moved.append([not torch.equal(p, old) for p, old in zip(matrices, before, strict=True)])
+    return moved
+
+
+def random_matrices(count: int) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.nn.Parameter(torch.zeros(4, 6)) for _ in range(count)]
+    for p in matrices:
+        p.grad = torch.randn(4, 6, generator=generator)
+    return matrices
+
+
+@given(count=st.integers(1, 9), every=st.integers(1, 5), first=st.integers(0, 20))
+def test_each_matrix_moves_once_in_so_many_steps(count, every, first):
+    """And as few as possible of them move in one step."""
+    matrices = random_matrices(count)
+    optimizer = Muon(matrices, lr=0.1, every=every)
+    optimizer.param_groups[0]["step"] = first
+    moved = torch.tensor(moves(matrices, optimizer, every))  # steps, matrices
+    assert (moved.sum(dim=0) == 1).all()
+    assert moved.sum(dim=1).max() == -(-count // every)
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_taking_turns_goes_as_far(every):
+    """With a gradient that stays the same, to the same place as without turns."""
+    plain, taking_turns = random_matrices(5), random_matrices(5)
+    moves(plain, Muon(plain, lr=0.01), 3 * every)
+    moves(taking_turns, Muon(taking_turns, lr=0.01, every=every), 3 * every)
+    for p, q in zip(plain, taking_turns, strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+
+
+def test_a_matrix_that_waits_takes_in_its_gradients():
+    matrices = random_matrices(2)
+    optimizer = Muon(matrices, lr=0.1, every=2)
+    optimizer.step()
+    mean = optimizer.state[matrices[1]]["mean"]
+    assert torch.allclose(mean, 0.05 * matrices[1].grad)

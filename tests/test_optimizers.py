@@ -17,7 +17,7 @@ from minimuse.plumbing.files import digest
 from minimuse.plumbing.muon import Muon
 from minimuse.plumbing.optimizers import clip_gradients, make_optimizers
 from minimuse.plumbing.parts import build
-from minimuse.train import set_learning_rate
+from minimuse.train import set_step
 from minimuse.vq_loss import ImageLoss, LossWeights
 
 TINY = config.PRESETS["tiny"]
@@ -197,7 +197,7 @@ def test_a_discriminator_has_settings_of_its_own():
     assert names_of(model, of_discriminator) == expected
     assert {group["betas"] for group in discriminator.param_groups} == {(0.5, 0.9)}
     assert {group["betas"] for group in own.param_groups} == {settings.betas}
-    set_learning_rate([own, discriminator], replace(settings, steps=10, warmup=0.2), 0)
+    set_step([own, discriminator], replace(settings, steps=10, warmup=0.2), 0)
     assert {group["lr"] for group in own.param_groups} == {0.05}
     assert {group["lr"] for group in discriminator.param_groups} == {0.01}
     own, discriminator = make_optimizers(model, replace(settings, discriminator_lr=0.0))

@@ -30,7 +30,7 @@ from minimuse.runs import stages
 from minimuse.runs.cache import tokens_of
 from minimuse.runs.directory import check_same_model, describe_model
 from minimuse.runs.stages import NEEDS, STAGES, train_all, train_stage
-from minimuse.train import batch_at, learning_rate_fraction, training_loop
+from minimuse.train import batch_at, learning_rate_fraction, set_step, training_loop
 from minimuse.vq_loss import ImageLoss
 
 STEPS = 5
@@ -41,6 +41,7 @@ def make_config():
     settings = ["scenes=6", "caption_dropout=0.5", "loss.discriminator_channels=4"]
     for stage in STAGES:
         settings += [f"stages.{stage}.steps={STEPS}", f"stages.{stage}.batch=4"]
+    settings.append("stages.superres.muon_every=3")  # which the end of a run may interrupt
     return configs.override(configs.PRESETS["tiny"], settings)
 
 
@@ -341,17 +342,36 @@ def copy_parts(trained, name, folder):
     ],
 )
 def test_stopping_a_stage_changes_nothing(name, stops, trained, tmp_path):
+    training.stopping_changes_nothing(stage_runner(name, trained, tmp_path), stops)
+
+
+def stage_runner(name, trained, folder):
+    """A function that trains a stage, stopped at some steps, and returns its weights."""
     numbers = count()
 
     def run(stops):
         if not stops:
             return load_file(trained[0] / f"{name}.safetensors")
-        out = copy_parts(trained[0], name, tmp_path / str(next(numbers)))
+        out = copy_parts(trained[0], name, folder / str(next(numbers)))
         run_stage(name, out, stops)
         assert not (out / f"{name}.checkpoint.safetensors").exists()
         return load_file(out / f"{name}.safetensors")
 
-    training.stopping_changes_nothing(run, stops)
+    return run
+
+
+def test_turns_that_begin_anew_are_found(trained, tmp_path, monkeypatch, refuses):
+    """Muon moves a third of the matrices in a step: which, depends on the number of the step."""
+
+    def forgets_the_step(optimizers, settings, step):
+        set_step(optimizers, settings, step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["step"] = step - 2  # as after a resumed training that counts from 0
+
+    run = stage_runner("superres", trained, tmp_path)
+    monkeypatch.setattr(train, "set_step", forgets_the_step)
+    refuses(training.stopping_changes_nothing, run, [(2,)])
 
 
 def test_records(trained):

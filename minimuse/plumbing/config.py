@@ -34,6 +34,8 @@ class Stage:
     optimizer: str = "adamw"
     # Above 0: Muon trains the matrices inside transformer blocks, and AdamW all other parameters.
     muon_lr: float = 0.0
+    # Muon moves each of these matrices in one of so many steps, so many times as far.
+    muon_every: int = 1
     # Muse: 0.045 for the transformers, 1e-4 for the tokenizers
     weight_decay: float = 0.045
     # Muse: (0.9, 0.96) for the transformers, (0.9, 0.99) for the tokenizers

@@ -40,7 +40,10 @@ def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optim
 
     optimizers = [adaptive(others, tables, settings, settings.lr, settings.betas)]
     if muon_matrices:
-        optimizers.append(Muon(muon_matrices, settings.muon_lr, settings.weight_decay))
+        muon = Muon(
+            muon_matrices, settings.muon_lr, settings.weight_decay, every=settings.muon_every
+        )
+        optimizers.append(muon)
     if discriminator:
         lr = settings.discriminator_lr or settings.lr
         optimizers.append(

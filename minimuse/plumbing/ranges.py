@@ -131,6 +131,7 @@ SETTINGS: dict[str, dict[str, Range]] = {
         "lr": number(0, 100, above=True),
         "optimizer": TEXT,
         "muon_lr": number(0, 100),
+        "muon_every": whole(1, 100),
         "weight_decay": number(0, 1),
         "betas": each(DECAY, 2, 2),
         "discriminator_lr": number(0, 100),
