@@ -10,6 +10,7 @@ import string
 import struct
 import zlib
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from minimuse.datasets import emoji, folder, load, shapes
 from minimuse.datasets.captions import find_pairs
 from minimuse.datasets.emoji import BEFORE, OF, STYLES, emoji_captions, split_of
 from minimuse.datasets.image_files import read_image
+from minimuse.plumbing.config import PRESETS
+from minimuse.runs import images as runs_images
 
 words = st.text(string.ascii_letters + " é😀", min_size=1, max_size=12).filter(str.strip)
 
@@ -737,3 +740,23 @@ def test_following_the_remedy_for_a_damaged_image_works(tmp_path):
         load(str(tmp_path), "train", 8)
     with pytest.warns(UserWarning, match="left out"):
         load(str(tmp_path), "train", 8, skip_unreadable=True)
+
+
+def test_training_scenes_are_drawn_once(monkeypatch):
+    """A process that trains several stages would draw the same thousands of scenes for each."""
+    config = replace(PRESETS["tiny"], scenes=7)
+    runs_images.training_scenes.cache_clear()
+    drawn = []
+
+    def load_and_note(*arguments):
+        drawn.append(arguments)
+        return load(*arguments)
+
+    monkeypatch.setattr(runs_images, "load", load_and_note)
+    first = runs_images.load_images(config, "shapes")
+    assert runs_images.load_images(config, "shapes") is first
+    assert drawn == [("shapes", "train", 32, 7)]
+    expected = load("shapes", "train", 32, 7)
+    assert torch.equal(first.pixels, expected.pixels) and first.captions == expected.captions
+    other = runs_images.load_images(replace(config, scenes=5), "shapes")
+    assert len(other) == 5

@@ -1,5 +1,6 @@
 """The images that a model is trained on or measured with, at the size that it needs."""
 
+from functools import lru_cache
 from pathlib import Path
 
 from minimuse.data import Images
@@ -33,6 +34,8 @@ def load_images(
         return part_of(images, split, count, seed)
     if count is None and data == "shapes":
         count = config.scenes
+    if data == "shapes" and split == "train" and seed == 0:
+        return training_scenes(tokenizer.side, count)
     return load(
         data,
         split,
@@ -42,6 +45,15 @@ def load_images(
         smallest=tokenizer.factor,
         skip_unreadable=config.skip_unreadable,
     )
+
+
+@lru_cache(maxsize=1)
+def training_scenes(side: int, count: int) -> Images:
+    """The scenes that models train on: drawn once for all stages that one process trains.
+
+    All callers share them, and none writes to them.
+    """
+    return load("shapes", "train", side, count)
 
 
 def has_images(data: str) -> bool:
