@@ -411,6 +411,27 @@ def test_each_saving_of_decoding_gives_the_same_ids(tiny_model, monkeypatch, cap
     assert not any("ids same" in line for line in lines), lines
 
 
+def test_the_script_for_large_models_runs(monkeypatch, capsys):
+    run("tests/bench/large.py", monkeypatch, "--rounds", 1, "--passes", "plain")
+    told = capsys.readouterr().out
+    for line in ("a guided image of the base model: ", "with super-resolution: ", "training step"):
+        assert line in told
+
+
+def test_finished_rows_are_kept(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
+    kept_rows = importlib.import_module("kept_rows")
+    path = tmp_path / "runs" / "rows.json"
+    rows = kept_rows.KeptRows(path, {"rounds": 3})
+    assert rows.row("a", lambda: ["| 1 |"]) == ["| 1 |"]
+    again = kept_rows.KeptRows(path, {"rounds": 3})
+    assert again.row("a", lambda: ["| 2 |"]) == ["| 1 |"]
+    assert again.row("b", lambda: ["| 3 |"]) == ["| 3 |"]
+    # Other settings, or another machine or commit, which `about` has too: measured anew.
+    other = kept_rows.KeptRows(path, {"rounds": 4})
+    assert other.row("a", lambda: ["| 4 |"]) == ["| 4 |"]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # one seed has no standard deviation
 def test_optimizers(claims, tmp_path, monkeypatch, capsys):
