@@ -104,13 +104,10 @@ def decode(
     masked = hidden.sum(dim=-1).tolist()  # B numbers
     scheduled = scheduled_counts(masked, sampling)  # S lists of B numbers
     left = torch.tensor(scheduled, device=ids.device)  # S B
-    order = ORDERS[sampling.sampler](N) if sampling.sampler in ORDERS else None
-    if order is not None:
-        # The score of the first position is the highest.
-        order = -order.to(ids.device, torch.float32).expand(B, N)  # B N
+    order = fixed_order(sampling.sampler, ids)  # B N, or None
     for k, counts in enumerate(scheduled):
         # Also for a step that is skipped, so that the noise of an image depends on the step alone.
-        noise, choice = noise_of(generators, N, mask_id)  # B N K, B N
+        token_noise, choice_noise = noise_of(generators, N, mask_id)  # B N K, B N
         if sampling.sampler in MAY_BE_AHEAD:
             # Only the device knows how many tokens have been revealed: this waits for it.
             masked = hidden.sum(dim=-1).tolist()
@@ -122,14 +119,12 @@ def decode(
         t = schedule.guidance_at(
             k, sampling.steps, sampling.guidance, sampling.ramp, sampling.guided
         )
-        choice *= schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
-        if order is not None:  # a sampler that needs no noise
-            choice = order
+        choice_noise *= schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
+        state = (ids, mask_id, hidden, left[k])
+        drawn = (token_noise, choice_noise if order is None else order)
         # Around the whole loop, autocast would stay on between two steps, in the caller's code.
         with autocast(ids.device):
-            result = run_pass(
-                model, ids, mask_id, hidden, left[k], conditions.at(t), t, noise, choice, sampling
-            )
+            result = run_pass(model, *state, conditions.at(t), t, *drawn, sampling)
         ids, hidden = result.ids, result.hidden
         yield result
 
@@ -162,6 +157,17 @@ def scheduled_counts(masked: list[int], sampling: Sampling) -> list[list[int]]:
     """How many of the `masked` tokens of each row stay hidden after each step: S lists of B."""
     rows = [schedule.masked_after(count, sampling.steps, sampling.law) for count in masked]
     return [list(counts) for counts in zip(*rows, strict=True)]
+
+
+def fixed_order(sampler: str, ids: Tensor) -> Tensor | None:
+    """Scores (B, N) for ids (B, N), the first position's the highest; None if the sampler has none.
+
+    A sampler whose order does not depend on the guesses gets it in place of the choice noise.
+    """
+    if sampler not in ORDERS:
+        return None
+    B, N = ids.shape
+    return -ORDERS[sampler](N).to(ids.device, torch.float32).expand(B, N)
 
 
 def noise_of(generators: Sequence[torch.Generator], N: int, K: int) -> tuple[Tensor, Tensor]:

@@ -221,9 +221,8 @@ def edits(
 
     def draw(ids: torch.Tensor) -> torch.Tensor:
         """Draw the hidden tokens of ids (B, N) for the prompt."""
-        rest = (prompts.weights, muse.run_pass)
-        mask_id = muse.base.mask_id
-        *_, step = decode(muse.base, ids, mask_id, *contexts, sampling, generators, *rest)
+        arguments = (sampling, generators, prompts.weights, muse.run_pass)
+        *_, step = decode(muse.base, ids, muse.base.mask_id, *contexts, *arguments)
         return step.ids
 
     @in_usual_state

@@ -195,23 +195,25 @@ class Muse:
         if high is None:
             high = self.hidden_grid(self.superres, self.config.tokenizer_hi.grid, B)
 
+        def decoding(
+            stage: str,
+            model: nn.Module,
+            ids: torch.Tensor,
+            sampling: Sampling,
+            low_ids: torch.Tensor | None = None,
+        ) -> Iterator[Step]:
+            contexts = self.contexts(model, embedded, sampling.guidance, low_ids)
+            generators = self.generators(stage, seed, B, place)
+            arguments = (sampling, generators, embedded.weights, self.run_pass)
+            return decode(model, ids, model.mask_id, *contexts, *arguments)
+
         # A generator of its own, so that wrong arguments are refused before its first step.
         @in_usual_state
         def decoded(low: torch.Tensor) -> Iterator[tuple[str, Step]]:
-            contexts = self.contexts(self.base, embedded, sampling.guidance)
-            rest = (embedded.weights, self.run_pass)
-            generators = self.generators("low", seed, B, place)
-            model = self.base
-            for step in decode(model, low, model.mask_id, *contexts, sampling, generators, *rest):
+            for step in decoding("low", self.base, low, sampling):
                 low = step.ids
                 yield "low", step
-
-            contexts = self.contexts(self.superres, embedded, sampling_hi.guidance, low)
-            generators = self.generators("high", seed, B, place)
-            model = self.superres
-            for step in decode(
-                model, high, model.mask_id, *contexts, sampling_hi, generators, *rest
-            ):
+            for step in decoding("high", self.superres, high, sampling_hi, low):
                 yield "high", step
 
         return decoded(low)
