@@ -49,7 +49,10 @@ class Prompts(NamedTuple):
 
 
 class Muse:
-    """All parts of a model, in float32 on the device that `load` was given, ready to draw."""
+    """All parts of a model, on the device that `load` was given, ready to draw.
+
+    Weights are in float32, until `compile` rounds some of them.
+    """
 
     def __init__(
         self, config: configs.Config, text: FrozenT5, parts: dict[str, nn.Module], about: dict
@@ -65,6 +68,7 @@ class Muse:
         self.decoder = parts["decoder"]
         self.device = next(self.base.parameters()).device
         self.run_pass = one_pass  # `compile` replaces it
+        self.is_rounded = False
 
     @property
     def parts(self) -> MappingProxyType:
@@ -100,8 +104,11 @@ class Muse:
     def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write config.json and the weights; bf16 halves the files, int8 quarters them.
 
-        See `save_part` for int8. Another dtype than these and float16 is a ValueError.
+        See `save_part` for int8. Another dtype than these and float16 is a ValueError, and so is a
+        model that `compile` has rounded.
         """
+        if self.is_rounded:
+            raise ValueError("compile() has rounded the weights; load the model again to save it")
         checks.check_dtype(dtype)
         directory = checks.directory_at(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -110,8 +117,12 @@ class Muse:
         write_json(directory / "config.json", self.about | {"config": asdict(self.config)})
 
     def compile(self) -> None:
-        """Compile decoding, for drawing only: see `plumbing/compiled.py`. The next images pay."""
-        round_weights(self.base, self.superres)
+        """Compile decoding: see `plumbing/compiled.py`. The first images then take longer.
+
+        Where the device is fast at bfloat16, weights are rounded to it. After that the model can
+        draw, and cannot be saved or trained.
+        """
+        self.is_rounded = round_weights(self.base, self.superres)
         self.run_pass = compile_pass(one_pass)
 
     # --- Drawing ---

@@ -157,10 +157,10 @@ def learning_rate_fraction(settings: Stage, step: int) -> float:
 
 
 def set_step(optimizers: list[torch.optim.Optimizer], settings: Stage, step: int) -> None:
-    """Tell the optimizers which step comes next.
+    """Set the learning rate and the number of the step.
 
-    The learning rate of each is its own peak times `learning_rate_fraction`, and `Muon` lets
-    matrices take turns by the number of the step.
+    The rate is each optimizer's own peak times `learning_rate_fraction`. Only Muon reads the
+    number, so that a resumed run goes on with the right matrices.
     """
     fraction = learning_rate_fraction(settings, step)
     for optimizer in optimizers:

@@ -251,14 +251,15 @@ class Block(nn.Module):
     ) -> Tensor:
         """x (B, N, D), k and v (B, H, T, d), visible (B, T) -> (B, N, D).
 
-        With `where` (B, N) bool, the MLP and the result are of `rows_where` it is True.
+        With `where` (B, N) bool, the MLP sees only the M tokens where it is True -> (M', D): those
+        M rows, then rows of zeros, see `rows_where`.
         """
         x = x + self.self_attention(self.norm_self(x))  # B N D
         if self.cross:
             x = x + self.cross_attention(self.norm_cross(x), k, v, visible)  # B N D
         if where is not None:
-            x = rows_where(x, where)  # M D, and some more
-        return x + self.mlp(self.norm_mlp(x))  # B N D or M D, and some more
+            x = rows_where(x, where)  # M' D
+        return x + self.mlp(self.norm_mlp(x))  # B N D or M' D
 
 
 class GridPositions(nn.Module):
@@ -329,22 +330,23 @@ class TokenDecoder(nn.Module):
         """
         grids = math.isqrt(ids.shape[1]) // self.grid
         x = self.embedding(ids) + self.positions(grids) + context.from_low  # B N D
-        layers = zip(self.blocks, context.keys, context.values, strict=True)
-        for i, (block, k, v) in enumerate(layers, start=1):
-            # After the last attention, tokens do not see each other any more.
-            wanted = where if i == len(self.blocks) else None
-            x = block(x, k, v, context.visible, wanted)  # B N D, at last M D and some more
-        logits = self.head(self.norm(x)).float()  # B N K, or M K and some more
+        *layers, last = zip(self.blocks, context.keys, context.values, strict=True)
+        for block, k, v in layers:
+            x = block(x, k, v, context.visible)  # B N D
+        # Only hidden tokens need logits. After its attention the last block works on each token
+        # alone. So its MLP and the head leave out the known tokens.
+        block, k, v = last
+        x = block(x, k, v, context.visible, where)  # B N D or M' D
+        logits = self.head(self.norm(x)).float()  # B N K or M' K
         return logits if where is None else logits[: int(where.sum())]
 
 
 def rows_where(x: Tensor, where: Tensor) -> Tensor:
-    """The M tokens of x (B, N, D) where `where` (B, N) is True: (M, D), and some rows of zeros.
+    """Select the M tokens of x (B, N, D) where `where` (B, N) is True, and add rows of zeros.
 
-    M differs from step to step. A CPU's matrix library builds and keeps a kernel for each new
-    number of rows, so that time and memory would grow. So the number of rows is rounded up to a
-    multiple of about a 16th of all tokens.
+    -> (M', D). M differs from step to step, and a CPU's matrix library builds and keeps a kernel
+    for each number of rows. Rounding up to a multiple of a 16th of all tokens leaves some 16 sizes.
     """
     rows = x[where]  # M D
     multiple = max(1, where.numel() // 16)
-    return F.pad(rows, (0, 0, 0, -len(rows) % multiple))
+    return F.pad(rows, (0, 0, 0, -len(rows) % multiple))  # M' D

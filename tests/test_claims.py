@@ -421,6 +421,7 @@ def test_the_script_for_large_models_runs(monkeypatch, capsys):
 def test_finished_rows_are_kept(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
     kept_rows = importlib.import_module("kept_rows")
+    monkeypatch.setattr(kept_rows, "code_version", lambda: "abc1234")
     path = tmp_path / "runs" / "rows.json"
     rows = kept_rows.KeptRows(path, {"rounds": 3})
     assert rows.row("a", lambda: ["| 1 |"]) == ["| 1 |"]
@@ -430,6 +431,9 @@ def test_finished_rows_are_kept(tmp_path, monkeypatch):
     # Other settings, or another machine or commit, which `about` has too: measured anew.
     other = kept_rows.KeptRows(path, {"rounds": 4})
     assert other.row("a", lambda: ["| 4 |"]) == ["| 4 |"]
+    for value in ("| 5 |", "| 6 |"):
+        monkeypatch.setattr(kept_rows, "code_version", lambda: "abc1234-dirty")
+        assert kept_rows.KeptRows(path, {}).row("a", lambda: [value]) == [value]  # noqa: B023
 
 
 @pytest.mark.slow

@@ -803,8 +803,8 @@ def test_a_name_that_begins_with_a_dash(capsys, monkeypatch, tmp_path):
         ("cpu", 1000, False, ""),
         ("cuda", 2, False, ""),
         ("cuda", 1000, False, "with --compile, 1000 images may take less time"),
-        ("cuda", 1000, True, "compiling: the first images take a minute"),
-        ("cpu", 1, True, "compiling: the first images take a minute"),
+        ("cuda", 1000, True, "compiling: the first images"),
+        ("cpu", 1, True, "compiling: the first images"),
     ],
 )
 def test_what_is_said_of_compiling(monkeypatch, capsys, device, n, compile, said):

@@ -95,6 +95,15 @@ def test_rounded_weights_draw_the_same(tiny_model, monkeypatch, fast):
     assert same(drawn(rounded, one_pass, **settings), drawn(plain, one_pass, **settings))
 
 
+def test_a_model_with_rounded_weights_is_not_saved(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("minimuse.plumbing.compiled.is_fast_at_bf16", lambda device: True)
+    muse = Muse.load(tiny_model)
+    muse.save(tmp_path)
+    muse.compile()
+    with pytest.raises(ValueError, match="compile.. has rounded the weights; load"):
+        muse.save(tmp_path)
+
+
 @pytest.mark.slow
 def test_in_bfloat16_nearly_all_tokens_of_the_first_pass_are_the_same(monkeypatch):
     """A compiler adds numbers in another order, and rounds fewer of them to bfloat16."""

@@ -144,3 +144,11 @@ def test_a_matrix_that_waits_takes_in_its_gradients():
     optimizer.step()
     mean = optimizer.state[matrices[1]]["mean"]
     assert torch.allclose(mean, 0.05 * matrices[1].grad)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_weights_decay_as_much(every):
+    p = torch.nn.Parameter(torch.ones(4, 6))
+    p.grad = torch.zeros(4, 6)
+    moves([p], Muon([p], lr=0.1, weight_decay=0.1, every=every), 4)
+    assert torch.allclose(p, torch.full((4, 6), (1 - 0.01 * every) ** (4 / every)))

@@ -319,18 +319,22 @@ def test_keys_are_sixteen_at_least_and_the_added_ones_are_hidden(length, padded)
         assert not torch.allclose(out[0], without_padding[0], atol=1e-3)
 
 
-def test_the_head_runs_at_few_sizes_whatever_is_hidden():
+def test_the_last_mlp_and_the_head_run_at_few_sizes_whatever_is_hidden():
     torch.manual_seed(0)
     decoder = TokenDecoder(codes=6, grid=8, width=16, heads=2, layers=1)
     ids = torch.randint(7, (2, 64))
     context = decoder.make_context(torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool))
     full = decoder(ids, context)
-    sizes = set()
-    decoder.head.register_forward_pre_hook(lambda head, inputs: sizes.add(inputs[0].shape))
+    sizes = {}
+    for part in (decoder.blocks[-1].mlp, decoder.head):
+        sizes[part] = set()
+        part.register_forward_pre_hook(lambda part, inputs: sizes[part].add(inputs[0].shape))
     for count in range(129):
         where = torch.randperm(128).view(2, 64) < count
         assert torch.allclose(decoder(ids, context, where), full[where], atol=1e-6)
-    assert len(sizes) <= 17, "16, and none at all where nothing is hidden"
+    for seen in sizes.values():
+        # 16, and none at all where nothing is hidden
+        assert seen == {(rows, 16) for rows in range(0, 129, 8)}
 
 
 @pytest.mark.parametrize("with_below", [False, True])

@@ -41,7 +41,7 @@ MAX_GIF_IMAGES = 32
 # So many images are drawn at a time; fewer if they are larger than this together, in pixels.
 BATCH = 32
 BATCH_PIXELS = 2**23
-# For so many images on a GPU it is worth a minute to compile the model first.
+# From so many images on a GPU, --compile is mentioned. How much it gains has not been measured.
 MANY_IMAGES = 256
 
 
@@ -208,7 +208,7 @@ def load_model(args: argparse.Namespace) -> Muse:
     """The model that --model, --device and --t5 say."""
     muse = Muse.load(args.model, parallel.begin(args.device), args.t5)
     if args.compile:
-        print_warning("compiling: the first images take a minute or more longer")
+        print_warning("compiling: the first images of each batch size take a minute or more longer")
         muse.compile()
     elif args.n >= MANY_IMAGES and muse.device.type == "cuda":
         print_warning(f"with --compile, {args.n} images may take less time on this GPU")

@@ -34,7 +34,7 @@ class Stage:
     optimizer: str = "adamw"
     # Above 0: Muon trains the matrices inside transformer blocks, and AdamW all other parameters.
     muon_lr: float = 0.0
-    # Muon moves each of these matrices in one of so many steps, so many times as far.
+    # A step updates one in `muon_every` of these matrices, `muon_every` times as far. 1: all.
     muon_every: int = 1
     # Muse: 0.045 for the transformers, 1e-4 for the tokenizers
     weight_decay: float = 0.045

@@ -1,8 +1,10 @@
 """Build modules without drawing their initial weights, for a caller that loads others at once.
 
-with WithoutInitialWeights():
-    part = build(name, config, text_width)
-part.load_state_dict(state)                  # has to replace every weight
+    with WithoutInitialWeights():
+        part = build(name, config, text_width)
+    part.load_state_dict(state)
+
+The last line has to replace every weight.
 """
 
 from collections.abc import Callable
@@ -12,10 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 
 class WithoutInitialWeights(TorchFunctionMode):
-    """Inside, the functions of torch.nn.init do nothing: weights are whatever memory held.
+    """Inside, most functions of torch.nn.init do nothing: weights are whatever memory held.
 
-    That saves the time to draw them. On the meta device, drawing would import PyTorch's compiler,
-    which takes seconds and changes the environment of the process.
+    Those are the functions that PyTorch lets a mode intercept: `uniform_`, `normal_`, `constant_`
+    and `kaiming_uniform_`, which linear layers, convolutions and embeddings use. All else runs.
+    That saves time. On the meta device, drawing would also import PyTorch's compiler, which takes
+    seconds and changes the environment of the process.
     """
 
     def __torch_function__(

@@ -181,7 +181,7 @@ def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             continue
         scale = tensors.get(key + SCALE)
         check_scale(key, tensor, scale)
-        # An integer times a float32 number is a float32 number.
+        # int8 * float32 gives float32.
         state[key] = tensor.float() if scale is None else tensor * scale.float()
     return state
 
@@ -209,7 +209,7 @@ def load_part(directory: Path, name: str, config: configs.Config, text_width: in
             f"make it with: minimuse train {name.replace('_', '-')} "
             f"--out {shlex.quote(str(directory))}"
         )
-    # What a module draws by itself must not come from the caller's random numbers.
+    # Some modules call torch.randn: fork_rng keeps the caller's random state.
     with torch.random.fork_rng(devices=[]), WithoutInitialWeights():
         part = build(name, config, text_width)
     try:

@@ -34,6 +34,7 @@ def load_images(
         return part_of(images, split, count, seed)
     if count is None and data == "shapes":
         count = config.scenes
+    # Training always asks for seed 0; other seeds are rare, and are not kept.
     if data == "shapes" and split == "train" and seed == 0:
         return training_scenes(tokenizer.side, count)
     return load(
@@ -49,9 +50,9 @@ def load_images(
 
 @lru_cache(maxsize=1)
 def training_scenes(side: int, count: int) -> Images:
-    """The scenes that models train on: drawn once for all stages that one process trains.
+    """The training scenes, drawn once and kept until the process ends: each stage asks for them.
 
-    All callers share them, and none writes to them.
+    They are shared, so do not write to them.
     """
     return load("shapes", "train", side, count)
 

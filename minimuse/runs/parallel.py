@@ -53,8 +53,9 @@ def end() -> None:
 def fit(model: nn.Module, compile: bool, recompute: bool, device: str) -> None:
     """Prepare a base or super-resolution model, in place, to be trained at a large size.
 
-    compile: compile every block. recompute: run every block again in the backward pass, instead of
-    keeping its activations. With several processes, spread all weights over them.
+    compile: compile every block (the last one in parts, since its number of rows varies).
+    recompute: run every block again in the backward pass, instead of keeping its activations.
+    With several processes, spread all weights over them.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:

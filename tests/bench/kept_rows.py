@@ -5,6 +5,7 @@ cells = rows.row("training", measure)      # calls measure() unless the file has
 """
 
 import json
+import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class KeptRows:
-    """Rows by name. Those of another machine, commit or setting are measured again."""
+    """Rows by name. A file of another machine, commit or setting is overwritten.
+
+    Where files differ from the commit, all is measured anew.
+    """
 
     def __init__(self, path: Path, about: dict[str, Any]):
         self.path = path
@@ -27,7 +31,7 @@ class KeptRows:
         self.rows: dict[str, Any] = {}
         if path.is_file():
             kept = json.loads(path.read_text())
-            if kept["about"] == self.about:
+            if kept["about"] == self.about and not self.about["code"].endswith("-dirty"):
                 self.rows = kept["rows"]
 
     def row(self, name: str, measure: Callable[[], Any]) -> Any:
@@ -42,7 +46,18 @@ class KeptRows:
 def machine() -> str:
     """What a time depends on: the CPU's instructions, threads, and PyTorch's version."""
     instructions = ", ".join(cpu_instructions())
-    return f"CPU: {instructions}; {torch.get_num_threads()} threads; PyTorch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"CPU: {cpu_model()}, {instructions}; {threads} threads; PyTorch {torch.__version__}"
+
+
+def cpu_model() -> str:
+    """The name of the CPU, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def code_version() -> str:

@@ -3,10 +3,10 @@
     python tests/bench/large.py --preset muse-3b --device cuda --peak 989   # H100, H200: bf16
     python tests/bench/large.py --preset tiny    # the same script on a CPU, to see that it runs
 
-Measures a guided image of the base model, the same with super-resolution, both also with a
-compiled pass; how many tokens of the first pass are the same then; and a training step. --peak, in
-TFLOP/s, is for the fraction of it in use. --only takes some of these. `minimuse demo --device cuda`
-prints its own time.
+Times an image of the base model and the same with super-resolution, each with a plain and with a
+compiled pass, and a training step. Prints how many tokens of the first pass are the same with both.
+--only and --passes choose some of these. --peak, in TFLOP/s, is for the fraction of it in use.
+`minimuse demo --device cuda` prints its own time.
 
 What to expect of 3 B: a pass with and without caption is 3 TFLOP for 256 tokens. 24 of them take
 75 ms at 989 TFLOP/s. Reading 6 GB of weights 24 times takes 30 ms of that at 4.8 TB/s. The paper's
@@ -20,7 +20,6 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,14 +45,17 @@ PASSES = ("plain", "compiled")
 
 def timed(work: Callable[[], object], rounds: int, device: str) -> list[float]:
     """Seconds of each round, after two to warm up."""
-    seconds = []
-    for _ in range(rounds + 2):
-        begun = time.perf_counter()
-        work()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
+    seconds = [seconds_of(work, device) for _ in range(rounds + 2)]
     return seconds[2:]
+
+
+def seconds_of(work: Callable[[], object], device: str) -> float:
+    """Seconds until the work is done, on the device too."""
+    begun = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
 
 
 def print_times(title: str, seconds: list[float], flops: float, peak: float) -> None:
@@ -116,7 +118,8 @@ def measure_drawing(
 ) -> None:
     """Print the times of an image, and how far the compiled pass agrees with the plain one."""
     drawing = Drawing(parts, config, width, args.device)
-    # The same for both ways, so that they can be compared.
+    # For both, so that their tokens can be compared. `generate` rounds weights with --compile only,
+    # so without it an image takes longer than "plain" here.
     round_weights(drawing.base, drawing.superres)
     passes = {"plain": one_pass, "compiled": compile_pass(one_pass)}
     flops = costs["flops"]["base_image"]
@@ -124,14 +127,13 @@ def measure_drawing(
     for name, run_pass in passes.items():
         if name not in args.passes:
             continue
-        begun = time.perf_counter()
-        drawing.whole(run_pass)
-        print(f"{name}: the first image took {time.perf_counter() - begun:.1f} s", flush=True)
+        first = seconds_of(partial(drawing.whole, run_pass), args.device)
+        print(f"{name}: the first image took {first:.1f} s", flush=True)
         seconds = timed(partial(drawing.small, run_pass), args.rounds, args.device)
         print_times(f"{name}: a guided image of the base model", seconds, flops, args.peak)
         seconds = timed(partial(drawing.whole, run_pass), args.rounds, args.device)
         print_times(f"{name}: with super-resolution", seconds, both, args.peak)
-    if len(args.passes) == len(passes):
+    if set(args.passes) == set(passes):
         plain, compiled = (next(drawing.passes(run_pass)) for run_pass in passes.values())
         print(f"the same tokens after the first pass: {(plain == compiled).float().mean():.3f}")
 
@@ -200,17 +202,35 @@ def main():
     config = replace(config, scale=replace(config.scale, micro_batch=args.micro_batch))
     costs = describe(args.preset)
     width = 4096 if config.base.width > 512 else 256
+    # Each builds its models anew: drawing rounds weights, and training changes them.
+    if "drawing" in args.only:
+        parts = built(("base", "superres"), config, width, args)
+        measure_drawing(parts, config, width, costs, args)
+        del parts
+        print_memory(args.device)
+    if "training" in args.only:
+        model = built(("base",), config, width, args)["base"]
+        measure_training(model, config, width, costs, args)
+        print_memory(args.device)
+
+
+def built(
+    names: tuple[str, ...], config: Config, width: int, args: Namespace
+) -> dict[str, nn.Module]:
+    """Models with random weights, on the device; prints their sizes."""
     torch.manual_seed(0)
     with torch.device(args.device):
-        parts = {name: build(name, config, width) for name in ("base", "superres")}
+        parts = {name: build(name, config, width) for name in names}
     for name, model in parts.items():
         print(f"{args.preset}: {name} of {sum(p.numel() for p in model.parameters()):,} parameters")
-    if "drawing" in args.only:
-        measure_drawing(deepcopy(parts), config, width, costs, args)
-    if "training" in args.only:
-        measure_training(parts["base"], config, width, costs, args)
-    if args.device != "cpu":
+    return parts
+
+
+def print_memory(device: str) -> None:
+    """Print the most memory of a GPU that was in use since the last call."""
+    if device != "cpu":
         print(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+        torch.cuda.reset_peak_memory_stats()
 
 
 def measure_training(

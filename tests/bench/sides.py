@@ -4,8 +4,8 @@ Ours                our base model
 MuseMaskgit         muse-maskgit-pytorch's transformer, a port of Muse
 Amused              diffusers' UVit2DModel, the transformer of aMUSEd, a smaller relative of Muse
 
-Each has `loss`, of one training step, and `draw`, which decodes with guidance. Text is embedded
-beforehand, and no tokenizer takes part.
+Each has `loss`, of one training step, and `draw`, which decodes with guidance. The first two also
+have `nll`. Text is embedded beforehand, and no tokenizer takes part.
 """
 
 import sys
@@ -32,7 +32,7 @@ MICRO_CONDITIONS = 5  # width, height, two coordinates of the crop, and an aesth
 
 
 def import_muse_maskgit():
-    """The package. It needs torchvision for images alone; where that lacks, a mock replaces it."""
+    """The package. It needs torchvision only for images; if that is missing, a mock replaces it."""
     import accelerate  # noqa: F401
     import transformers
 
@@ -141,7 +141,7 @@ class MuseMaskgit:
 
 
 class Amused:
-    """diffusers' UVit2DModel without convolutional blocks, which would be depth of their own."""
+    """diffusers' UVit2DModel without convolutional blocks, which would add depth."""
 
     def __init__(self, shape: SimpleNamespace, seed: int = 0):
         from diffusers import AmusedScheduler, UVit2DModel

@@ -22,7 +22,8 @@ from minimuse.cli.versions import cpu_instructions
 
 PROMPT = "a red apple, noto style"
 
-# Runs in a process of its own, and prints the seconds since it began after each part.
+# Runs in a process of its own, and prints the seconds after each part. They begin when Python has
+# started, so they add up to less than a whole command.
 PARTS = f"""
 import time
 begun = time.perf_counter()
@@ -60,7 +61,7 @@ def generate(code: Path | None, folder: Path) -> float:
 
 def parts(folder: Path) -> dict[str, float]:
     """Seconds of each part, of this version."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-c", PARTS],
         cwd=folder,
         check=True,
@@ -68,7 +69,7 @@ def parts(folder: Path) -> dict[str, float]:
         text=True,
     )
     seconds, last = {}, 0.0
-    for line in done.stdout.splitlines():
+    for line in process.stdout.splitlines():
         part, _, at = line.partition("=")
         seconds[part] = float(at) - last
         last = float(at)
@@ -99,9 +100,9 @@ def main() -> None:
                 f"{name}: {statistics.median(values):.2f} s ({min(values):.2f}-{max(values):.2f})"
             )
         print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
-        found = [parts(folder) for _ in range(args.rounds)]
-        for part in found[0]:
-            print(f"{part}: {statistics.median(times[part] for times in found):.2f} s")
+        measured = [parts(folder) for _ in range(args.rounds)]
+        for part in measured[0]:
+            print(f"{part}: {statistics.median(times[part] for times in measured):.2f} s")
 
 
 if __name__ == "__main__":
