@@ -221,10 +221,7 @@ def layer_norm(width: int) -> nn.LayerNorm:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention (unless `cross` is False), MLP.
-
-    Tokens see each other in attention alone: the MLP works on each token by itself.
-    """
+    """Self-attention, cross-attention (unless `cross` is False), MLP."""
 
     def __init__(self, width: int, heads: int, grid: int, window: int = 0, cross: bool = True):
         super().__init__()
@@ -333,8 +330,8 @@ class TokenDecoder(nn.Module):
         *layers, last = zip(self.blocks, context.keys, context.values, strict=True)
         for block, k, v in layers:
             x = block(x, k, v, context.visible)  # B N D
-        # Only hidden tokens need logits. After its attention the last block works on each token
-        # alone. So its MLP and the head leave out the known tokens.
+        # Only hidden tokens need logits. After its attention the last block works on each token by
+        # itself. So its MLP and the head leave out the known tokens.
         block, k, v = last
         x = block(x, k, v, context.visible, where)  # B N D or M' D
         logits = self.head(self.norm(x)).float()  # B N K or M' K
