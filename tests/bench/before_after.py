@@ -179,6 +179,12 @@ def unpack(commit: str, folder: Path) -> None:
     ).stdout
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
+    # Where minimuse is installed as a link to a clone, the packages of data/ and lessons/checks
+    # would be those of that clone.
+    for package, place in (("assets", "data"), ("checks", "lessons/checks")):
+        link = folder / "minimuse" / package
+        if not link.exists():
+            link.symlink_to(folder.resolve() / place)
 
 
 def run_probe(name: str, folder: Path, code: Path | None, keep: Path) -> Path:
