@@ -306,7 +306,7 @@ def arguments() -> Namespace:
     parser.add_argument(
         "--rounds", type=int, default=7, help="alternating rounds, after one to warm up"
     )
-    parser.add_argument("--repeat", type=int, default=4, help="training steps in a round")
+    parser.add_argument("--repeat", type=int, default=2, help="training steps in a round")
     parser.add_argument(
         "--seconds",
         type=float,
