@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted(ROOT.glob("lessons/[0-9][0-9]-*.md"))
-PAGES = [ROOT / "README.md", ROOT / "lessons/claims.md", *LESSONS, *ROOT.glob("data/*/README.md")]
+NOTES = sorted(ROOT.glob("lessons/notes/*.md"))
+CARDS = ROOT.glob("data/*/README.md")  # of the models that ship
+PAGES = [ROOT / "README.md", ROOT / "lessons/claims.md", *LESSONS, *NOTES, *CARDS]
 
 
 def page_name(path):
