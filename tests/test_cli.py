@@ -176,7 +176,7 @@ def test_a_stage_of_the_demo_begins_when_what_it_needs_is_trained(monkeypatch, t
     monkeypatch.setattr(workers, "Team", Threads)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     seconds, stages = workers.side_by_side(
-        tmp_path, PRESETS["tiny"], "shapes", "t5-toy", 0, False, print
+        workers.TrainingJob(tmp_path, PRESETS["tiny"], "shapes", "t5-toy", 0, False, print)
     )
     assert seconds.keys() == stages.keys() == ended == {*STAGES}
 

@@ -246,10 +246,11 @@ def world(tiny_model, tmp_path_factory):
     return root
 
 
-def train_here(out, config, data, text, seed, resume, show):
+def train_here(job):
     """What `side_by_side` does, in this process."""
     from minimuse.plumbing.t5_files import load_t5
 
+    out, config, data, text, seed, resume, _ = job
     for _ in train_all(STAGES, out, config, data, load_t5(text), text, seed, "cpu", resume):
         pass
 

@@ -56,13 +56,13 @@ import os
 from pathlib import Path
 from minimuse.cli.progress import show_progress
 from minimuse.plumbing import config
-from minimuse.runs.workers import side_by_side
+from minimuse.runs.workers import TrainingJob, side_by_side
 
 with open("runs.txt", "a") as file:
     file.write("the script runs\\n")
 settings = {settings}
 config = config.override(config.PRESETS["tiny"], settings)
-side_by_side(Path("out"), config, "shapes", "t5-toy", 0, False, show_progress)
+side_by_side(TrainingJob(Path("out"), config, "shapes", "t5-toy", 0, False, show_progress))
 """
 
 
@@ -94,7 +94,11 @@ def test_in_a_thread_under_an_event_loop_beside_other_children(tmp_path, monkeyp
 
     def work():
         try:
-            workers.side_by_side(tmp_path / "bad", bad, "shapes", "t5-toy", 0, False, show_nothing)
+            workers.side_by_side(
+                workers.TrainingJob(
+                    tmp_path / "bad", bad, "shapes", "t5-toy", 0, False, show_nothing
+                )
+            )
         except ValueError as error:
             errors.append(error)
 
@@ -120,7 +124,9 @@ def test_show_of_the_script_itself_is_refused(tmp_path):
 
     show.__module__ = "__main__"
     with pytest.raises(ValueError, match="put it into a module"):
-        workers.side_by_side(tmp_path / "out", CONFIG, "shapes", "t5-toy", 0, False, show)
+        workers.side_by_side(
+            workers.TrainingJob(tmp_path / "out", CONFIG, "shapes", "t5-toy", 0, False, show)
+        )
     assert not list(tmp_path.iterdir())
 
 

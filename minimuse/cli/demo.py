@@ -21,7 +21,7 @@ from minimuse.plumbing.status import status
 from minimuse.runs.directory import check_resumable
 from minimuse.runs.rehearsal import check_trainable
 from minimuse.runs.stages import STAGES
-from minimuse.runs.workers import one_after_another, side_by_side
+from minimuse.runs.workers import TrainingJob, one_after_another, side_by_side
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -46,11 +46,11 @@ def demo(
     start = time.monotonic()
     with status("checking that the model fits into memory"):
         check_trainable(PRESETS[preset], STAGES, "shapes", device)
-    job = (out, PRESETS[preset], "shapes", "t5-toy", seed, resume, show_progress)
+    job = TrainingJob(out, PRESETS[preset], "shapes", "t5-toy", seed, resume, show_progress)
     if device == "cpu":
-        seconds, stages = side_by_side(*job)
+        seconds, stages = side_by_side(job)
     else:
-        seconds, stages = one_after_another(*job, device)
+        seconds, stages = one_after_another(job, device)
     trained = time.monotonic()
     measures = evaluate(Muse.load(out, device), out, n, splits=("heldout",))
     end = time.monotonic()

@@ -26,7 +26,7 @@ from minimuse.runs import parallel
 from minimuse.runs.directory import check_resumable
 from minimuse.runs.rehearsal import check_trainable
 from minimuse.runs.stages import STAGES, fill_cache, prepare, train_all
-from minimuse.runs.workers import side_by_side
+from minimuse.runs.workers import TrainingJob, side_by_side
 from minimuse.train import Record
 
 # --start keeps these parts and trains the others further.
@@ -54,7 +54,7 @@ def run_train(args: argparse.Namespace) -> None:
     if not todo and rank == 0:
         print(f"{args.out} holds {', '.join(stages)} already: nothing is left to train")
     if todo and args.stage == "all" and device == "cpu" and processes == 1:
-        side_by_side(args.out, config, data, text_name, seed, resume, show_progress)
+        side_by_side(TrainingJob(args.out, config, data, text_name, seed, resume, show_progress))
     else:  # with nothing to train, this notes changed settings
         text = LazyT5(text_name, device)
         run_steps(train_all(stages, args.out, config, data, text, text_name, seed, device, resume))

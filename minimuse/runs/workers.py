@@ -52,46 +52,40 @@ class Finished(NamedTuple):
     metrics: dict[str, float]  # of the last step
 
 
-def side_by_side(
-    out: Path,
-    config: Config,
-    data: str,
-    text: str,
-    seed: int,
-    resume: bool,
-    show: Callable[..., None],
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+class TrainingJob(NamedTuple):
+    """A training of all stages: what to train, into which directory."""
+
+    out: Path
+    config: Config
+    data: str
+    text: str  # the name of the text encoder
+    seed: int
+    resume: bool
+    # `show(records, row)` consumes the records of a stage, in the process that trains it. For
+    # `side_by_side` it must be in a module that such a process can import.
+    show: Callable[..., None]
+
+
+def side_by_side(job: TrainingJob) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Train all stages; return for each trained stage its seconds, and its last metrics.
 
-    text: the name of the text encoder.
-    show: `show(records, row)` consumes the records of a stage, in the process that trains it. So it
-        must be in a module that such a process can import.
     On Ctrl-C every stage finishes its step and saves.
     """
+    out, show = job.out, job.show
     if show.__module__ == "__main__":
         raise ValueError(
             f"show={show.__name__} is defined in the script that runs, which a worker process "
             "does not read; put it into a module"
         )
-    pending(STAGES, out, resume)  # raises an error before anything is written
-    encoder = LazyT5(text)  # likewise
+    pending(STAGES, out, job.resume)  # raises an error before anything is written
+    encoder = LazyT5(job.text)  # likewise
     threads = torch.get_num_threads()
     workers = min(MAX_WORKERS, threads)
-    job = {
-        "out": out,
-        "config": config,
-        "data": data,
-        "text": encoder,
-        "text_name": text,
-        "seed": seed,
-        "show": show,
-        "threads": threads // workers,
-        "resume": resume,
-    }
+    train = partial(train_in_worker, job=job, encoder=encoder, threads=threads // workers)
     with one_process_at_a_time(out, "model"), finish_first():
-        todo = pending(STAGES, out, resume)  # another process may have written since
+        todo = pending(STAGES, out, job.resume)  # another process may have written since
         with Team(workers) as team:
-            finished = train_in_order(team, partial(train_in_worker, **job))
+            finished = train_in_order(team, train)
     seconds_of, metrics_of = {}, {}
     for stage, seconds, metrics in finished:
         if stage in todo:
@@ -101,19 +95,13 @@ def side_by_side(
 
 
 def one_after_another(
-    out: Path,
-    config: Config,
-    data: str,
-    text: str,
-    seed: int,
-    resume: bool,
-    show: Callable[..., None],
-    device: str,
+    job: TrainingJob, device: str
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """`side_by_side` for a device that is not the CPU: this process trains one stage at a time."""
     seconds_of, metrics_of = {}, {}
 
     def timed() -> Iterator[Record]:
+        out, config, data, text, seed, resume, _ = job
         encoder = LazyT5(text, device)
         begin = time.monotonic()
         for record in train_all(
@@ -126,7 +114,7 @@ def one_after_another(
                 begin = time.monotonic()
             yield record
 
-    show(timed())
+    job.show(timed())
     return seconds_of, metrics_of
 
 
@@ -261,14 +249,8 @@ def train_in_order(team: Team, train: Callable[[str, int], Finished]) -> list[Fi
 def train_in_worker(
     stage: str,
     row: int,
-    out: Path,
-    config: Config,
-    data: str,
-    text: LazyT5,
-    text_name: str,
-    seed: int,
-    resume: bool,
-    show: Callable[..., None],
+    job: TrainingJob,
+    encoder: LazyT5,
     threads: int,
 ) -> Finished:
     """Train one stage in this process, unless OUT holds it already."""
@@ -278,10 +260,11 @@ def train_in_worker(
     metrics = {}
 
     def records() -> Iterator[Record]:
-        for record in train_all((stage,), out, config, data, text, text_name, seed, resume=resume):
+        out, config, data, text, seed, resume, _ = job
+        for record in train_all((stage,), out, config, data, encoder, text, seed, resume=resume):
             metrics.update(record.metrics)
             yield record
 
-    show(records(), row)
+    job.show(records(), row)
     seconds = round(time.monotonic() - begin, 3)
     return Finished(stage, seconds, {name: float(value) for name, value in metrics.items()})
