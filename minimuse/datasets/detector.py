@@ -13,6 +13,7 @@ and for each blob the shape and size that overlap it most. No network is involve
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,9 +47,31 @@ SHIFTS = np.arange(-0.5, 0.51, 0.25, dtype=np.float32)
 EDGES = (1, 2)
 
 
+class Blob(NamedTuple):
+    """Connected pixels of one colour."""
+
+    colour: str
+    cover: np.ndarray  # (H, W), how much of each pixel is covered, from 0 to 1
+
+
 # --- Reading an image back ---
 def detect(images: torch.Tensor) -> list[Scene]:
-    """Read images (B, 3, H, W) in [-1, 1], H = W, as scenes. Their relation is None."""
+    """Read images (B, 3, H, W) in [-1, 1], H = W, as scenes. Their relation is None.
+
+    Every blob is a thing, of the shape and size that it resembles most.
+    """
+    scenes = []
+    for background, blobs in find_blobs(images):
+        things = []
+        for blob in blobs:
+            shape, size, x, y = match(blob.cover)
+            things.append(Thing(shape, blob.colour, size, x, y))
+        scenes.append(Scene(background, tuple(things), None))
+    return scenes
+
+
+def find_blobs(images: torch.Tensor) -> list[tuple[str, list[Blob]]]:
+    """The background and the blobs of each of B images (B, 3, H, W) in [-1, 1], H = W."""
     shape = tuple(images.shape)
     square = images.dim() == 4 and shape[1] == 3 and shape[2] == shape[3]
     if not square or not images.is_floating_point():
@@ -59,8 +82,8 @@ def detect(images: torch.Tensor) -> list[Scene]:
     return [_read_image(image) for image in levels.permute(0, 2, 3, 1).numpy()]
 
 
-def _read_image(image: np.ndarray) -> Scene:
-    """One image (H, W, 3) in [0, 255]. Every blob is a thing, of the shape it resembles most."""
+def _read_image(image: np.ndarray) -> tuple[str, list[Blob]]:
+    """The background and the blobs of one image (H, W, 3) in [0, 255]."""
     background = _background_of(image)
     cover, misfit = _colours_of_pixels(image, background)  # both (H, W, 6)
     likeliest = misfit.argmin(-1)[..., None]  # H W 1
@@ -70,16 +93,15 @@ def _read_image(image: np.ndarray) -> Scene:
     grown = F.max_pool2d(labels, 3, stride=1, padding=1)[0].numpy()  # H W
     labels = labels[0].numpy()  # H W
 
-    things = []
+    blobs = []
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if label == 0 or count < SPECK * labels.size:
             continue
         # All pixels of a blob choose its colour together.
         colour = misfit[labels == label].sum(0).argmin()
-        blob = np.where(grown == label, cover[..., colour], 0)  # H W
-        shape, size, x, y = match(blob)
-        things.append(Thing(shape, list(COLOURS)[colour], size, x, y))
-    return Scene(background, tuple(things), None)
+        covered_by_blob = np.where(grown == label, cover[..., colour], 0)  # H W
+        blobs.append(Blob(list(COLOURS)[colour], covered_by_blob))
+    return background, blobs
 
 
 def _background_of(image: np.ndarray) -> str:
