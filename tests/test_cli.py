@@ -118,8 +118,11 @@ def test_demo_writes_what_it_promises(tiny_model):
         "generated_low",
         "shuffled",
     }
+    outlines = {kind for kind, row in report["alignment"].items() if "outline" in row}
+    assert outlines == set(report["alignment"]) - {"shuffled"}
     for row in report["alignment"].values():
-        assert set(row) == {"shape", "colour", "size", "count", "relation", "background", "all"}
+        attributes = {"shape", "colour", "size", "count", "relation", "background", "all"}
+        assert set(row) - {"outline"} == attributes
         for cell in row.values():
             assert not cell["n"] or cell["low"] <= cell["value"] <= cell["high"]
     assert set(report["seconds"]) == {*STAGES, "report", "total"}

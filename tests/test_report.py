@@ -15,6 +15,7 @@ from minimuse.datasets import load
 from minimuse.metrics import report
 from minimuse.metrics.intervals import mean_of
 from minimuse.plumbing.lite0 import has_lite0
+from minimuse.plumbing.ranges import MAX_SEED
 
 
 def test_cells_say_everything_once():
@@ -137,3 +138,20 @@ def test_an_emoji_model_is_judged(tiny_model):
     assert "alignment" not in measures
     assert judged.keys() == {"real", "reconstructed", "generated"}
     assert judged["real"]["ten"]["value"] > judged["generated"]["ten"]["value"]
+
+
+def test_seeds_of_evaluations_share_no_drawing(tiny_model, monkeypatch):
+    """Image i is drawn with a seed + i, so these seeds must be at least n apart."""
+    muse = Muse.load(tiny_model)
+    n, drawn_seeds = 6, []
+    draw = Muse.draw
+
+    def watched_draw(self, captions, seed, **settings):
+        drawn_seeds.extend(range(seed, seed + len(captions)))
+        return draw(self, captions, seed=seed, **settings)
+
+    monkeypatch.setattr(Muse, "draw", watched_draw)
+    for seed in range(3):
+        report.measure(muse, "heldout", n, seed, lambda step: None)
+    assert len(set(drawn_seeds)) == 3 * n
+    report.measure(muse, "heldout", n, MAX_SEED, lambda step: None)  # the largest seed works, too

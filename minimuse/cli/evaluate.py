@@ -37,7 +37,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if muse.about["data"] not in DATA_NAMES:
         check_is_folder(Path(muse.about["data"]))
         check_apart(args.out, muse.about["data"])
-    evaluate(muse, args.out, args.n, home=home)
+    evaluate(muse, args.out, args.n, home=home, seed=args.seed)
     name = "report.json" if args.json else "report.md"
     print((args.out / name).read_text(encoding="utf-8"), end="")
 
@@ -54,17 +54,19 @@ def evaluate(
     n: int = 256,
     splits: tuple[str, ...] | None = None,
     home: Path | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Measure at most `n` images of each split, and write report and figures into the folder `out`.
 
     By default these are all splits that fit the model's data. `home` is the model's directory, if
-    it keeps the decoded images of a folder. Returns what report.json holds: the measures of the
-    held-out split, and those of every other split under its name.
+    it keeps the decoded images of a folder. `seed` is that of the drawings.
+    Returns what report.json holds: the measures of the held-out split, and those of every other
+    split under its name.
     """
-    check_arguments(n=n)
+    check_arguments(n=n, seed=seed)
     check_room(muse, n)
     check_outputs(out)
-    measures, images = report(muse, n, splits=splits, home=home)
+    measures, images = report(muse, n, seed, splits, home)
     draw_samples(muse, images["heldout"], out)
     write_text(out / "report.md", markdown_table(measures))
     other_splits = {split: values for split, values in measures.items() if split != "heldout"}

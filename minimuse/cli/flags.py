@@ -177,6 +177,7 @@ def add_evaluate(commands: Any) -> None:
         default=256,
         help="at most so many images of each kind (default 256)",
     )
+    add_seed(parser)
     parser.add_argument(
         "--data",
         help="the folder of the model's images, if it has moved, or other data "

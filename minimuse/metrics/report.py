@@ -1,6 +1,7 @@
-"""The report of `minimuse evaluate`: every measure that fits a model's data, with fixed seeds.
+"""The report of `minimuse evaluate`: every measure that fits a model's data.
 
     minimuse evaluate --model toy --out runs/evaluated
+    minimuse evaluate --model toy --out runs/again --seed 1    # other drawings, to be added up
 
 That writes report.json, report.md (a table), samples.png and decoding.gif. Each measure stands
 beside the same measure of real images, because few measures mean anything alone. What is measured
@@ -8,7 +9,8 @@ of each split of the data:
 
 - token models: nats per hidden token and bits per token (`likelihood.py`)
 - tokenizers: reconstructions against originals (`images.py`), and how many codes are in use
-- generated images against their captions: `alignment.py` for shapes, `judge.py` for emoji
+- generated images against their captions: `alignment.py` for shapes, `judge.py` for emoji; how
+  exact the outlines of shapes are: `outline.py`
 - generated images against real ones, as sets (`distances.py`)
 
 The last two of emoji, and every measure of sets, need the `eval` extra.
@@ -30,9 +32,11 @@ from minimuse.metrics.images import psnr, ssim
 from minimuse.metrics.intervals import interval, mean_of
 from minimuse.metrics.judge import Judge, features
 from minimuse.metrics.likelihood import bits_per_token, masked_nll
+from minimuse.metrics.outline import outline
 from minimuse.muse import Muse
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.lite0 import Lite0, has_lite0
+from minimuse.plumbing.ranges import MAX_SEED
 from minimuse.runs.cache import tokens_of
 from minimuse.runs.images import load_images
 from minimuse.superres import SuperRes
@@ -62,6 +66,8 @@ def report(
 ) -> tuple[dict[str, Measures], dict[str, dict]]:
     """Measure at most n images of each split; returns the measures and the images, by split.
 
+    seed: of the drawings, and of the choice of images where a split has more than n. Other seeds
+        give other drawings, so the counts of several seeds may be added up.
     home: the directory of the model, if it keeps the decoded images of a folder.
     """
     data = muse.about["data"]
@@ -118,7 +124,9 @@ def measure(
     measures["tokenizers"] = tokenizers
 
     progress("drawing")
-    low, high = muse.draw(captions, seed=seed, plain=True)
+    # Image i of a drawing has the seed of the drawing + i. So seeds that are n apart share none.
+    drawing_seed = seed * n % (MAX_SEED + 1)
+    low, high = muse.draw(captions, seed=drawing_seed, plain=True)
 
     progress("measuring")
     shown = {"real": real, "reconstructed": reconstructed["finetuned"], "generated": high}
@@ -253,9 +261,14 @@ def usage(ids: torch.Tensor, codes: int) -> dict[str, float]:
 
 # --- Generated images against captions ---
 def alignment_report(captions: list[str], shown: ImageSets) -> Measures:
-    """Alignment of each set of images; "shuffled" compares with other captions: that is chance."""
+    """Alignment and outlines of each set of images.
+
+    "shuffled" compares with other captions: that is chance.
+    """
     scenes = [shapes.parse(caption) for caption in captions]
-    result = {name: alignment.alignment(scenes, images) for name, images in shown.items()}
+    result = {}
+    for name, images in shown.items():
+        result[name] = alignment.alignment(scenes, images) | {"outline": outline(images)}
     result["shuffled"] = alignment.alignment(scenes[1:] + scenes[:1], shown["generated"])
     return result
 
