@@ -11,7 +11,6 @@ A stage trains one part of the model and writes it to OUT/NAME.safetensors. The 
 in `train.py`, the losses are in `losses.py`; here is what comes before and after.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,7 +29,14 @@ from minimuse.plumbing.config import Config, from_json
 from minimuse.plumbing.files import check_writable
 from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.lock import one_process_at_a_time
-from minimuse.plumbing.parts import PARTS, build, load_part, read_about, save_part
+from minimuse.plumbing.parts import (
+    PARTS,
+    TOKEN_PARTS,
+    build,
+    load_part,
+    read_about,
+    save_part,
+)
 from minimuse.plumbing.places import DATA_NAMES, data_place
 from minimuse.plumbing.ranges import check_arguments
 from minimuse.plumbing.stopping import finish_first
@@ -49,12 +55,13 @@ from minimuse.runs.directory import (
     write_config,
 )
 from minimuse.runs.images import has_images, load_images
+from minimuse.runs.rehearsal import explain_out_of_memory
 from minimuse.t5_frozen import FrozenT5
 from minimuse.train import Record, training_loop
 from minimuse.vq_loss import ImageLoss
 
 STAGES = PARTS  # each part has a stage of the same name, in this order
-TOKEN_STAGES = ("base", "superres")  # these train on tokens, the others on images
+TOKEN_STAGES = TOKEN_PARTS
 RESOLUTION = {"base": "low", "superres": "high"}
 
 # The parts that a stage needs, finished.
@@ -271,29 +278,6 @@ def choose_image_loss(
         raise ValueError(f"stage {name!r} has no loss")
     low = name == "tokenizer"
     return tokenizer_loss(model, images, config, settings, low, device)
-
-
-@contextmanager
-def explain_out_of_memory(name: str, config: Config) -> Iterator[None]:
-    """Turn an out-of-memory error into a MemoryError that says which settings need less."""
-    batch = getattr(config.stages, name).batch
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        remedy = f"lower stages.{name}.batch={batch} in another --out"
-        if name in TOKEN_STAGES:
-            half = max(1, (config.scale.micro_batch or batch) // 2)
-            remedy = f"say scale.micro_batch={half} scale.recompute=True with --resume, or {remedy}"
-        raise MemoryError(f"too little memory to train {name}; {remedy}") from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is about memory. PyTorch raises RuntimeErrors for other reasons, too."""
-    if isinstance(error, MemoryError):
-        return True
-    return re.search("out of memory|allocate memory|bad_alloc", str(error)) is not None
 
 
 def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
