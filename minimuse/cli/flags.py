@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minimuse.cli.curves import run_curves
 from minimuse.cli.demo import run_demo
 from minimuse.cli.describe import run_describe
 from minimuse.cli.draw import parse_pad, run_edit, run_generate, run_inpaint, run_outpaint
@@ -46,6 +47,7 @@ def make_parser() -> Parser:
     add_edit(commands)
     add_evaluate(commands)
     add_train(commands)
+    add_curves(commands)
     add_cache(commands)
     add_describe(commands)
     add_check(commands)
@@ -228,6 +230,18 @@ def add_train(commands: Any) -> None:
         nargs="*",
         metavar="key=value",
         help="override settings of the preset, such as base.width=256 (default: none)",
+    )
+
+
+def add_curves(commands: Any) -> None:
+    parser = add_command(
+        commands, "curves", run_curves, "plot the losses of a training, also while it runs"
+    )
+    parser.add_argument(
+        "folder", type=path, metavar="OUT", help="the --out of the training, with its log.jsonl"
+    )
+    parser.add_argument(
+        "--out", type=path, metavar="FILE.png", help="the plot (default: OUT/curves.png)"
     )
 
 
