@@ -3,13 +3,14 @@
 pytest tests/test_log.py
 """
 
+import importlib.util
 import json
 import os
 import resource
 import signal
 import sys
 from multiprocessing import get_context
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,14 @@ from minimuse.plumbing import config as configs
 from minimuse.plumbing.files import append_line
 from minimuse.plumbing.t5_files import LazyT5
 from minimuse.runs.directory import log_path
-from minimuse.runs.log import LINES, TrainingLog, finite_numbers, is_moment, read_log
+from minimuse.runs.log import (
+    LINES,
+    TrainingLog,
+    finite_numbers,
+    has_tensorboard,
+    is_moment,
+    read_log,
+)
 from minimuse.runs.stages import STAGES, train_all
 from minimuse.runs.watch import LOOKS
 from minimuse.train import Record
@@ -250,7 +258,8 @@ def board(monkeypatch):
     Writer.made = []
     module = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Writer
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    found = SimpleNamespace(origin="tensorboard/__init__.py")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     return Writer.made
 
@@ -273,7 +282,13 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, board):
 
 
 def test_without_tensorboard_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     list(trained(tmp_path, "tokenizer"))
     assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.skipif(has_tensorboard(), reason="it is installed here")
+def test_a_folder_called_tensorboard_is_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / "tensorboard").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.util.find_spec("tensorboard") is not None and not has_tensorboard()

@@ -29,6 +29,7 @@ from minimuse.runs.heldout import (
     count_for,
     sampling_of,
     spread_masks,
+    uncompiled,
 )
 from minimuse.runs.images import HELDOUT, load_both, load_images
 from minimuse.runs.log import read_log
@@ -289,6 +290,15 @@ def test_processes_take_as_many_passes_as_each_other(trained):
     config = configs.override(CONFIG, ["sampling.sampler=entropy", "sampling_hi.sampler=halton"])
     assert sampling_of(config, "base").sampler == "confidence"
     assert sampling_of(config, "superres") == config.sampling_hi
+
+
+def test_blocks_that_are_compiled_for_training_run_as_they_are():
+    def compiler(*_):
+        pytest.fail("compiles for eight pictures")
+
+    block = torch.compile(lambda x: x + 1, backend=compiler)
+    with uncompiled(configs.override(CONFIG, ["scale.compile=True"])):
+        assert block(torch.zeros(())) == 1
 
 
 # --- With a cache ---

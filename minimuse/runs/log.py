@@ -54,7 +54,7 @@ class TrainingLog:
         for line in lines:
             if line["step"] < step:
                 self.seconds_before = line["seconds"]
-        if importlib.util.find_spec("tensorboard") is not None:
+        if has_tensorboard():
             # Imported here, since the package is optional.
             from torch.utils.tensorboard import SummaryWriter
 
@@ -88,6 +88,12 @@ class TrainingLog:
         """Close the files of TensorBoard."""
         if self.board is not None:
             self.board.close()
+
+
+def has_tensorboard() -> bool:
+    """Whether TensorBoard is installed. A folder of this name in the current directory is none."""
+    spec = importlib.util.find_spec("tensorboard")
+    return spec is not None and spec.origin is not None
 
 
 def finite_numbers(metrics: Metrics) -> dict[str, float]:
