@@ -30,6 +30,13 @@ from minimuse.cli.versions import Version
 from minimuse.plumbing.config import PRESETS
 from minimuse.runs.stages import STAGES
 
+# What one can watch, for the help of every command that trains.
+WATCH_HELP = (
+    "Meanwhile OUT/log.jsonl gets the losses, which `minimuse curves OUT` plots, and OUT/watch "
+    "shows what each stage makes of held-out images. TensorBoard gets the losses, too, if it is "
+    "installed."
+)
+
 
 def make_parser() -> Parser:
     """The parser of the whole command line; the parsed arguments' `run` is the function to call."""
@@ -67,6 +74,7 @@ def add_demo(commands: Any) -> None:
     parser = add_command(
         commands, "demo", run_demo, "train a small Muse on drawn shapes, from scratch, and draw"
     )
+    parser.epilog = WATCH_HELP
     parser.add_argument(
         "--out",
         type=path,
@@ -191,6 +199,7 @@ def add_evaluate(commands: Any) -> None:
 
 def add_train(commands: Any) -> None:
     parser = add_command(commands, "train", run_train, "train one stage, or all")
+    parser.epilog = WATCH_HELP
     stages = [stage.replace("_", "-") for stage in STAGES]
     parser.add_argument("stage", choices=[*stages, "all"], help="the part to train, or all")
     parser.add_argument(

@@ -123,7 +123,13 @@ class HeldoutTokens:
     def draw(self) -> torch.Tensor:
         """Pictures (P, 3, H, W) of the first images' captions."""
         rows = torch.arange(min(PICTURES, len(self.tokens)))
-        text, visible = self.tokens.captions(rows)  # P T E, P T
+        # With guidance, each picture takes two rows of a pass.
+        parts = rows.split(max(1, self.at_once // 2))
+        return torch.cat([self.draw_rows(part).cpu() for part in parts])
+
+    def draw_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) of some images' captions, the same in a batch of any size."""
+        text, visible = self.tokens.captions(rows)  # B T E, B T
         text, visible = text.to(self.device), visible.to(self.device)
         low = []  # the third argument of super-resolution
         if self.name == "superres":
@@ -139,7 +145,7 @@ class HeldoutTokens:
         for step in decode(self.model, ids, *arguments):
             ids = step.ids
         with autocast(self.device):
-            return self.tokenizer.decode(rearrange(ids, "P (h w) -> P h w", h=grid))
+            return self.tokenizer.decode(rearrange(ids, "B (h w) -> B h w", h=grid))
 
 
 class HeldoutImages:

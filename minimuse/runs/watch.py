@@ -122,7 +122,7 @@ class Watcher:
         if self.stage in ("tokenizer", "base"):
             real = halve(real)
         captions = [captions[0] for captions in self.images.captions[:PICTURES]]
-        page = sheet([real, look.drawn.cpu()], captions, titles=TITLES[self.stage])
+        page = sheet([real, look.drawn], captions, titles=TITLES[self.stage])
         save_image(page, sheet_path(self.out, self.stage, step))
 
     def close(self) -> None:
