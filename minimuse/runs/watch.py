@@ -25,7 +25,9 @@ from minimuse.runs.sheet import sheet
 from minimuse.t5_frozen import FrozenT5
 from minimuse.train import Record
 
-LOOKS = 8  # of a stage, evenly spaced; each of them has a line of the log
+# Looks at held-out images in a stage, evenly spaced. `log.LINES` is a multiple, so that each look
+# has a line of the log.
+LOOKS = 8
 # What the rows of a sheet show.
 TITLES = {
     "tokenizer": ("real", "tokenizer"),
