@@ -85,7 +85,14 @@ def draw_panel(panel: Any, stage: str, lines: list[dict[str, Any]]) -> None:
     panel.plot(steps, losses, color=BLUE, linewidth=0.8, alpha=0.35)
     panel.plot(steps, running_mean(losses), color=BLUE, linewidth=1.8, label="training")
     if heldout_steps:
-        style = {"color": ORANGE, "linewidth": 1.4, "marker": "o", "markersize": 4}
+        # The last marker lies on the edge of the panel.
+        style = {
+            "color": ORANGE,
+            "linewidth": 1.4,
+            "marker": "o",
+            "markersize": 4,
+            "clip_on": False,
+        }
         panel.plot(heldout_steps, heldout_losses, label="held-out", **style)
     every = losses + heldout_losses
     if every and min(every) > 0 and max(every) > LOG_SCALE_FROM * min(every):
