@@ -59,15 +59,8 @@ def token_loss(
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
         batch = draw_token_batch(model, tokens, indices, generator, config, resolution, device)
         for rows in micro_batches(len(indices), config.scale.micro_batch):
-            texts, visible = pad_texts([batch.texts[i] for i in rows.tolist()])  # B T E, B T
-            visible = visible & batch.has_caption[rows]
             ids, hidden = batch.ids[rows], batch.hidden[rows]
-            inputs = [texts.to(device), visible.to(device)]
-            if batch.low_ids is not None:
-                inputs += [batch.low_ids[rows], batch.places[rows]]
-            with autocast(device):
-                context = model.context(*inputs)
-                logits = model(batch.masked_ids[rows], context, hidden)  # M K
+            logits = hidden_logits(model, batch, rows, device)  # M K
             loss, correct = masked_token_loss(logits, ids, hidden)
             # The loss is the mean over all hidden tokens of the batch, so these rows count by
             # their fraction of them.
@@ -77,6 +70,20 @@ def token_loss(
             yield fraction * loss, {"accuracy": fraction * correct, "chance": fraction * chance}
 
     return loss_of
+
+
+def hidden_logits(
+    model: nn.Module, batch: TokenBatch, rows: torch.Tensor, device: str
+) -> torch.Tensor:
+    """The logits (M, K) of all M hidden tokens in some rows of a batch."""
+    texts, visible = pad_texts([batch.texts[i] for i in rows.tolist()])  # B T E, B T
+    visible = visible & batch.has_caption[rows]
+    inputs = [texts.to(device), visible.to(device)]
+    if batch.low_ids is not None:
+        inputs += [batch.low_ids[rows], batch.places[rows]]
+    with autocast(device):
+        context = model.context(*inputs)
+        return model(batch.masked_ids[rows], context, batch.hidden[rows])
 
 
 def draw_token_batch(
@@ -139,9 +146,7 @@ def tokenizer_loss(
     """
     tokenizer = model["part"]
     image_loss = model["loss"]
-    quantize_from = round(config.loss.quantize_from * settings.steps)
-    if tokenizer.config.quantizer == "fsq":
-        quantize_from = 0  # There are no codes to place, and only the quantizer bounds the latents.
+    quantize_from = first_step_with_codes(tokenizer, config, settings)
     adversarial_from = config.loss.adversarial_from * settings.steps
 
     def batch_of(indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -174,6 +179,13 @@ def tokenizer_loss(
         yield loss, {**metrics, "perplexity": perplexity(ids, tokenizer.config.codes)[0]}
 
     return loss_of
+
+
+def first_step_with_codes(tokenizer: ImageTokenizer, config: Config, settings: Stage) -> int:
+    """The first step, counted from 0, in which a tokenizer uses its codes."""
+    if tokenizer.config.quantizer == "fsq":
+        return 0  # There are no codes to place, and only the quantizer bounds the latents.
+    return round(config.loss.quantize_from * settings.steps)
 
 
 @torch.no_grad()

@@ -43,6 +43,10 @@ def nothing_to_save() -> None:
     """Stands for `Record.save` where there is no checkpoint."""
 
 
+def watch_nothing(record: "Record") -> None:
+    """Stands for `watch` in the training loop where nobody watches."""
+
+
 class Record(NamedTuple):
     """What the loop reports after each step."""
 
@@ -63,6 +67,7 @@ def training_loop(
     seed: int,
     checkpoint: Path,
     key: dict,
+    watch: Callable[[Record], None] = watch_nothing,
 ) -> Iterator[Record]:
     """Train `model` in place and yield a record per step; at the end it holds the averaged weights.
 
@@ -72,6 +77,8 @@ def training_loop(
     size: number of training images.
     checkpoint, key: the loop saves to the file `checkpoint` and resumes from it where it exists;
         `key` describes the run, and a checkpoint with another key raises a ValueError.
+    watch: called with each record, before a checkpoint of that step is written. It may look at the
+        model, but must leave it and the global random numbers as they are.
 
     The loop saves a checkpoint once a minute at most. To stop earlier and resume later, call
     `save()` of the last record, and take no more records; a loop that is only dropped or closed
@@ -102,9 +109,11 @@ def training_loop(
         average.update(step + 1)
 
         checkpoints.steps_done = step + 1
+        record = Record(name, step + 1, settings.steps, metrics, checkpoints.save)
+        watch(record)
         if step + 1 < settings.steps:
             checkpoints.save_if_needed()
-        yield Record(name, step + 1, settings.steps, metrics, checkpoints.save)
+        yield record
     model.load_state_dict(average.weights)
 
 

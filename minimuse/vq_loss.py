@@ -62,12 +62,9 @@ class ImageLoss(nn.Module):
 
         `last_layer` is the weight of the decoder's last layer, for the adaptive weight.
         """
-        error = fake.float() - real  # (B, 3, H, W)
-        squared_error = error.square().mean()
-        # Squares let the few pixels of an object count more than the many of a background; absolute
-        # values make edges sharp. The factors are chosen here, not Muse's.
-        loss = 4 * squared_error + 0.5 * error.abs().mean()
-        parts = {"pixel": loss.detach(), "psnr": 10 * torch.log10(PEAK**2 / squared_error.detach())}
+        loss = pixel_loss(fake, real)
+        squared_error = (fake.detach().float() - real).square().mean()
+        parts = {"pixel": loss.detach(), "psnr": 10 * torch.log10(PEAK**2 / squared_error)}
 
         features = self.frozen_features[0]
         if features is not None:
@@ -86,6 +83,16 @@ class ImageLoss(nn.Module):
             loss = loss + self.weights.adversarial * scale * adversarial_loss + own_loss
             parts["discriminator"] = own_loss.detach()
         return loss, parts
+
+
+def pixel_loss(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """The error of pixels, fake and real (B, 3, H, W): ().
+
+    Squares let the few pixels of an object count more than the many of a background; absolute
+    values make edges sharp. The factors are chosen here, not Muse's.
+    """
+    error = fake.float() - real  # (B, 3, H, W)
+    return 4 * error.square().mean() + 0.5 * error.abs().mean()
 
 
 class PatchDiscriminator(nn.Module):

@@ -704,6 +704,8 @@ def test_what_the_system_says_is_told_with_the_remedy(fails, monkeypatch, number
         ("generate", "a cat", "-o"),
         ("generate", "a cat", "--gif"),
         ("notebooks",),
+        ("curves",),
+        ("curves", "runs/demo", "--out"),
     ],
 )
 def test_an_empty_path_is_not_the_current_directory(capsys, monkeypatch, tmp_path, argv, empty):

@@ -184,7 +184,9 @@ def training(draw):
 @st.composite
 def other(draw):
     command = draw(
-        st.sampled_from(["evaluate", "cache", "describe", "notebooks", "check", "demo", ""])
+        st.sampled_from(
+            ["evaluate", "cache", "curves", "describe", "notebooks", "check", "demo", ""]
+        )
     )
     words = [command]
     if command == "evaluate":
@@ -197,6 +199,11 @@ def other(draw):
         words += draw(flags({"--n": usually("2", "3", "100000000"), "--json": None}))
     if command == "cache":
         words += ["--out", draw(st.sampled_from(["model", "half-model", "new", "p.png"]))]
+    if command == "curves":
+        words += [
+            draw(st.sampled_from(["model", "new", "p.png"])),
+            *draw(flags({"--out": outputs})),
+        ]
     if command == "describe":
         words += [draw(usually("tiny", "toy")), *draw(flags({"--t5": models, "--json": None}))]
     if command == "notebooks":

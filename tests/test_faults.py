@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from minimuse.plumbing import checkpoint, lock
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.t5_files import load_t5
+from minimuse.runs.log import read_log
 from minimuse.runs.stages import NEEDS, STAGES, train_all
 from minimuse.train import training_loop
 
@@ -140,7 +141,12 @@ def resumes(out, stage, whole):
     assert exit_code(run, stage, out) == 0
     assert same_part(stage, out, whole)
     parts = [f"{part}.safetensors" for part in (stage, *NEEDS[stage])]
-    assert {path.name for path in out.iterdir()} == {"config.json", *parts}
+    to_watch = {"log.jsonl", "watch"}
+    assert {path.name for path in out.iterdir()} == {"config.json", *parts, *to_watch}
+    log = read_log(out)[stage]
+    assert [line["step"] for line in log] == list(range(1, STEPS + 1))
+    sheets = [f"{stage}-{step:06}.png" for step in range(1, STEPS + 1)]
+    assert sorted(path.name for path in (out / "watch").iterdir()) == sheets
 
 
 def killed(stage, whole, begun, chance):
@@ -199,14 +205,14 @@ def dies(stage, out, name, times):
     run(stage, out)
 
 
-# The first file that is written is config.json. From the second checkpoint on, a save renames two
-# files. At the end, both checkpoints are removed; the first file that is removed has only shown
-# that a checkpoint can be written.
+# The first file that is written is config.json. Each step then writes a sheet of pictures and a
+# checkpoint. From the second checkpoint on, a save renames two files. At the end, both checkpoints
+# are removed; the first file that is removed has only shown that a checkpoint can be written.
 @pytest.mark.parametrize(
     "name, times, steps",
     [
-        ("fsync", 1, []),
-        ("fsync", 3, [2, 1]),
+        ("fsync", 2, []),
+        ("fsync", 6, [2, 1]),
         ("replace", 3, [2, 1]),
         ("replace", 4, [2]),
         ("unlink", 1, [5, 4]),
@@ -226,7 +232,7 @@ def test_killed_inside_a_save(name, times, steps, whole, begun):
 def two(begun):
     """A directory with two checkpoints of the base model, of steps 3 and 2, and the newer one."""
     out = begun("base")
-    assert exit_code(dies, "base", out, "fsync", 4) == -signal.SIGKILL
+    assert exit_code(dies, "base", out, "fsync", 8) == -signal.SIGKILL
     assert readable(out, "base") == [3, 2]
     return out, out / "base.checkpoint.safetensors"
 

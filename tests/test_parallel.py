@@ -24,6 +24,8 @@ from minimuse.plumbing import config as configs
 from minimuse.plumbing.config import override
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import parallel
+from minimuse.runs.directory import log_path
+from minimuse.runs.log import read_log
 from minimuse.runs.stages import NEEDS, STAGES, TOKEN_STAGES, train_all
 from minimuse.runs.workers import ROWS
 
@@ -134,18 +136,19 @@ def copy(tokenized, tmp_path):
 
 @pytest.fixture(scope="module")
 def alone(tokenized, tmp_path_factory):
-    """Metrics and weights of each token stage, from this plain process."""
+    """Metrics, weights and held-out losses of each token stage, from this plain process."""
     results = {}
     for stage in TOKEN_STAGES:
         out = shutil.copytree(tokenized, tmp_path_factory.mktemp(f"alone-{stage}") / "model")
         metrics = train_here(stage, out)
-        results[stage] = metrics, load_file(out / f"{stage}.safetensors")
+        heldout = [line["heldout_loss"] for line in read_log(out)[stage]]
+        results[stage] = metrics, load_file(out / f"{stage}.safetensors"), heldout
     return results
 
 
 def same(metrics, weights, expected, first=0):
     """Metrics from step `first` on, and weights at the end, are those of a plain process."""
-    expected_metrics, expected_weights = expected
+    expected_metrics, expected_weights, _ = expected
     assert len(metrics) == STEPS - first
     for ours, theirs in zip(metrics, expected_metrics[first:], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
@@ -168,6 +171,13 @@ def test_two_processes_are_one(stage, copy, alone):
     print(f"largest relative difference of a loss: {largest:.1e}")
     same(metrics, load_file(out / f"{stage}.safetensors"), alone[stage])
     assert not list(out.glob("*checkpoint*")) and not list(out.glob("*.tmp"))
+    # One process writes the log, and both look at the held-out images as one process does.
+    lines = [json.loads(text) for text in log_path(out).read_text().splitlines()]
+    lines = [line for line in lines if line["stage"] == stage]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    heldout = [line["heldout_loss"] for line in lines]
+    assert heldout == pytest.approx(alone[stage][2], rel=1e-4)
+    assert len(list((out / "watch").glob(f"{stage}-*.png"))) == STEPS
 
 
 def test_a_checkpoint_of_two_processes_resumes_on_one(copy, alone):

@@ -14,7 +14,7 @@ from minimuse.cli.flags import make_parser
 from minimuse.cli.lessons import install_hint
 from minimuse.plumbing import stopping
 from minimuse.plumbing.messages import one_line, print_warning
-from minimuse.runs.stages import is_out_of_memory
+from minimuse.runs.rehearsal import is_out_of_memory
 
 # What helps against errors that the system reports.
 REMEDIES = {

@@ -3,7 +3,7 @@
     minimuse demo --out runs/demo
 
 The folder OUT then holds a model, and what `minimuse evaluate` writes: report.json, report.md,
-samples.png (held-out captions) and decoding.gif.
+samples.png (held-out captions) and decoding.gif. While it trains, log.jsonl and watch/ grow there.
 """
 
 import argparse

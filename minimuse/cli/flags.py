@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minimuse.cli.curves import run_curves
 from minimuse.cli.demo import run_demo
 from minimuse.cli.describe import run_describe
 from minimuse.cli.draw import parse_pad, run_edit, run_generate, run_inpaint, run_outpaint
@@ -29,6 +30,13 @@ from minimuse.cli.versions import Version
 from minimuse.plumbing.config import PRESETS
 from minimuse.runs.stages import STAGES
 
+# What one can watch, for the help of every command that trains.
+WATCH_HELP = (
+    "Meanwhile OUT/log.jsonl gets the losses, which `minimuse curves OUT` plots, and OUT/watch "
+    "shows what each stage makes of held-out images. TensorBoard gets the losses, too, if it is "
+    "installed."
+)
+
 
 def make_parser() -> Parser:
     """The parser of the whole command line; the parsed arguments' `run` is the function to call."""
@@ -46,6 +54,7 @@ def make_parser() -> Parser:
     add_edit(commands)
     add_evaluate(commands)
     add_train(commands)
+    add_curves(commands)
     add_cache(commands)
     add_describe(commands)
     add_check(commands)
@@ -65,6 +74,7 @@ def add_demo(commands: Any) -> None:
     parser = add_command(
         commands, "demo", run_demo, "train a small Muse on drawn shapes, from scratch, and draw"
     )
+    parser.epilog = WATCH_HELP
     parser.add_argument(
         "--out",
         type=path,
@@ -190,6 +200,7 @@ def add_evaluate(commands: Any) -> None:
 
 def add_train(commands: Any) -> None:
     parser = add_command(commands, "train", run_train, "train one stage, or all")
+    parser.epilog = WATCH_HELP
     stages = [stage.replace("_", "-") for stage in STAGES]
     parser.add_argument("stage", choices=[*stages, "all"], help="the part to train, or all")
     parser.add_argument(
@@ -229,6 +240,18 @@ def add_train(commands: Any) -> None:
         nargs="*",
         metavar="key=value",
         help="override settings of the preset, such as base.width=256 (default: none)",
+    )
+
+
+def add_curves(commands: Any) -> None:
+    parser = add_command(
+        commands, "curves", run_curves, "plot the losses of a training, also while it runs"
+    )
+    parser.add_argument(
+        "folder", type=path, metavar="OUT", help="the --out of the training, with its log.jsonl"
+    )
+    parser.add_argument(
+        "--out", type=path, metavar="FILE.png", help="the plot (default: OUT/curves.png)"
     )
 
 

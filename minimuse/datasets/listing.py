@@ -93,7 +93,8 @@ def is_output(entries: list[Path]) -> bool:
     """Whether a folder with these entries is an --out of ours: images in it are drawn ones."""
     names = {path.name for path in entries}
     has_weights = any(path.suffix == ".safetensors" for path in entries)
-    return {"report.json", "report.md"} <= names or ("config.json" in names and has_weights)
+    is_model = "config.json" in names and (has_weights or "log.jsonl" in names)
+    return {"report.json", "report.md"} <= names or is_model
 
 
 def visible_files(root: Path) -> Iterator[Path]:

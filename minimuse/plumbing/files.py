@@ -1,9 +1,11 @@
 """Write files so that a crash, a full disk or a power cut never leaves half a file.
 
 A file is written under a temporary name, flushed to the disk, and then renamed. Readers see the old
-file or the new one. `check_writable` tells before the work whether that will be possible.
+file or the new one. Only a log grows in place: see `append_line`. `check_writable` tells before the
+work whether a file can be written.
 """
 
+import errno
 import glob
 import hashlib
 import json
@@ -117,9 +119,34 @@ def write_whole(path: Path, write: Callable[[Path], object], before: Path | None
                 os.replace(path, before)
             os.replace(temporary, target)
     except (SafetensorError, OSError) as error:
-        raise OSError(
-            f"{path} cannot be written ({error}); files written before are intact: {remedy(error)}"
-        ) from None
+        raise write_error(path, error) from None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, in UTF-8 and in one write: other processes may append, too.
+
+    A line that a killed process has left unfinished is ended first. Raises an OSError that names
+    the file if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+", buffering=0) as file:
+            data = f"{line}\n".encode()
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    data = b"\n" + data
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def write_error(path: Path, error: Exception) -> OSError:
+    """The error of a file that cannot be written: its name, the reason and the remedy."""
+    return OSError(
+        f"{path} cannot be written ({error}); files written before are intact: {remedy(error)}"
+    )
 
 
 def remedy(error: Exception) -> str:

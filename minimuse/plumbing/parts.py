@@ -26,6 +26,7 @@ from minimuse.superres import SuperRes
 from minimuse.vq import Decoder, ImageTokenizer
 
 PARTS = ("tokenizer", "tokenizer_hi", "base", "superres", "decoder")
+TOKEN_PARTS = ("base", "superres")  # these train on tokens, the others on images
 
 # In an int8 file, the tensor NAME is stored as integers, and NAME/scale as one factor for each row.
 SCALE = "/scale"

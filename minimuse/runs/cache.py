@@ -141,6 +141,11 @@ def index_path(out: Path) -> Path:
     return out / "cache" / "index.json"
 
 
+def heldout_path(out: Path) -> Path:
+    """A shard of some held-out images, which are looked at during training."""
+    return out / "cache" / "heldout.safetensors"
+
+
 def shard_path(out: Path, number: int) -> Path:
     """A shard of OUT/cache."""
     return out / "cache" / f"{number:06}.safetensors"
@@ -155,11 +160,18 @@ def write_cache(
     images: Images,
     device: str,
     per_shard: int = 4096,
+    heldout: Images | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """Write OUT/cache; yields (shards done, shards in all) after each shard."""
+    """Write OUT/cache; yields (shards done, shards in all) after each shard.
+
+    heldout: images for a shard of their own, beside the others.
+    """
     index = index_path(out)
     index.parent.mkdir(parents=True, exist_ok=True)
     index.unlink(missing_ok=True)
+    if heldout is not None:
+        shard = tokenize(parts, text, heldout, torch.arange(len(heldout)), device)
+        save_tensors(heldout_path(out), shard)
     rows_of_shards = torch.arange(len(images)).split(per_shard)
     for number, rows in enumerate(rows_of_shards):
         shard = tokenize(parts, text, images, rows, device)
@@ -168,6 +180,20 @@ def write_cache(
             # The index comes last: a cache without an index is unfinished.
             write_json(index, {"key": key, "shards": [len(rows) for rows in rows_of_shards]})
         yield number + 1, len(rows_of_shards)
+
+
+def read_heldout(out: Path) -> Tokens | None:
+    """The tokens of some held-out images; None if an older version wrote OUT/cache without them.
+
+    Raises a ValueError if the file is damaged.
+    """
+    path = heldout_path(out)
+    if not path.is_file():
+        return None
+    try:
+        return Tokens([load_file(path)])
+    except (KeyError, SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); run minimuse cache again") from None
 
 
 def read_cache(out: Path, key: dict) -> Tokens:

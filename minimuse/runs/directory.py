@@ -8,9 +8,13 @@
     OUT/base.checkpoint.before          the checkpoint before it
     OUT/cache/                          token ids and text embeddings, see `runs/cache.py`
     OUT/start/                          parts of another model, from which this training continues
+    OUT/log.jsonl                       losses of all stages, see `runs/log.py`
+    OUT/watch/base-000230.png           what a stage made of held-out images, see `runs/watch.py`
+    OUT/tensorboard/                    the log again, where TensorBoard is installed
 
 Only the config and the parts are needed to generate images. images.safetensors and the cache may be
-removed at any time, and are made again where they are needed.
+removed at any time, and are made again where they are needed. The last three are for you to look
+at: nothing is computed from them.
 """
 
 import dataclasses
@@ -36,6 +40,16 @@ def part_path(out: Path, name: str) -> Path:
 def checkpoint_path(out: Path, name: str) -> Path:
     """The file of the last checkpoint of a stage."""
     return out / f"{name}.checkpoint.safetensors"
+
+
+def log_path(out: Path) -> Path:
+    """The log of all stages."""
+    return out / "log.jsonl"
+
+
+def sheet_path(out: Path, name: str, step: int) -> Path:
+    """What a stage made of held-out images after a step."""
+    return out / "watch" / f"{name}-{step:06}.png"
 
 
 def describe_model(config: Config, data: str, text: FrozenT5, text_name: str, seed: int) -> dict:

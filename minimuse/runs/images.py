@@ -3,12 +3,17 @@
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from minimuse.data import Images
 from minimuse.datasets import load, part_of
+from minimuse.device import generator_at
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config
 from minimuse.plumbing.places import DATA_NAMES
 from minimuse.runs import kept
+
+HELDOUT = 64  # at most so many held-out images are looked at in training
 
 
 @in_usual_state
@@ -29,9 +34,7 @@ def load_images(
     """
     tokenizer = config.tokenizer_hi
     if out is not None and data not in DATA_NAMES:
-        skip = config.skip_unreadable or not strict
-        images = kept.open_images(out, Path(data), tokenizer.side, tokenizer.factor, skip, strict)
-        return part_of(images, split, count, seed)
+        return part_of(open_folder(config, data, out, strict), split, count, seed)
     if count is None and data == "shapes":
         count = config.scenes
     # Training always asks for seed 0; other seeds are rare, and are not kept.
@@ -45,6 +48,48 @@ def load_images(
         seed,
         smallest=tokenizer.factor,
         skip_unreadable=config.skip_unreadable,
+    )
+
+
+def load_both(
+    config: Config, data: str, out: Path, train: bool = True
+) -> tuple[Images | None, Images]:
+    """The images to train on, or None without `train`, and at most 64 held-out ones.
+
+    The held-out ones are in a random order, so that the first few are as varied as all of them.
+    Of a folder, both come from one reading.
+    """
+    if data in DATA_NAMES:
+        images = load_images(config, data) if train else None
+        heldout = heldout_of(config, data)
+    else:
+        whole = open_folder(config, data, out)
+        images = part_of(whole, "train") if train else None
+        heldout = in_random_order(part_of(whole, "heldout", HELDOUT))
+    return images, heldout
+
+
+def open_folder(config: Config, data: str, out: Path, strict: bool = True) -> Images:
+    """All images of a folder, which the model in `out` keeps. Collective."""
+    tokenizer = config.tokenizer_hi
+    skip = config.skip_unreadable or not strict
+    return kept.open_images(out, Path(data), tokenizer.side, tokenizer.factor, skip, strict)
+
+
+@lru_cache(maxsize=1)
+def heldout_of(config: Config, data: str) -> Images:
+    """Held-out images of "shapes" or "emoji", kept until the process ends: each stage asks."""
+    return in_random_order(load_images(config, data, "heldout", HELDOUT))
+
+
+def in_random_order(images: Images) -> Images:
+    """The same images in an order that is always the same."""
+    order = torch.randperm(len(images), generator=generator_at("held-out images"))
+    rows = order.tolist()
+    return Images(
+        pixels=images.pixels[order],
+        captions=[images.captions[i] for i in rows],
+        names=[images.names[i] for i in rows],
     )
 
 

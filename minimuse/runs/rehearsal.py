@@ -4,11 +4,13 @@
 
 Every part is built on PyTorch's meta device, where a tensor has a shape and no memory, and runs
 once for one image there. Otherwise what does not fit would end a training when its stage begins,
-perhaps hours later.
+perhaps hours later. If memory runs out all the same, `explain_out_of_memory` says what to change.
 """
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from minimuse.plumbing import collectives
 from minimuse.plumbing.config import Config
-from minimuse.plumbing.parts import PARTS, build
+from minimuse.plumbing.parts import PARTS, TOKEN_PARTS, build
 from minimuse.t5_frozen import MAX_TOKENS
 
 GB = 10**9
@@ -94,7 +96,7 @@ def check_batch(name: str, saved: int, config: Config, room: float) -> None:
     """
     batch = getattr(config.stages, name).batch
     at_once = batch
-    if name in ("base", "superres"):
+    if name in TOKEN_PARTS:
         if config.scale.recompute:
             return  # keeps almost nothing
         at_once = min(batch, config.scale.micro_batch or batch)
@@ -164,6 +166,29 @@ def training_places(config: Config) -> torch.Tensor:
     piece = config.superres.piece or grid
     side = piece * max(1, grid // piece // 2)
     return torch.zeros(1, side**2, dtype=torch.long)
+
+
+@contextmanager
+def explain_out_of_memory(name: str, config: Config) -> Iterator[None]:
+    """Turn an out-of-memory error into a MemoryError that says which settings need less."""
+    batch = getattr(config.stages, name).batch
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = f"lower stages.{name}.batch={batch} in another --out"
+        if name in TOKEN_PARTS:
+            half = max(1, (config.scale.micro_batch or batch) // 2)
+            remedy = f"say scale.micro_batch={half} scale.recompute=True with --resume, or {remedy}"
+        raise MemoryError(f"too little memory to train {name}; {remedy}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is about memory. PyTorch raises RuntimeErrors for other reasons, too."""
+    if isinstance(error, MemoryError):
+        return True
+    return re.search("out of memory|allocate memory|bad_alloc", str(error)) is not None
 
 
 def gigabytes(count: float) -> str:

@@ -11,9 +11,8 @@ A stage trains one part of the model and writes it to OUT/NAME.safetensors. The 
 in `train.py`, the losses are in `losses.py`; here is what comes before and after.
 """
 
-import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -30,7 +29,14 @@ from minimuse.plumbing.config import Config, from_json
 from minimuse.plumbing.files import check_writable
 from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.lock import one_process_at_a_time
-from minimuse.plumbing.parts import PARTS, build, load_part, read_about, save_part
+from minimuse.plumbing.parts import (
+    PARTS,
+    TOKEN_PARTS,
+    build,
+    load_part,
+    read_about,
+    save_part,
+)
 from minimuse.plumbing.places import DATA_NAMES, data_place
 from minimuse.plumbing.ranges import check_arguments
 from minimuse.plumbing.stopping import finish_first
@@ -44,17 +50,21 @@ from minimuse.runs.directory import (
     checkpoint_path,
     describe_model,
     is_outdated,
+    log_path,
     part_path,
     remove_checkpoints,
+    sheet_path,
     write_config,
 )
-from minimuse.runs.images import has_images, load_images
+from minimuse.runs.images import has_images, load_both
+from minimuse.runs.rehearsal import explain_out_of_memory
+from minimuse.runs.watch import watcher_of
 from minimuse.t5_frozen import FrozenT5
 from minimuse.train import Record, training_loop
 from minimuse.vq_loss import ImageLoss
 
 STAGES = PARTS  # each part has a stage of the same name, in this order
-TOKEN_STAGES = ("base", "superres")  # these train on tokens, the others on images
+TOKEN_STAGES = TOKEN_PARTS
 RESOLUTION = {"base": "low", "superres": "high"}
 
 # The parts that a stage needs, finished.
@@ -93,7 +103,7 @@ def train_all(
     about = describe_model(config, data, text, text_name, seed)
     check_same_model(out, about)
     todo = pending(stages, out, resume)
-    images = images_for(todo, out, config, about["data"])
+    images, heldout = images_for(todo, out, config, about["data"])
     # The folder may have moved, or settings may be new that decide on no weights.
     if is_outdated(out, about) and has_images(about["data"]):
         write_config(out, about)
@@ -103,7 +113,7 @@ def train_all(
             if not resume:
                 check_nothing_exists(stage, out)  # another process may have written since
             if not part_path(out, stage).is_file():
-                yield from train_stage(stage, out, about, images, text, device)
+                yield from train_stage(stage, out, about, images, text, device, heldout)
 
 
 def prepare(
@@ -121,17 +131,21 @@ def prepare(
     return todo
 
 
-def images_for(todo: list[str], out: Path, config: Config, data: str) -> Images | None:
-    """The images that stages train on; None if they need none, because there is a cache.
+def images_for(
+    todo: list[str], out: Path, config: Config, data: str
+) -> tuple[Images | None, Images | None]:
+    """The images that stages train on, and held-out ones to look at meanwhile.
 
-    A folder is then still compared with the one that the model was begun with.
+    The first are None if there is a cache and the stages need no images; a folder is then still
+    compared with the one that the model was begun with. The others are None if there is nothing to
+    train, or if the folder is gone.
     """
     cached = cache.index_path(out).is_file()
-    if any(stage not in TOKEN_STAGES or not cached for stage in todo):
-        return load_images(config, data, out=out)
-    if data not in DATA_NAMES and has_images(data):
-        load_images(config, data, out=out)
-    return None
+    needed = any(stage not in TOKEN_STAGES or not cached for stage in todo)
+    is_folder = data not in DATA_NAMES
+    if needed or (is_folder and has_images(data)) or (todo and not is_folder):
+        return load_both(config, data, out, train=needed)
+    return None, None
 
 
 @in_usual_state
@@ -142,12 +156,14 @@ def train_stage(
     images: Images | None,
     text: FrozenT5,
     device: str = "cpu",
+    heldout: Images | None = None,
 ) -> Iterator[Record]:
     """Train one stage and write OUT/NAME.safetensors; yields a record per step.
 
     Reads the parts that the stage needs from OUT, and resumes from a checkpoint in OUT.
     about: the contents of config.json (see `describe_model`).
     images: base and super-resolution do not need them if there is a cache.
+    heldout: images to look at during training; without them there is only the log of the losses.
     """
     device = chosen_device(device)
     config, seed = from_json(about["config"]), about["seed"]
@@ -174,8 +190,10 @@ def train_stage(
             loss_of = choose_image_loss(name, model, frozen, images, config, device)
     checkpoint = checkpoint_path(out, name)
     key = about | {"stage": name, "pictures": size}
-    with explain_out_of_memory(name, config), finish_first():
-        yield from training_loop(name, model, loss_of, settings, size, seed, checkpoint, key)
+    arguments = (name, model, loss_of, settings, size, seed, checkpoint, key)
+    watcher = watcher_of(name, out, part, frozen, text, heldout, config, device)
+    with explain_out_of_memory(name, config), finish_first(), closing(watcher):
+        yield from training_loop(*arguments, watch=watcher)
         save_part(out, name, part)
         remove_checkpoints(checkpoint)
 
@@ -273,29 +291,6 @@ def choose_image_loss(
     return tokenizer_loss(model, images, config, settings, low, device)
 
 
-@contextmanager
-def explain_out_of_memory(name: str, config: Config) -> Iterator[None]:
-    """Turn an out-of-memory error into a MemoryError that says which settings need less."""
-    batch = getattr(config.stages, name).batch
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        remedy = f"lower stages.{name}.batch={batch} in another --out"
-        if name in TOKEN_STAGES:
-            half = max(1, (config.scale.micro_batch or batch) // 2)
-            remedy = f"say scale.micro_batch={half} scale.recompute=True with --resume, or {remedy}"
-        raise MemoryError(f"too little memory to train {name}; {remedy}") from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is about memory. PyTorch raises RuntimeErrors for other reasons, too."""
-    if isinstance(error, MemoryError):
-        return True
-    return re.search("out of memory|allocate memory|bad_alloc", str(error)) is not None
-
-
 def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
     """The stages that OUT does not hold yet; an error if one of them cannot be trained."""
     todo = [stage for stage in stages if not (resume and part_path(out, stage).is_file())]
@@ -309,8 +304,10 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
                     f"with {part.replace('_', '-')} in place of {stage.replace('_', '-')}"
                 )
     # A stage may take hours before it writes its part.
-    paths = [part_path(out, stage) for stage in todo]
-    check_writable(*paths, *(checkpoint_path(out, stage) for stage in todo))
+    paths = [log_path(out)] if todo else []
+    for stage in todo:
+        paths += [part_path(out, stage), checkpoint_path(out, stage), sheet_path(out, stage, 0)]
+    check_writable(*paths)
     return todo
 
 
@@ -340,8 +337,8 @@ def fill_cache(
     with ExitStack() as locks:
         for what in ("cache", *TOKEN_STAGES):
             locks.enter_context(one_process_at_a_time(out, what))
-        images = load_images(config, about["data"], out=out)
+        images, heldout = load_both(config, about["data"], out)
         write_config(out, about)
-        key = cache.cache_key(out, about)
-        for done, shards in cache.write_cache(out, key, tokenizers, text, images, device):
+        arguments = (out, cache.cache_key(out, about), tokenizers, text, images, device)
+        for done, shards in cache.write_cache(*arguments, heldout=heldout):
             yield Record("cache", done, shards, {})
