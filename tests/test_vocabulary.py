@@ -529,3 +529,43 @@ def test_a_damaged_vocabulary_is_refused(tmp_path, text, wrong):
     (tmp_path / "config.json").write_text(json.dumps(about | {"vocabulary": wrong}))
     with pytest.raises(ValueError, match="config.json .*vocabulary is not one text"):
         read_about(tmp_path)
+
+
+# --- describe ---
+def test_describe_shows_a_small_vocabulary_whole(capsys):
+    assert main(["describe", "toy-shapes"]) == 0
+    printed = capsys.readouterr().out
+    assert "32: a, above, background" in printed and "yellow\n" in printed
+    assert all(len(line) <= 100 for line in printed.splitlines())
+
+
+def test_describe_shortens_a_large_vocabulary(capsys):
+    assert main(["describe", "toy"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("words")]
+    assert "3,407 (--json lists all), such as " in line
+    assert main(["describe", "toy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["vocabulary"] == SHIPPED["toy"].split()
+
+
+def test_describe_of_a_model_directory(tiny_model, tmp_path, text, capsys):
+    assert main(["describe", str(tiny_model), "--json"]) == 0
+    costs = json.loads(capsys.readouterr().out)
+    assert costs["vocabulary"] == SHIPPED["toy-shapes"].split()
+    muse = Muse.load(tiny_model)
+    assert costs["parameters"]["base"] == sum(p.numel() for p in muse.base.parameters())
+    begin(tmp_path / "old", "shapes", text)
+    forget_words(tmp_path / "old")
+    assert main(["describe", str(tmp_path / "old")]) == 0
+    assert "not kept: by an older version" in capsys.readouterr().out
+    assert main(["describe", str(tmp_path / "old"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["vocabulary"] is None
+
+
+def test_describe_of_a_preset_has_no_words(capsys):
+    assert main(["describe", "tiny"]) == 0
+    assert "words" not in capsys.readouterr().out
+
+
+def test_describe_of_nothing(fails):
+    line = fails("describe", "nowhere")
+    assert "no model 'nowhere'" in line and "toy-shapes" in line and "muse-3b" in line
