@@ -38,6 +38,7 @@ from minimuse.plumbing.holes import (
 from minimuse.plumbing.messages import warn
 from minimuse.plumbing.prompts import check_prompts
 from minimuse.plumbing.ranges import check_arguments
+from minimuse.plumbing.vocabulary import each_word_once
 
 
 # --- Inpainting and outpainting ---
@@ -98,6 +99,7 @@ def outpaint(
 
 
 @in_usual_state
+@each_word_once
 def fill(
     muse: Muse,
     pixels: torch.Tensor,
@@ -170,6 +172,7 @@ def fill_window(
 
 
 # --- Mask-free editing ---
+@each_word_once
 def edit(
     muse: Muse,
     image: Image.Image,

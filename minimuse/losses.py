@@ -65,8 +65,7 @@ def token_loss(
             # The loss is the mean over all hidden tokens of the batch, so these rows count by
             # their fraction of them.
             fraction = hidden.sum() / batch.hidden.sum()
-            codes = logits.shape[-1]  # K
-            chance = math.log(codes)  # the loss of a uniform guess
+            chance = math.log(logits.shape[-1])  # the loss of a uniform guess among K codes
             yield fraction * loss, {"accuracy": fraction * correct, "chance": fraction * chance}
 
     return loss_of

@@ -34,6 +34,7 @@ from minimuse.plumbing.parts import PARTS, check_model, find_model, load_part, r
 from minimuse.plumbing.prompts import check_prompts, common_weights, parse_prompt, with_style
 from minimuse.plumbing.ranges import check_arguments, later_seed
 from minimuse.plumbing.t5_files import load_t5
+from minimuse.plumbing.vocabulary import each_word_once, say_unknown_words
 from minimuse.t5_frozen import FrozenT5
 from minimuse.transformer import Context
 
@@ -69,6 +70,7 @@ class Muse:
         self.device = next(self.base.parameters()).device
         self.run_pass = one_pass  # `compile` replaces it
         self.is_rounded = False
+        self.name = "MODEL"  # as messages call it; `load` replaces it
 
     @property
     def parts(self) -> MappingProxyType:
@@ -96,10 +98,12 @@ class Muse:
                 f"give its directory as t5 (--t5)"
             )
         parts = {}
-        for name in PARTS:
-            part = load_part(directory, name, config, text.width).to(device)
-            parts[name] = part.eval().requires_grad_(False)
-        return cls(config, text, parts, about)
+        for part_name in PARTS:
+            part = load_part(directory, part_name, config, text.width).to(device)
+            parts[part_name] = part.eval().requires_grad_(False)
+        muse = cls(config, text, parts, about)
+        muse.name = str(name)
+        return muse
 
     def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write config.json and the weights; bf16 halves the files, int8 quarters them.
@@ -141,6 +145,7 @@ class Muse:
         return to_pil(images)
 
     @in_usual_state
+    @each_word_once
     def draw(
         self,
         prompts: list[str],
@@ -282,8 +287,9 @@ class Muse:
         """Embed the prompts of B images with the text encoder. "" is the null caption.
 
         "one thing AND another:0.5" composes two prompts, and a model of emoji gets a style if the
-        prompt names none: see `plumbing/prompts.py`. `plain` takes prompts as they are. No prompts,
-        or prompts whose weights differ from image to image, are ValueErrors.
+        prompt names none: see `plumbing/prompts.py`. Words that no training caption had are a
+        warning. `plain` takes prompts as they are, without all this. No prompts, or prompts whose
+        weights differ from image to image, are ValueErrors.
         """
         check_arguments(plain=plain)
         check_prompts(prompts, negative, plain)
@@ -298,6 +304,8 @@ class Muse:
         texts = []
         for p in range(len(weights)):
             texts += [parts[p][0] for parts in parsed]
+        if not plain:
+            say_unknown_words(self.name, self.about.get("vocabulary"), [*texts, negative])
         # One call, so that all texts are padded to one length T.
         text, visible = self.text([*texts, negative])  # P B + 1 rows
         B = len(prompts)

@@ -30,21 +30,13 @@ from torch import nn
 from minimuse.device import generator_at
 from minimuse.plumbing import collectives
 from minimuse.plumbing.caller_state import in_usual_state
-from minimuse.plumbing.checkpoint import Checkpoints
+from minimuse.plumbing.checkpoint import Checkpoints, nothing_to_save
 from minimuse.plumbing.config import Stage
 from minimuse.plumbing.optimizers import clip_gradients, make_optimizers
 
 MAX_SKIPPED_IN_A_ROW = 5
 
 Metrics = dict[str, torch.Tensor | float]
-
-
-def nothing_to_save() -> None:
-    """Stands for `Record.save` where there is no checkpoint."""
-
-
-def watch_nothing(record: "Record") -> None:
-    """Stands for `watch` in the training loop where nobody watches."""
 
 
 class Record(NamedTuple):
@@ -67,7 +59,7 @@ def training_loop(
     seed: int,
     checkpoint: Path,
     key: dict,
-    watch: Callable[[Record], None] = watch_nothing,
+    watch: Callable[[Record], None] | None = None,
 ) -> Iterator[Record]:
     """Train `model` in place and yield a record per step; at the end it holds the averaged weights.
 
@@ -110,7 +102,8 @@ def training_loop(
 
         checkpoints.steps_done = step + 1
         record = Record(name, step + 1, settings.steps, metrics, checkpoints.save)
-        watch(record)
+        if watch is not None:
+            watch(record)
         if step + 1 < settings.steps:
             checkpoints.save_if_needed()
         yield record

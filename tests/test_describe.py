@@ -135,9 +135,9 @@ def test_what_training_holds(optimizer_name, bytes_each):
 
 
 def test_the_command(capsys, tmp_path):
-    assert main(["describe", "toy", "--json"]) == 0
+    assert main(["describe", "small", "--json"]) == 0
     costs = json.loads(capsys.readouterr().out)
-    assert costs == describe("toy") and set(costs) == {"parameters", "flops", "memory"}
+    assert costs == describe("small") and set(costs) == {"parameters", "flops", "memory"}
     assert all(isinstance(value, int) for group in costs.values() for value in group.values())
     assert main(["describe", "muse-3b"]) == 0
     text = capsys.readouterr().out

@@ -194,13 +194,14 @@ def test_the_style_is_added_where_prompts_are_read_and_nowhere_else(muse, monkey
         return text(texts)
 
     monkeypatch.setattr(muse, "text", remember)
-    muse.embed_prompts(["pizza"], "blue")
-    monkeypatch.setattr(muse, "about", muse.about | {"data": "emoji"})
+    muse.embed_prompts(["red"], "blue")
+    about = muse.about | {"data": "emoji", "vocabulary": "pizza fire blue noto 3d style"}
+    monkeypatch.setattr(muse, "about", about)
     muse.embed_prompts(["pizza"], "blue", plain=True)
     with pytest.warns(UserWarning, match="noto"):
         muse.embed_prompts(["pizza AND fire:0.5", "pizza AND fire, 3d:0.5"], "blue")
     assert embedded == [
-        ["pizza", "blue"],
+        ["red", "blue"],
         ["pizza", "blue"],
         ["pizza, noto style", "pizza, noto style", "fire, noto style", "fire, 3d", "blue"],
     ]

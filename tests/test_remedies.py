@@ -193,7 +193,19 @@ def test_flags(model, argv, told, fixed):
 def test_prompts(model, prompt, told, fixed):
     _, stderr = run("generate", prompt, "--model", model)
     assert told in stderr
-    assert run("generate", fixed, "--model", model) == (0, "")
+    code, stderr = run("generate", fixed, "--model", model)
+    # All that is still said is which words are unknown, such as "b".
+    assert code == 0 and stderr.count("\n") == stderr.count("may not know") == 1
+
+
+def test_an_unknown_word():
+    draw = ["--model", "toy", "--steps", "1"]
+    _, stderr = run("generate", "a hamburgr, noto style", *draw)
+    (near,) = re.findall(r"near words are (\w+)", stderr)
+    _, stderr_of_near = run("generate", f"a {near}, noto style", *draw)
+    assert "may not know" in stderr and "may not know" not in stderr_of_near
+    (command,) = re.findall(r"minimuse (describe .*) lists all", stderr)
+    works(*shlex.split(command))
 
 
 def test_a_large_image(model):

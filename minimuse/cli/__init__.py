@@ -14,6 +14,7 @@ from minimuse.cli.flags import make_parser
 from minimuse.cli.lessons import install_hint
 from minimuse.plumbing import stopping
 from minimuse.plumbing.messages import one_line, print_warning
+from minimuse.plumbing.vocabulary import each_word_once
 from minimuse.runs.rehearsal import is_out_of_memory
 
 # What helps against errors that the system reports.
@@ -29,6 +30,7 @@ REMEDIES = {
 USERS_ERRORS = (ValueError, OSError, MemoryError, ModuleNotFoundError)
 
 
+@each_word_once
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` is without the program's name.
 

@@ -1,6 +1,7 @@
-"""What a preset costs: parameters, arithmetic and memory, computed from shapes alone.
+"""What a preset or a model costs: parameters, arithmetic and memory, computed from shapes alone.
 
     minimuse describe muse-3b            # --json: plain numbers
+    minimuse describe toy-shapes         # also the words of its training captions
 
 Every part is built on PyTorch's meta device, where a tensor has a shape and no memory. A forward
 pass is run there while PyTorch's counter adds up its matrix products, with 2 FLOPs for a
@@ -10,8 +11,10 @@ activations.
 
 import argparse
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minimuse.data import ASSETS
 from minimuse.decode import Sampling
-from minimuse.plumbing.config import PRESETS, Config, Stage
-from minimuse.plumbing.parts import PARTS, build
+from minimuse.plumbing.config import PRESETS, Config, Stage, from_json
+from minimuse.plumbing.parts import PARTS, build, find_model, read_about
+from minimuse.plumbing.places import shipped
 from minimuse.plumbing.t5_files import read_t5_config
+from minimuse.plumbing.vocabulary import MOST_WORDS
 from minimuse.t5_frozen import MAX_TOKENS, T5Config, T5Encoder
 
 # So many GPUs share a model, its gradients and its optimizer.
@@ -45,29 +50,79 @@ TRAINING_BYTES = {"adamw": 20, "adafactor": 12}
 # How `minimuse describe` prints each group of numbers.
 UNITS = {"parameters": (1e6, "M"), "flops": (1e12, "TFLOP"), "memory": (1e9, "GB")}
 
+# Of a larger vocabulary, `minimuse describe` prints about so many words, from all of the alphabet.
+MOST_PRINTED = 60
+
 
 def run_describe(args: argparse.Namespace) -> None:
-    """`minimuse describe`: print what a preset costs."""
-    costs = describe(args.preset, args.t5)
+    """`minimuse describe`: print what a preset or a model costs, and which words a model has read.
+
+    "toy" is the name of both: the costs are those of the preset.
+    """
+    about = about_model(args.name)
+    if args.name in PRESETS:
+        costs = describe(args.name, args.t5)
+    else:
+        t5 = args.t5 or text_encoder_directory(about["text"]["name"])
+        costs = costs_of(from_json(about["config"]), read_t5_config(t5 / "config.json"))
+    words = None  # of a preset, and of a model that keeps none
+    if about is not None and "vocabulary" in about:
+        words = about["vocabulary"].split()
     if args.json:
-        print(json.dumps(costs, indent=1))
+        print(json.dumps(costs if about is None else costs | {"vocabulary": words}, indent=1))
         return
     for group, values in costs.items():
         divisor, unit = UNITS[group]
         for name, value in values.items():
             print(f"{group:<12}{name:<28}{value / divisor:>14,.3f} {unit}")
+    if about is not None:
+        print_words(words)
+
+
+def about_model(name: str) -> dict[str, Any] | None:
+    """What config.json says of a model; None if this is the name of a preset alone."""
+    if name in PRESETS:
+        directory = shipped(name, "base.safetensors")
+        return None if directory is None else read_about(directory)
+    try:
+        return read_about(find_model(name))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; presets are {', '.join(PRESETS)}") from None
+
+
+def text_encoder_directory(name: str) -> Path:
+    """The directory of a text encoder that a model's config.json names."""
+    return shipped(name, "config.json") or Path(name)
+
+
+def print_words(words: list[str] | None) -> None:
+    """Print a model's vocabulary, or of a long one every n-th word."""
+    if words is None:
+        text = f"not kept: by an older version, or there are more than {MOST_WORDS:,}"
+    elif len(words) <= MOST_PRINTED:
+        text = f"{len(words)}: {', '.join(words)}"
+    else:
+        every = -(-len(words) // MOST_PRINTED)  # rounded up
+        text = f"{len(words):,} (--json lists all), such as {', '.join(words[::every])}"
+    print(textwrap.fill(text, 100, initial_indent=f"{'words':<12}", subsequent_indent=" " * 12))
+
+
+def describe(preset: str, t5: Path | None = None) -> dict[str, dict[str, int]]:
+    """`costs_of` a preset. The text encoder is the one whose config.json is in the directory `t5`.
+
+    By default it is T5-XXL for a base model wider than 512, else the one that ships with minimuse.
+    """
+    config = PRESETS[preset]
+    return costs_of(config, text_encoder_config(config, t5))
 
 
 @torch.no_grad()
-def describe(preset: str, t5: Path | None = None) -> dict[str, dict[str, int]]:
-    """Return {"parameters": ..., "flops": ..., "memory": ...} of a preset, each {name: number}.
+def costs_of(config: Config, t5_config: T5Config) -> dict[str, dict[str, int]]:
+    """Return {"parameters": ..., "flops": ..., "memory": ...} of a model, each {name: number}.
 
     Parameters of each part; FLOPs of an image, guided in all steps, and of a training step; memory
-    in bytes. The text encoder is the one whose config.json is in the directory `t5`. By default it
-    is T5-XXL for a base model wider than 512, else the one that ships with minimuse.
+    in bytes.
     """
-    config = PRESETS[preset]
-    t5_config = text_encoder_config(config, t5)
     with torch.device("meta"):
         parts: dict[str, nn.Module] = {"text": T5Encoder(t5_config)}
         for name in PARTS:

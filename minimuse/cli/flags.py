@@ -274,14 +274,18 @@ def add_describe(commands: Any) -> None:
         commands,
         "describe",
         run_describe,
-        "tell parameters, arithmetic and memory of a preset, from shapes alone",
+        "tell parameters, arithmetic and memory of a preset or a model, and the words of a model",
     )
-    parser.add_argument("preset", choices=PRESETS, help="sizes and lengths")
+    parser.add_argument(
+        "name",
+        help=f"a preset ({', '.join(PRESETS)}), or a model: a directory or a name in data/; "
+        "toy names both: the numbers are the preset's, the words the model's",
+    )
     parser.add_argument(
         "--t5",
         type=path,
         help="a directory with the config.json of another text encoder "
-        "(default: T5-XXL for the paper's presets, else t5-toy)",
+        "(default: the model's; T5-XXL for the paper's presets, else t5-toy)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print plain numbers as JSON (default: a table)"

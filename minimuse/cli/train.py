@@ -26,6 +26,7 @@ from minimuse.runs import parallel
 from minimuse.runs.directory import check_resumable
 from minimuse.runs.rehearsal import check_trainable
 from minimuse.runs.stages import STAGES, fill_cache, prepare, train_all
+from minimuse.runs.training_words import keep_start_vocabulary
 from minimuse.runs.workers import TrainingJob, side_by_side
 from minimuse.train import Record
 
@@ -175,3 +176,4 @@ def copy_start(start: Path, out: Path, stages: tuple[str, ...]) -> None:
         copy_file(start / name, out / "start" / name)
         if part not in trained:
             copy_file(start / name, out / name)
+    keep_start_vocabulary(start, out)

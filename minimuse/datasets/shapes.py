@@ -185,6 +185,13 @@ def caption(scene: Scene) -> str:
     return f"{subject} on a {scene.background} background"
 
 
+def every_word() -> str:
+    """A text with every word that a caption can have."""
+    plurals = [f"{shape}{_plural_ending(shape, 2)}" for shape in SHAPES]
+    things = [*NUMBERS, *SIZES, *COLOURS, *SHAPES, *plurals]
+    return " ".join([*things, *RELATIONS, "on a", *BACKGROUNDS, "background"])
+
+
 def _plural_ending(name: str, n: int) -> str:
     if n == 1:
         return ""

@@ -24,6 +24,10 @@ from minimuse.plumbing.stopping import stop_now, stop_signals
 SAVE_EVERY = 60.0  # seconds between checkpoints
 
 
+def nothing_to_save() -> None:
+    """Stands for `Checkpoints.save` where there is no checkpoint."""
+
+
 class Checkpoints:
     """Saves and restores the state of a training: weights, their average, and the optimizers.
 

@@ -44,7 +44,10 @@ def differences(here: dict[str, Any], there: dict[str, Any], place: str) -> str:
 
 def deciding(about: dict[str, Any]) -> dict[str, str]:
     """What decides on the weights, as text, by names such as "stages.base.steps"."""
-    values = {key: value for key, value in about.items() if key not in ("config", "ways")}
+    values = {}
+    for key, value in about.items():
+        if key not in ("config", "ways", "vocabulary"):
+            values[key] = value
     config = with_defaults(about.get("config"))
     if isinstance(values.get("text"), dict):
         values["text encoder"] = values.pop("text").get("fingerprint")

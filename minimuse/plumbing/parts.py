@@ -69,6 +69,7 @@ def find_model(name: str | Path) -> Path:
 def read_about(directory: Path) -> dict[str, Any]:
     """Read config.json: "config" (settings), "data", "seed", "text" (encoder name and fingerprint).
 
+    Newer ones have a "vocabulary", too (see `plumbing/vocabulary.py`).
     Settings that an older version did not know get today's defaults, and paths are where data and
     text encoder lie now. A FileNotFoundError or ValueError names the file.
     """
@@ -99,6 +100,8 @@ def check_about(about: Any) -> None:
     for key in ("name", "fingerprint"):
         if not isinstance(about["text"], dict) or key not in about["text"]:
             raise ValueError(f"text.{key} is missing")
+    if not isinstance(about.get("vocabulary", ""), str):
+        raise ValueError("vocabulary is not one text")
     ways = about.get("ways", {})
     if not isinstance(ways, dict):
         raise ValueError(f"ways is {ways!r}")

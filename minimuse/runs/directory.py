@@ -1,6 +1,6 @@
 """The directory of a model in training, OUT on the command line: settings, parts, checkpoints.
 
-    OUT/config.json                     settings, data, seed, text encoder
+    OUT/config.json                     settings, data, seed, text encoder, words of the captions
     OUT/images.json                     the images of a folder, see `runs/manifest.py`
     OUT/images.safetensors              the same images, decoded
     OUT/base.safetensors                a finished part
@@ -29,6 +29,8 @@ from minimuse.plumbing.identity import differences
 from minimuse.plumbing.lock import one_process_at_a_time
 from minimuse.plumbing.parts import read_about
 from minimuse.plumbing.places import data_place, text_place, with_ways
+from minimuse.runs.manifest import can_write
+from minimuse.runs.training_words import training_vocabulary
 from minimuse.t5_frozen import FrozenT5
 
 
@@ -53,7 +55,7 @@ def sheet_path(out: Path, name: str, step: int) -> Path:
 
 
 def describe_model(config: Config, data: str, text: FrozenT5, text_name: str, seed: int) -> dict:
-    """The contents of config.json: all settings that a model depends on."""
+    """The contents of config.json but the vocabulary: all that a model depends on."""
     about = {
         "config": dataclasses.asdict(config),
         "data": data_place(data),
@@ -87,16 +89,27 @@ def check_same_settings(out: Path, config: Config, data: str, seed: int) -> None
 def is_outdated(out: Path, about: dict) -> bool:
     """Whether there is a config.json in OUT, and `write_config` would change it."""
     path = out / "config.json"
-    return path.is_file() and json.loads(path.read_text()) != with_ways(out, about)
+    if not path.is_file():
+        return False
+    stored = json.loads(path.read_text())
+    vocabulary = stored.pop("vocabulary", None)
+    if stored != with_ways(out, about):
+        return True
+    # Older versions wrote no vocabulary. A directory that can only be read does without.
+    return vocabulary is None and can_write(out)
 
 
 def write_config(out: Path, about: dict) -> None:
-    """Write OUT/config.json."""
+    """Write OUT/config.json, with the vocabulary of the training captions."""
     rank, _ = collectives.rank_and_size()
     # Stages that train side by side write the same file, so wait for each other.
     with one_process_at_a_time(out, "config", wait=-1), collectives.fail_together():
         if rank == 0:
-            write_json(out / "config.json", with_ways(out, about))
+            contents = with_ways(out, about)
+            vocabulary = training_vocabulary(out, about["data"])
+            if vocabulary is not None:
+                contents = contents | {"vocabulary": vocabulary}
+            write_json(out / "config.json", contents)
 
 
 def check_resumable(out: Path) -> None:
