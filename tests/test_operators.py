@@ -38,16 +38,16 @@ ON_MPS = set(
     argmin avg_pool2d bincount bitwise_and bitwise_not bitwise_or bmm cat clamp clamp_ clamp_min
     clamp_min_ clone constant_pad_nd convolution convolution_backward copy_ cos cumsum detach div
     div_ dot embedding embedding_dense_backward empty empty_like eq equal exp expand fill_
-    floor_divide full gather ge gelu gelu_backward gt hardtanh index index_add index_add_
-    index_put index_put_ index_select le leaky_relu leaky_relu_backward lerp lerp_
-    linalg_vector_norm log log10 log_ logical_and lt masked_fill max max_pool2d_with_indices mean
-    min minimum mm mul mul_ mv nansum native_layer_norm native_layer_norm_backward ne neg neg_
+    floor_divide full gather ge gelu gelu_backward gt hardtanh index index_add index_add_ index_put
+    index_put_ index_select le leaky_relu leaky_relu_backward lerp lerp_ linalg_vector_norm log
+    log10 log_ logical_and lt masked_fill max max_pool2d_with_indices mean min minimum mm mul mul_
+    mv nansum native_batch_norm native_layer_norm native_layer_norm_backward ne neg neg_
     new_empty_strided new_ones new_zeros nll_loss_backward nll_loss_forward nonzero normal_ ones
     ones_like permute pow pow_ rand randn reciprocal relu remainder repeat replication_pad2d round
-    rsqrt rsqrt_ rsub scalar_tensor select sgn sigmoid sigmoid_backward silu silu_backward sin
-    slice slice_backward sort split split_with_sizes sqrt squeeze stack sub sum t
-    threshold_backward topk transpose unbind uniform_ unsqueeze upsample_nearest2d
-    upsample_nearest2d_backward view where zero_ zeros zeros_like
+    rsqrt rsqrt_ rsub scalar_tensor select sgn sigmoid sigmoid_backward silu silu_backward sin slice
+    slice_backward sort split split_with_sizes sqrt squeeze stack sub sum t threshold_backward topk
+    transpose unbind uniform_ unsqueeze upsample_nearest2d upsample_nearest2d_backward view where
+    zero_ zeros zeros_like
     """.split()
 )
 
