@@ -108,6 +108,13 @@ def test_help_of_every_flag_says_its_default(command, capsys):
     assert command in capsys.readouterr().out
 
 
+def test_the_report_of_the_demo_has_outlines(tiny_model):
+    report = read_json(tiny_model / "report.json")["alignment"]
+    outlines = {kind for kind, row in report.items() if "outline" in row}
+    assert outlines == set(report) - {"shuffled"}
+    assert report["real"]["outline"]["value"] > 0.99
+
+
 def test_demo_writes_what_it_promises(tiny_model):
     report = read_json(tiny_model / "report.json")
     assert set(report["alignment"]) == {
@@ -118,8 +125,6 @@ def test_demo_writes_what_it_promises(tiny_model):
         "generated_low",
         "shuffled",
     }
-    outlines = {kind for kind, row in report["alignment"].items() if "outline" in row}
-    assert outlines == set(report["alignment"]) - {"shuffled"}
     for row in report["alignment"].values():
         attributes = {"shape", "colour", "size", "count", "relation", "background", "all"}
         assert set(row) - {"outline"} == attributes
