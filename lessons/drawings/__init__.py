@@ -1,0 +1,11 @@
+"""The diagrams of the lessons, drawn by code, so that their numbers are those of the models.
+
+    from minimuse.drawings import architecture
+    architecture(Muse.load("toy-shapes")).savefig("muse.png")
+
+Each function returns a matplotlib figure. Matplotlib comes with the extra `lessons`.
+"""
+
+from minimuse.drawings.architecture import architecture
+
+__all__ = ["architecture"]
