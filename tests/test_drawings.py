@@ -4,6 +4,7 @@ pip install -e '.[test,lessons]' && pytest tests/test_drawings.py
 """
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -78,3 +79,33 @@ def test_a_caption_is_broken_into_as_many_lines_as_asked():
     text = "a large blue ring left of a small red square on a grey background"
     lines = in_lines(text, 4).split("\n")
     assert len(lines) == 4 and " ".join(lines) == text
+
+
+def test_a_decoding_step_shows_what_the_model_does():
+    """A probability for each hidden token; those in bold are the largest, as many as are kept."""
+    from minimuse.drawings import decoding_step
+
+    caption = "a large blue ring left of a small red square on a white background"
+    axes = decoding_step(Muse.load("toy-shapes"), caption, number=5).axes[0]
+    words = [text.get_text() for text in axes.texts]
+    cells = [text for text in axes.texts if re.fullmatch(r"(1|)\.\d\d", text.get_text())]
+    everything = " ".join(words)
+    hidden = int(re.search(r"(\d+) tokens are hidden", everything)[1])
+    kept = int(re.search(r"keep the (\d+) most", everything)[1])
+    bold = [float(cell.get_text()) for cell in cells if cell.get_weight() == "bold"]
+    others = [float(cell.get_text()) for cell in cells if cell.get_weight() != "bold"]
+    assert len(cells) == hidden and len(bold) == kept
+    assert min(bold) >= max(others)
+
+
+def test_training_hides_the_tokens_that_it_says():
+    from minimuse.drawings import training_and_sampling
+
+    muse = Muse.load("toy-shapes")
+    image = torch.full((1, 3, 32, 32), -1.0)  # black: no true token is grey
+    hidden = (0, 5, 15)
+    axes = training_and_sampling(muse, image, "a red circle", hidden=hidden).axes[0]
+    grids = [shown.get_array() for shown in axes.images if shown.get_array().shape == (4, 4, 3)]
+    masked = grids[1].reshape(16, 3)
+    for position in range(16):
+        assert (masked[position].mean() > 0.5) == (position in hidden)

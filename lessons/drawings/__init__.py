@@ -7,5 +7,7 @@ Each function returns a matplotlib figure. Matplotlib comes with the extra `less
 """
 
 from minimuse.drawings.architecture import architecture
+from minimuse.drawings.block import block, training_and_sampling
+from minimuse.drawings.decoding_step import decoding_step
 
-__all__ = ["architecture"]
+__all__ = ["architecture", "block", "decoding_step", "training_and_sampling"]
