@@ -143,7 +143,9 @@ def lessons(tmp_path):
     return folder
 
 
-def test_pytest_runs_them_small_and_the_command_at_full_size(lessons):
+def test_pytest_runs_them_small_and_the_command_at_full_size(lessons, monkeypatch):
+    monkeypatch.setenv("LESSON_TINY", "1")
+
     def run(*command):
         done = subprocess.run(
             [sys.executable, *command], cwd=lessons, capture_output=True, text=True
