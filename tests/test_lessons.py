@@ -4,6 +4,7 @@ pytest tests/test_lessons.py
 """
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def test_links_lead_somewhere_and_figures_say_what_they_show(page):
             assert (page.parent / target).exists(), f"{target} does not exist"
         if is_image:
             assert len(words) > 15, f"{target} has no alt text"
+
+
+QUOTED = re.compile(r"^From `(minimuse/[\w/]+\.py)`:\n\n```python\n(.*?)^```", re.S | re.M)
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=page_name)
+def test_quoted_code_is_the_package_s(lesson):
+    """A fence below "From `minimuse/file.py`:" is found in that file, indented or not."""
+    for file, code in QUOTED.findall(lesson.read_text()):
+        source = "\n" + (ROOT / file).read_text()
+        indented = (textwrap.indent(code, " " * n) for n in (0, 4, 8))
+        assert any("\n" + text in source for text in indented), f"not in {file}:\n{code}"
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=page_name)
