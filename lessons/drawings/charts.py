@@ -4,10 +4,13 @@ A panel is a matplotlib Axes. `panels` makes a figure with a row of them, and th
 draw into one panel each. A figure is left open, so that a notebook shows it below its cell.
 """
 
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from einops import rearrange, repeat
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -70,3 +73,12 @@ def grouped_bars(axis: Axes, named: dict[str, Sequence[float]], **settings) -> N
         axis.set_xticks(range(len(heights)))
     axis.set(**settings)
     axis.legend(fontsize=7)
+
+
+def tinted(images: torch.Tensor, hidden: torch.Tensor) -> list[np.ndarray]:
+    """Images (B, 3, H, W) in [-1, 1] as (H, W, 3), grey where tokens (B, N) are still hidden."""
+    grid = math.isqrt(hidden.shape[1])
+    side = images.shape[-1] // grid
+    grey = repeat(hidden.cpu(), "B (h w) -> B (h y) (w x) 1", h=grid, y=side, x=side).numpy()
+    shown = rearrange(images.cpu(), "B C H W -> B H W C").clamp(-1, 1).numpy() / 2 + 0.5
+    return list(np.where(grey, 0.35 * shown + 0.65 * 0.72, shown))
