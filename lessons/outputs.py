@@ -20,7 +20,10 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from hypothesis import HealthCheck, settings
 
 FOLDER = Path(__file__).resolve().parent
 ONE_RUN = "One run; yours may differ:"
@@ -62,32 +65,38 @@ def words(text: str) -> list[list[str]]:
     return [NUMBER.sub("#", line).split() for line in text.splitlines()]
 
 
-def with_outputs(text: str, lesson: Path) -> str:
-    """The lesson's text, with what its code prints now in its text fences."""
+def with_outputs(text: str, lesson: Path) -> Iterator[str]:
+    """Run a lesson's code; after each fence, yield the text with the outputs so far."""
     namespace = {}
-
-    def run_and_show(fence: re.Match) -> str:
+    done, rest = "", 0
+    for fence in FENCE.finditer(text):
         started = time.monotonic()
         printed = run_fence(fence, lesson, namespace)
         line = text.count("\n", 0, fence.start()) + 1
         print(f"{lesson.name}:{line} {time.monotonic() - started:.1f} s", flush=True)
-        code = f"```python\n{fence['code']}```\n"
-        if not printed:
-            return code
-        exact = fence["output"] and not fence["label"]
-        label = "" if exact else f"{ONE_RUN}\n\n"
-        return f"{code}\n{label}```text\n{printed}\n```\n"
+        done += text[rest : fence.start()] + with_output(fence, printed)
+        rest = fence.end()
+        yield done + text[rest:]
 
-    return FENCE.sub(run_and_show, text)
+
+def with_output(fence: re.Match, printed: str) -> str:
+    """A python fence, and below it what it printed, if it did."""
+    code = f"```python\n{fence['code']}```\n"
+    if not printed:
+        return code
+    exact = fence["output"] and not fence["label"]
+    label = "" if exact else f"{ONE_RUN}\n\n"
+    return f"{code}\n{label}```text\n{printed}\n```\n"
 
 
 def write_outputs(lesson: Path) -> None:
-    """Run a lesson, and rewrite its text fences."""
+    """Run a lesson, and rewrite its text fences one by one: a later error costs no output."""
     text = lesson.read_text(encoding="utf-8")
-    new_text = with_outputs(text, lesson)
-    if lesson.read_text(encoding="utf-8") != text:
-        raise RuntimeError(f"{lesson} was edited while its code ran; it is left as it is")
-    lesson.write_text(new_text, encoding="utf-8")
+    for new_text in with_outputs(text, lesson):
+        if lesson.read_text(encoding="utf-8") != text:
+            raise RuntimeError(f"{lesson} was edited while its code ran; it is left as it is")
+        lesson.write_text(new_text, encoding="utf-8")
+        text = new_text
 
 
 def main() -> None:
@@ -104,6 +113,15 @@ def main() -> None:
     # Paths in a lesson are relative to the clone.
     os.chdir(FOLDER.parent)
     os.environ.pop("LESSON_TINY", None)
+    # On a busy machine a property of a lesson may be slow, which is no fault of the lesson.
+    settings.register_profile(
+        "outputs",
+        max_examples=25,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    settings.load_profile("outputs")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LESSON_FIGURES"] = "lessons/figures" if args.figures else folder
         os.environ["MPLBACKEND"] = "agg"

@@ -114,10 +114,21 @@ def test_writing_fills_in_replaces_and_is_idempotent():
         fence_text("print(0.5)\n", "0.5\n", label=True),
         fence_text("y = 3\n"),
     ]
-    written = with_outputs(missing + exact + sampled + silent, Path("lesson.md"))
+    *_, written = with_outputs(missing + exact + sampled + silent, Path("lesson.md"))
     assert written == "".join(expected)
-    assert with_outputs(written, Path("lesson.md")) == written
+    *_, again = with_outputs(written, Path("lesson.md"))
+    assert again == written
     check(written)
+
+
+def test_an_error_costs_no_output_that_was_there_before(tmp_path):
+    lesson = tmp_path / "03-broken.md"
+    broken = fence_text("1 / 0\n") + fence_text("print(4)\n")
+    lesson.write_text(fence_text(LOSSES) + broken)
+    with pytest.raises(ZeroDivisionError):
+        outputs.write_outputs(lesson)
+    shown = "with the caption: 2.13\nwithout: 2.5 nats\n"
+    assert lesson.read_text() == fence_text(LOSSES, shown, label=True) + broken
 
 
 def test_a_lesson_that_is_edited_meanwhile_is_left_alone(tmp_path):
