@@ -78,9 +78,10 @@ def _entries_of_style(
     pack = _pack(folder / f"{style}.pack", index[style])
     wanted = "heldout-pair" if split == "heldout" else split
     entries = []
-    for concept, (offset, length, colour) in index[style]["blobs"].items():
-        if colour not in ("", *COLOUR_WORDS):
-            raise TypeError(f"{colour!r} is no colour word")
+    for concept, entry in index[style]["blobs"].items():
+        if len(entry) != 3 or entry[2] not in ("", *COLOUR_WORDS):
+            raise TypeError(f"{concept}: {entry}")
+        offset, length, colour = entry
         if split_of(concept, style) == wanted:
             captions = emoji_captions(words[concept], style, colour)
             read = partial(_decode, pack[offset : offset + length], side)

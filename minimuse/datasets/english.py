@@ -108,7 +108,7 @@ def plural(label: str) -> str:
     """The label for several things; as it is, if it has no plural or is one."""
     phrase, *rest = PREPOSITION.split(label, maxsplit=1)
     head = phrase.split()[-1]
-    is_plural = re.search(r"[^us]s$", head)
+    is_plural = re.search(r"[^us]s$|men$", head) or head in IRREGULAR.values()
     has_other_noun = OTHER_NOUN.search(label)
     if is_plural or has_other_noun or head in MASS or not is_noun(head):
         return label
