@@ -119,12 +119,18 @@ def things_of(concept: dict, senses: dict[str, list[Sense]], concepts_with: Coun
         # Of "fish cake with swirl", neither "fish" nor "swirl" is the thing.
         is_part = word in label.split() and not is_head
         if bearer is not None:
-            no_adjectives = (*OF_A_PART, *COLOUR_WORDS, *label.split())
-            if is_adjective(word, of_word) and word not in no_adjectives:
-                things.append(f"{word} {bearer}")
+            things += phrases_of_bearer(word, of_word, label, bearer)
         elif files & files_of(of_word) and not is_part:
             things.append(word)
     return things
+
+
+def phrases_of_bearer(word: str, senses: list[Sense], label: str, bearer: str) -> list[str]:
+    """["sad face"] for "sad"; nothing for a word that is no adjective of a face."""
+    no_adjectives = (*OF_A_PART, *COLOUR_WORDS, *label.split())
+    if word in no_adjectives or not is_adjective(word, senses):
+        return []
+    return [f"{word} {bearer}"]
 
 
 def files_shown(concept: dict, senses: dict[str, list[Sense]]) -> set[int]:
