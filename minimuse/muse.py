@@ -31,7 +31,7 @@ from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.compiled import compile_pass, round_weights
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.parts import PARTS, check_model, find_model, load_part, read_about, save_part
-from minimuse.plumbing.prompts import check_prompts, common_weights, parse_prompt, with_style
+from minimuse.plumbing.prompts import check_prompts, common_weights, read_prompts
 from minimuse.plumbing.ranges import check_arguments, later_seed
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.plumbing.vocabulary import each_word_once, say_unknown_words
@@ -286,28 +286,26 @@ class Muse:
     def embed_prompts(self, prompts: list[str], negative: str = "", plain: bool = False) -> Prompts:
         """Embed the prompts of B images with the text encoder. "" is the null caption.
 
-        "one thing AND another:0.5" composes two prompts, and a model of emoji gets a style if the
-        prompt names none: see `plumbing/prompts.py`. Words that no training caption had are a
-        warning. `plain` takes prompts as they are, without all this. No prompts, or prompts whose
-        weights differ from image to image, are ValueErrors.
+        "one thing AND another:0.5" composes two prompts. A model of emoji gets a style if the
+        prompt names none, and all words in lower case. See `plumbing/prompts.py`. Words that no
+        training caption had are a warning. `plain` takes prompts as they are, without all this.
+        No prompts, or prompts whose weights differ from image to image, are ValueErrors.
         """
         check_arguments(plain=plain)
         check_prompts(prompts, negative, plain)
-        pairs = {}
-        for prompt in dict.fromkeys(prompts):
-            pairs[prompt] = [(prompt, 1.0)]
-            if not plain:
-                pairs[prompt] = with_style(parse_prompt(prompt), self.about.get("data"))
-        parsed = [pairs[prompt] for prompt in prompts]
+        parsed = [[(prompt, 1.0)] for prompt in prompts]
+        if not plain:
+            parsed, negative = read_prompts(prompts, negative, self.about.get("data"))
         weights = common_weights(parsed)
 
         texts = []
         for p in range(len(weights)):
             texts += [parts[p][0] for parts in parsed]
+        texts.append(negative)
         if not plain:
-            say_unknown_words(self.name, self.about.get("vocabulary"), [*texts, negative])
+            say_unknown_words(self.name, self.about.get("vocabulary"), texts)
         # One call, so that all texts are padded to one length T.
-        text, visible = self.text([*texts, negative])  # P B + 1 rows
+        text, visible = self.text(texts)  # P B + 1 rows
         B = len(prompts)
         return Prompts(
             text=text[:-1],

@@ -26,10 +26,17 @@ from minimuse import datasets, device
 from minimuse.data import ASSETS, Images, halve
 from minimuse.datasets import emoji, folder, load, shapes
 from minimuse.datasets.captions import find_pairs
-from minimuse.datasets.emoji import BEFORE, OF, STYLES, emoji_captions, split_of
+from minimuse.datasets.colours import COLOUR_WORDS
+from minimuse.datasets.emoji import STYLES, split_of
+from minimuse.datasets.emoji_captions import BEFORE, OF, PICTURE_OF, emoji_captions
+from minimuse.datasets.english import head_of, plural, thing_with_article
 from minimuse.datasets.image_files import read_image
 from minimuse.plumbing.config import PRESETS
+from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import images as runs_images
+from minimuse.t5_frozen import MAX_TOKENS
+
+WAYS = 16  # to ask for one emoji
 
 words = st.text(string.ascii_letters + " é😀", min_size=1, max_size=12).filter(str.strip)
 
@@ -193,7 +200,8 @@ def test_packs_hold_what_the_index_says():
     for style in STYLES:
         pack = (ASSETS / "emoji" / f"{style}.pack").read_bytes()
         end, blobs = 0, []
-        for concept, (offset, length) in index()[style]["blobs"].items():
+        for concept, (offset, length, colour) in index()[style]["blobs"].items():
+            assert colour in ("", *COLOUR_WORDS)
             assert offset == end  # one image follows another, with no gap and no overlap
             assert concept in captions
             end = offset + length
@@ -215,9 +223,10 @@ def test_every_emoji_is_in_one_split_with_its_captions():
             names.append(entry.name)
             style, concept = entry.name.split("/")
             assert split_of(concept, style) == ("heldout-pair" if split == "heldout" else split)
-            assert len(entry.captions) == 8
+            assert len(entry.captions) == WAYS
             for caption in entry.captions:
                 assert caption.endswith(ending_of(style)) and caption.isprintable()
+                assert caption == caption.lower() and "  " not in caption
     assert len(names) == len(set(names)) == sum(len(index()[style]["blobs"]) for style in STYLES)
 
 
@@ -260,16 +269,143 @@ def test_count_takes_a_fixed_choice():
         load("emoji", "train", 16, count=0)
 
 
+def words_of_emoji(label, tags=(), things=(), group="objects", subgroup="tools"):
+    """An entry as captions.json has it."""
+    return {
+        "label": label,
+        "tags": list(tags),
+        "things": list(things),
+        "group": group,
+        "subgroup": subgroup,
+    }
+
+
+def new_captions(words, style="noto", colour=""):
+    """The second eight captions, without the style."""
+    captions = emoji_captions(words, style, colour)
+    return [caption.removesuffix(ending_of(style)) for caption in captions[8:]]
+
+
+def test_captions_as_people_type():
+    """The label and a tag with the colour; a tag, a picture of it, and two of them; and others."""
+    tags = ["car", "vehicle", "driving"]
+    for style in STYLES:
+        automobile = words_of_emoji("automobile", tags, ["car", "vehicle"])
+        captions = new_captions(automobile, style, "red")
+        coloured, short, thing, picture, two, kind, reordered, several = captions
+        assert coloured == "a red automobile" and reordered == "automobile in red"
+        assert short in ("red car", "red vehicle") and thing in ("a car", "a vehicle")
+        assert short != f"red {thing.removeprefix('a ')}"
+        start, _, pictured = picture.partition(" of ")
+        assert start in PICTURE_OF and pictured in ("a car", "a vehicle")
+        assert set(two.split()) - {"and"} == {"car", "vehicle"}
+        assert kind in ("a red vehicle", "automobile, a vehicle")
+        assert several == "automobiles"
+
+
+def test_captions_of_a_face():
+    """A face has no tags that name it, but adjectives."""
+    things = ["happy face", "cool face"]
+    face = words_of_emoji("smiling face with sunglasses", ["happy", "cool", "face"], things)
+    for style in STYLES:
+        coloured, short, thing, _, two, kind, reordered, several = new_captions(
+            face, style, "yellow"
+        )
+        assert coloured == "a yellow smiling face with sunglasses"
+        assert short in ("happy yellow face", "cool yellow face")
+        assert thing in ("a happy face", "a cool face")
+        assert two in ("happy cool face", "cool happy face")
+        assert kind == "a yellow face"
+        assert reordered in ("face with sunglasses", "face, smiling, with sunglasses")
+        assert several == "smiling faces with sunglasses"
+
+
+def test_a_colour_is_said_only_where_it_is_true():
+    heart = words_of_emoji("red heart", ["love"], ["heart"])
+    for style in STYLES:  # the picture is orange, but everybody calls it red
+        captions = new_captions(heart, style, "orange")
+        assert captions[:2] == ["a red heart", "red heart"]
+        assert not any("orange" in caption for caption in captions)
+    for group, subgroup in (("people & body", "hands"), ("travel & places", "time")):
+        words = words_of_emoji("baby", ["tool"], ["infant"], group, subgroup)
+        assert not any("yellow" in caption for caption in new_captions(words, "noto", "yellow"))
+    words = words_of_emoji("no smoking", ["sign"], group="symbols", subgroup="signs")
+    assert not any("red" in caption for caption in new_captions(words, "noto", "red"))
+
+
+def test_without_tags_and_colour_the_plainest_captions_are_repeated():
+    for style in STYLES:
+        captions = new_captions(words_of_emoji("rocket"), style)
+        assert len(captions) == 8
+        assert set(captions) - {captions[3]} == {"rocket", "a rocket", "rockets"}
+        assert re.fullmatch("an? [a-z]+ of a rocket", captions[3])
+
+
+@pytest.mark.parametrize(
+    "label, expected",
+    [
+        ("strawberry", "strawberries"),
+        ("knife", "knives"),
+        ("tropical fish", "tropical fish"),
+        ("crossed swords", "crossed swords"),
+        ("scissors", "scissors"),
+        ("bus", "buses"),
+        ("compass", "compasses"),
+        ("cactus", "cactuses"),
+        ("toy", "toys"),
+        ("smiling face with halo", "smiling faces with halo"),
+        ("piece of cake", "pieces of cake"),
+        ("bread", "bread"),
+        ("police woman", "police women"),
+        ("man rowing boat", "man rowing boat"),
+        ("hammer and pick", "hammer and pick"),
+        ("hourglass done", "hourglass done"),
+        ("chart increasing", "chart increasing"),
+        ("ring", "rings"),
+        ("one o'clock", "one o'clock"),
+        ("keycap: 8", "keycap: 8"),
+    ],
+)
+def test_plurals(label, expected):
+    assert plural(label) == expected
+
+
+def test_no_label_has_a_plural_of_a_plural():
+    captions = json.loads((ASSETS / "emoji" / "captions.json").read_text())
+    plurals = [plural(concept["label"].lower()) for concept in captions.values()]
+    assert [plural(label) for label in plurals] == plurals
+
+
+@pytest.mark.parametrize(
+    "thing, phrase",
+    [
+        ("bike", "a bike"),
+        ("ale", "an ale"),
+        ("cheese", "cheese"),
+        ("french bread", "french bread"),
+        ("teeth", "teeth"),
+        ("crossed swords", "crossed swords"),
+        ("face with big eyes", "a face with big eyes"),
+    ],
+)
+def test_articles_of_things(thing, phrase):
+    assert thing_with_article(thing) == phrase
+
+
+def test_the_noun_of_a_label():
+    assert head_of("smiling face with sunglasses") == "face" and head_of("red apple") == "apple"
+
+
 def test_caption_forms():
     new_tags = {"diet", "food", "fruit", "health", "ripe"}
     tags = sorted(new_tags | {"apple", "red"})  # "apple" and "red" say nothing new
     first_tags = set()
     for style in STYLES:
-        captions = emoji_captions("red apple", tags, style)
+        captions = emoji_captions(words_of_emoji("red apple", tags), style, "red")
         ending = ending_of(style)
         assert all(caption.endswith(ending) for caption in captions)
         plain, article, one, two, before, part, after_tag, tag = (
-            caption.removesuffix(ending) for caption in captions
+            caption.removesuffix(ending) for caption in captions[:8]
         )
         assert (plain, article) == ("red apple", "a red apple")
         first = one.removeprefix("red apple, ")
@@ -298,16 +434,38 @@ def test_caption_forms():
     ],
 )
 def test_articles(label, phrase):
-    assert emoji_captions(label, [], "noto")[1] == f"{phrase}, noto style"
+    assert emoji_captions(words_of_emoji(label), "noto", "")[1] == f"{phrase}, noto style"
 
 
-@given(words, st.lists(words, max_size=6), st.sampled_from(STYLES))
-def test_captions_without_tags_are_still_eight(label, tags, style):
-    captions = emoji_captions(label, tags, style)
+labels = words.filter(lambda text: text == text.strip())
+
+
+@given(
+    labels,
+    st.lists(words, max_size=6),
+    st.lists(labels.map(str.lower), max_size=3),
+    st.sampled_from(STYLES),
+    st.sampled_from(("", *COLOUR_WORDS)),
+)
+def test_every_emoji_has_as_many_captions(label, tags, things, style, colour):
+    captions = emoji_captions(words_of_emoji(label, tags, things), style, colour)
     # The order of tags in the file plays no part.
-    assert captions == emoji_captions(label, tags[::-1], style)
-    assert len(captions) == 8
+    turned = words_of_emoji(label, tags[::-1], things[::-1])
+    assert captions == emoji_captions(turned, style, colour)
+    assert len(captions) == WAYS
     assert captions[0] == f"{label.lower()}{ending_of(style)}"
+    assert captions[:8] == emoji_captions(turned, style, "")[:8]
+
+
+def test_captions_are_short_enough_for_the_text_encoder():
+    captions = set()
+    for split in datasets.SPLITS["emoji"]:
+        for entry in emoji.find_emoji(split, 32, ASSETS):
+            captions.update(entry.captions)
+    longest = sorted(captions, key=len)[-500:]
+    tokenizer = load_t5("t5-toy").tokenizer
+    ids, _ = tokenizer.encode(longest, max_length=10**4)
+    assert ids.shape[1] < MAX_TOKENS
 
 
 # --- damage ---
@@ -364,6 +522,17 @@ def test_a_missing_style_is_named(copy):
     with pytest.raises(ValueError) as error:
         load("emoji", "heldout", 16, data_dir=copy)
     one_line(error, str(path), "noto", "git checkout data/emoji")
+
+
+@pytest.mark.parametrize("entry", [[0, 100], [0, 100, "mauve"], [0, 100, None], 7])
+def test_a_damaged_entry_of_the_index_is_named(copy, entry):
+    path = copy / "emoji" / "index.json"
+    damaged = json.loads(path.read_text())
+    damaged["noto"]["blobs"]["pizza"] = entry
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(ValueError) as error:
+        load("emoji", "heldout", 16, data_dir=copy)
+    one_line(error, str(copy / "emoji"), "damaged at noto", "git checkout data/emoji")
 
 
 def test_a_cut_index_is_named(copy):

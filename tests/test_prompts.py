@@ -13,6 +13,7 @@ from minimuse.plumbing.prompts import (
     STYLE_NAMES,
     check_prompts,
     parse_prompt,
+    read_prompts,
     with_style,
 )
 
@@ -205,3 +206,40 @@ def test_the_style_is_added_where_prompts_are_read_and_nowhere_else(muse, monkey
         ["pizza", "blue"],
         ["pizza, noto style", "pizza, noto style", "fire, noto style", "fire, 3d", "blue"],
     ]
+
+
+# --- Capital letters ---
+def tokens_of(muse, prompts, negative=""):
+    """The ids that the text encoder gets for prompts and a negative prompt."""
+    ids = []
+    encode = muse.text.tokenizer.encode
+
+    def remember(texts, *arguments):
+        encoded = encode(texts, *arguments)
+        ids.append(encoded[0].tolist())
+        return encoded
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of words that no caption had
+        patch.setattr(muse.text.tokenizer, "encode", remember)
+        muse.embed_prompts(prompts, negative)
+    return ids
+
+
+def test_capital_letters_do_not_matter_to_toy():
+    toy = Muse.load("toy")
+    lower = tokens_of(toy, ["a red car, noto style"], "a dog")
+    assert tokens_of(toy, ["A Red Car, Noto Style"], "A DOG") == lower
+    composed = tokens_of(toy, ["a red car, 3d AND fire, flat:0.5"])
+    assert tokens_of(toy, ["A red CAR, 3D AND Fire, Flat:0.5"]) == composed
+    # The style by default.
+    assert tokens_of(toy, ["A Red Car"]) == tokens_of(toy, ["a red car, noto style"])
+
+
+def test_other_models_read_capital_letters():
+    """Captions of a folder may have them; toy-shapes is as it was, too."""
+    shapes = Muse.load("toy-shapes")
+    prompts = ["A Red Circle", "a red circle"]
+    assert len(set(map(str, tokens_of(shapes, prompts)[0][:2]))) == 2
+    for data in ("shapes", "my-images", "/home/me/emoji", None):
+        assert read_prompts(["A Red Car"], "No", data) == ([[("A Red Car", 1.0)]], "No")

@@ -1,12 +1,24 @@
 """The measures of prompts that people type: colour words of pictures, and the table of prompts."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from emoji_colours import add_colours
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minimuse.data import ASSETS
 from minimuse.datasets import load
-from minimuse.datasets.colours import COLOUR_WORDS, WHITE, colour_of_pixels, dominant_colours
+from minimuse.datasets.colours import (
+    COLOUR_WORDS,
+    WHITE,
+    clear_colour,
+    colour_of_pixels,
+    dominant_colours,
+    page_of,
+)
 from minimuse.metrics.typed import read_prompts, typed_report
 from minimuse.plumbing.lite0 import has_lite0
 
@@ -47,6 +59,71 @@ def test_the_word_is_that_of_most_pixels():
 
 def test_a_white_page_is_white():
     assert dominant_colours(torch.ones(2, 3, 16, 16)) == [("white", 1.0)] * 2
+
+
+# --- A clear colour ---
+def pixels(image):
+    """(3, H, W) in [-1, 1] -> (H, W, 3) in [0, 1]."""
+    return (image.permute(1, 2, 0).numpy() + 1) / 2
+
+
+@pytest.mark.parametrize("word", PAINTS)
+def test_one_paint_is_clear(word):
+    assert clear_colour(pixels(picture(PAINTS[word]))) == word
+
+
+def test_a_red_car_may_have_black_tyres_and_two_colours_are_none():
+    red, black, blue = (PAINTS[word] for word in ("red", "black", "blue"))
+    assert clear_colour(pixels(picture(red, black))) == "red"
+    assert clear_colour(pixels(picture(red, black, black, black))) == "black"
+    assert clear_colour(pixels(picture(red, blue))) == ""
+    assert clear_colour(pixels(picture(red, red, red, blue))) == "red"
+    assert clear_colour(pixels(picture(red, black, black, blue))) == ""
+
+
+def test_a_white_thing_is_what_its_outline_surrounds():
+    outlined = torch.full((3, 32, 32), 1.0)
+    outlined[:, 6:26, 6:26] = -1.0
+    outlined[:, 7:25, 7:25] = 1.0
+    assert clear_colour(pixels(outlined)) == "white"
+    assert dominant_colours(outlined[None]) == [("black", 1.0)]
+    open_below = outlined.clone()
+    open_below[:, 25, 7:25] = 1.0
+    assert clear_colour(pixels(open_below)) == "black"
+
+
+def test_an_empty_page_has_no_colour():
+    assert clear_colour(pixels(torch.ones(3, 16, 16))) == ""
+
+
+@given(st.integers(0, 2**25 - 1))
+def test_the_page_is_what_sees_an_edge(bits):
+    """Compare with a slow search along the four directions."""
+    ink = [[bits >> (5 * y + x) & 1 for x in range(5)] for y in range(5)]
+    rgb = 1 - torch.tensor(ink).float()[..., None].expand(5, 5, 3).numpy()
+    page = page_of(rgb)
+    for y in range(5):
+        for x in range(5):
+            column = [row[x] for row in ink]
+            paths = (ink[y][: x + 1], ink[y][x:], column[: y + 1], column[y:])
+            assert page[y, x] == any(not any(path) for path in paths)
+
+
+def test_the_index_has_the_colours_of_the_pictures():
+    """Of some pictures: as `data/recipes/emoji_colours.py` would write it today."""
+    folder = Path(ASSETS) / "emoji"
+    index = json.loads((folder / "index.json").read_text())
+    few = {
+        style: {"blobs": dict(list(index[style]["blobs"].items())[::200])}
+        for style in ("openmoji", "fluent-3d")
+    }
+    stored = json.loads(json.dumps(few))
+    for entry in few.values():
+        for blob in entry["blobs"].values():
+            blob[2] = "another"
+    add_colours(few, folder)
+    assert few == stored
+    assert index["noto"]["blobs"]["green-apple"][2] == "green"
 
 
 @given(st.tuples(*[st.floats(0, 1)] * 3))

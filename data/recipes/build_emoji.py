@@ -6,14 +6,14 @@ and it has labels and tags that people wrote. This suits a small text-to-image m
 
 The sources are npm packages of fixed versions, so the packs can be rebuilt:
 
-    pip install resvg-py pillow        # made with resvg-py 0.5.0 and Pillow 13.0.0 (libwebp 1.6.0)
-    python data/recipes/build_emoji.py --work /tmp/emoji     # needs npm; four minutes of one core
+    pip install -e '.[data]'           # made with resvg-py 0.5.0 and Pillow 13.0.0 (libwebp 1.6.0)
+    python data/recipes/build_emoji.py --work /tmp/emoji     # needs npm; six minutes of one core
 
 The same versions give the same bytes. It writes to data/emoji:
 
     STYLE.pack      WebP images (128 px, on white), one after the other
-    index.json      the checksum of each pack, and for each concept [offset, length]
-    captions.json   for each concept its label, tags, group and subgroup
+    index.json      the checksum of each pack, and for each concept [offset, length, colour word]
+    captions.json   for each concept its label, tags, group and subgroup, and which tags are things
 
 Left out: flags, skin-tone variants (many images of one concept), and images that a style repeats.
 The licences are in data/LICENSES.md.
@@ -30,6 +30,8 @@ import unicodedata
 from pathlib import Path
 
 import resvg_py
+from emoji_colours import lines, write_index
+from emoji_things import add_things
 from PIL import Image
 
 SIDE = 128  # of an image, in pixels
@@ -213,12 +215,6 @@ def pack(images: dict[str, Image.Image], path: Path) -> dict:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "blobs": blobs}
 
 
-def lines(table: dict) -> str:
-    """JSON with one entry a line, so that a change shows as a small difference."""
-    rows = [f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in table.items()]
-    return "{\n" + ",\n".join(rows) + "\n}\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the emoji packs of data/emoji.")
     parser.add_argument("--work", type=Path, required=True, help="folder for the downloads")
@@ -232,7 +228,7 @@ def main() -> None:
     for style, package in STYLES.items():
         images = READERS[style](fetch(package, work), concepts)
         index[style] = pack(images, out / f"{style}.pack")
-    (out / "index.json").write_text(lines(index), encoding="utf-8", newline="\n")
+    write_index(index, out)
 
     kept, in_every_style = {}, 0
     for concept, caption in concepts.items():
@@ -242,6 +238,7 @@ def main() -> None:
             kept[concept] = {key: x for key, x in caption.items() if key != "codepoint"}
         if len(styles) == len(STYLES):
             in_every_style += 1
+    add_things(kept, work)
     (out / "captions.json").write_text(lines(kept), encoding="utf-8", newline="\n")
     megabytes = sum(entry["bytes"] for entry in index.values()) / 1e6
     print(f"{len(kept)} concepts, {in_every_style} in every style, {megabytes:.2f} MB")

@@ -59,7 +59,7 @@ def pair(name: str) -> tuple[str, str]:
 
 def caption_of(words: dict, concept: str, style: str) -> str:
     """The second of the captions: "a red apple, noto style"."""
-    return emoji.emoji_captions(words[concept]["label"], words[concept]["tags"], style)[1]
+    return emoji.emoji_captions(words[concept], style, colour="")[1]
 
 
 # --- Does it follow the caption? ---

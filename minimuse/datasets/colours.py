@@ -1,10 +1,13 @@
 """Which colour word people would use of a picture on white, by rules.
 
-    from minimuse.datasets.colours import dominant_colours
+    from minimuse.datasets.colours import clear_colour, dominant_colours
     dominant_colours(images)        # [("red", 0.8), ...]: the word, and how much of the thing it is
+    clear_colour(rgb)               # "red", or "" where people would not agree
 
-The thing is all that is not white. Each of its pixels has one colour word, by its hue, saturation
-and value; the word of most pixels is the picture's.
+Each pixel has one colour word, by its hue, saturation and value. `dominant_colours` judges
+drawings: the thing is all that is not white, and the word of most of its pixels is the picture's.
+`clear_colour` is for captions, which must be true: it says nothing of a picture of many colours,
+and knows a white thing from the page.
 Letters: B images.
 """
 
@@ -32,6 +35,18 @@ WHITE = 0.85
 BLACK = 0.32
 GREY = 0.15
 
+# --- When a colour is clear ---
+# A pixel whose three values are all above this may be the page, unless the thing surrounds it.
+PAGE = 0.97
+# Words that are no hue. They are often outlines, tyres and windows.
+NEUTRAL = ("black", "grey", "white")
+# A hue is clear if so much of all that has a hue, and so much of the whole thing, has it. Below
+# these, "purple" was said of bowling pins, and "blue" of a white cup.
+OF_HUES = 0.6
+OF_THING = 0.35
+# Black, grey or white is clear if so much of the thing has it.
+NEUTRAL_OF_THING = 0.6
+
 
 def dominant_colours(images: torch.Tensor) -> list[tuple[str, float]]:
     """The colour word of each image (B, 3, H, W) in [-1, 1], and the fraction of the thing it is.
@@ -48,6 +63,39 @@ def dominant_colours(images: torch.Tensor) -> list[tuple[str, float]]:
         else:
             answers.append((COLOUR_WORDS[counts.argmax()], float(counts.max() / len(thing))))
     return answers
+
+
+def clear_colour(rgb: np.ndarray) -> str:
+    """The colour word that people would agree on for an image (H, W, 3) in [0, 1]; "" if none.
+
+    "a red car" has black tyres and grey windows. So a hue need not be most of the thing, if it is
+    most of all that has a hue.
+    """
+    thing = colour_of_pixels(rgb)[~page_of(rgb)]
+    counts = np.bincount(thing, minlength=len(COLOUR_WORDS))
+    number_of = dict(zip(COLOUR_WORDS, counts.tolist(), strict=True))
+    total = len(thing)
+    neutral = {word: number_of.pop(word) for word in NEUTRAL}
+    hue = max(number_of, key=number_of.get)
+    of_hues = number_of[hue] / max(sum(number_of.values()), 1)
+    if number_of[hue] > OF_THING * total and of_hues > OF_HUES:
+        return hue
+    word = max(neutral, key=neutral.get)
+    return word if neutral[word] > NEUTRAL_OF_THING * total else ""
+
+
+def page_of(rgb: np.ndarray) -> np.ndarray:
+    """Which pixels of an image (H, W, 3) are the page: (H, W) bool.
+
+    They are white, and so are all pixels from there to an edge of the image, in a straight line. A
+    white rabbit within its outline is then a thing.
+    """
+    white = rgb.min(-1) > PAGE  # H W
+    to_edge = np.logical_and.accumulate
+    from_top, from_left = to_edge(white, 0), to_edge(white, 1)
+    from_bottom = to_edge(white[::-1], 0)[::-1]
+    from_right = to_edge(white[:, ::-1], 1)[:, ::-1]
+    return from_top | from_left | from_bottom | from_right
 
 
 def colour_of_pixels(rgb: np.ndarray) -> np.ndarray:

@@ -2,56 +2,31 @@
 
     from minimuse.datasets import load
     images = load("emoji", "heldout", side=64)
-    images.names[0], images.captions[0]     # "noto/red-apple", and eight ways to describe it
+    images.names[0], images.captions[0]     # "noto/red-apple", and sixteen ways to ask for it
 
 `data/emoji/` holds one pack of images for each style, an index of where each image lies in its
-pack, and the words for each concept; `data/recipes/build_emoji.py` made them. Which pairs of
-concept and style are held out, and how an image is described, follow from hashes of names: nothing
-is shuffled, so both are the same on every machine and for every seed.
+pack and of its colour, and the words for each concept; `data/recipes/build_emoji.py` made them.
+`emoji_captions.py` makes captions of the words. Which pairs of concept and style are held out, and
+how an image is described, follow from hashes of names: nothing is shuffled, so both are the same on
+every machine and for every seed.
 """
 
 import hashlib
 import io
 import json
-import re
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from minimuse.datasets.colours import COLOUR_WORDS
+from minimuse.datasets.emoji_captions import emoji_captions
 from minimuse.datasets.image_files import Entry
 from minimuse.device import stable_hash
 
 SIDE = 128  # side of the images in the packs, in pixels
 
 STYLES = ("openmoji", "twemoji", "noto", "fluent-flat", "fluent-3d")
-
-# Words that a caption may put before the label: "a nice red apple".
-BEFORE = (
-    "the",
-    "one",
-    "my",
-    "this",
-    "some",
-    "a nice",
-    "a funny",
-    "a simple",
-    "a beautiful",
-    "just a",
-)
-
-# What a caption may say the label is of: "a drawing of a red apple", "a piece of pizza".
-OF = (
-    "a picture",
-    "an emoji",
-    "a drawing",
-    "an image",
-    "a piece",
-    "a kind",
-    "an icon",
-    "a bit",
-    "a sort",
-)
 
 _RESTORE = (
     "a clone of the project has it: there, run `git checkout data/emoji` and `pip install -e .`"
@@ -73,56 +48,6 @@ def split_of(concept: str, style: str) -> str:
     # could hold out a concept in all of its styles.
     chosen = stable_hash(f"pair {concept}") % 20
     return "heldout-pair" if chosen == STYLES.index(style) else "train"
-
-
-# --- Captions ---
-def emoji_captions(label: str, tags: list[str], style: str) -> tuple[str, ...]:
-    """Eight captions of one image, the plainest first; each ends with the style.
-
-    The label; with an article; with one tag; with two more tags; with another word before it; as a
-    drawing or a piece of it; after a tag; a tag alone. A model trained on the first four only
-    learns those sentences by heart, and does not understand "a slice of pizza" (data/toy/README.md
-    has the measurements).
-    """
-    label = label.lower()
-    phrase = with_article(label)
-    # Each style has an order of tags of its own. A tag that the label contains says nothing new:
-    # "apple" of a red apple.
-    new_tags = sorted(
-        (tag for tag in tags if tag.lower() not in label),
-        key=lambda tag: stable_hash(f"{style} {label} {tag}"),
-    )
-
-    def pick(options: tuple[str, ...]) -> str:
-        """One of the options, always the same one for this image."""
-        return options[stable_hash(f"{style} {label} {options[0]}") % len(options)]
-
-    def tag_at(i: int) -> str:
-        """The i-th tag, counted round the list; the label if there is no tag."""
-        return new_tags[i % len(new_tags)] if new_tags else label
-
-    variants = (
-        [label],
-        [phrase],
-        [label, *new_tags[:1]],
-        [phrase, *new_tags[1:3]],
-        [f"{pick(BEFORE)} {label}"],
-        [f"{pick(OF)} of {pick((label, phrase))}"],
-        [f"{tag_at(3)} {label}"],
-        [tag_at(4)],
-    )
-    ending = f"{style.replace('-', ' ')} style"
-    return tuple(", ".join([*parts, ending]) for parts in variants)
-
-
-def with_article(label: str) -> str:
-    """The label with "a" or "an" before it; a plural such as "crossed swords" stays as it is."""
-    # A final s makes a plural, but not in "compass" and "cactus".
-    if re.search(r"[^su]s$", label):
-        return label
-    # "an" before a vowel that is spoken as one: not in "one" and "unicorn", but in "hourglass".
-    article = "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", label) else "a"
-    return f"{article} {label}"
 
 
 # --- Images ---
@@ -153,9 +78,12 @@ def _entries_of_style(
     pack = _pack(folder / f"{style}.pack", index[style])
     wanted = "heldout-pair" if split == "heldout" else split
     entries = []
-    for concept, (offset, length) in index[style]["blobs"].items():
+    for concept, entry in index[style]["blobs"].items():
+        if len(entry) != 3 or entry[2] not in ("", *COLOUR_WORDS):
+            raise TypeError(f"{concept}: {entry}")
+        offset, length, colour = entry
         if split_of(concept, style) == wanted:
-            captions = emoji_captions(words[concept]["label"], words[concept]["tags"], style)
+            captions = emoji_captions(words[concept], style, colour)
             read = partial(_decode, pack[offset : offset + length], side)
             entries.append(Entry(f"{style}/{concept}", captions, read))
     return entries

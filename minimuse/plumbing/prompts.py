@@ -154,3 +154,28 @@ def with_style(pairs: list[tuple[str, float]], data: str) -> list[tuple[str, flo
             words = f"{words.rstrip(' ,.')}, {DEFAULT_STYLE} style"
         completed.append((words, weight))
     return completed
+
+
+# --- For one model ---
+def read_prompts(
+    prompts: list[str], negative: str, data: str
+) -> tuple[list[list[tuple[str, float]]], str]:
+    """Prompts and the negative prompt for a model that was trained on `data`.
+
+    Each prompt is parsed, gets a style, and is written as the captions were. Equal prompts are read
+    once, so that what is said of one is said once.
+    """
+    read = {}
+    for prompt in dict.fromkeys(prompts):
+        pairs = with_style(parse_prompt(prompt), data)
+        read[prompt] = [(in_caption_case(words, data), weight) for words, weight in pairs]
+    return [read[prompt] for prompt in prompts], in_caption_case(negative, data)
+
+
+def in_caption_case(words: str, data: str) -> str:
+    """The words as a model's captions write them: those of emoji are all in lower case.
+
+    `data` is as for `with_style`. To the text encoder, "Red" is another word than "red", or pieces
+    of one. Captions of other data may have capitals, so words for their models stay.
+    """
+    return words.lower() if data == "emoji" else words
