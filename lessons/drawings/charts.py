@@ -82,3 +82,17 @@ def tinted(images: torch.Tensor, hidden: torch.Tensor) -> list[np.ndarray]:
     grey = repeat(hidden.cpu(), "B (h w) -> B (h y) (w x) 1", h=grid, y=side, x=side).numpy()
     shown = rearrange(images.cpu(), "B C H W -> B H W C").clamp(-1, 1).numpy() / 2 + 0.5
     return list(np.where(grey, 0.35 * shown + 0.65 * 0.72, shown))
+
+
+def stacked_bars(
+    axis: Axes, names: Sequence[str], parts: dict[str, Sequence[float]], **settings
+) -> None:
+    """One horizontal bar for each name, from the top down, made of one piece for each part."""
+    left = np.zeros(len(names))
+    for part, lengths in parts.items():
+        axis.barh(range(len(names)), lengths, left=left, label=part)
+        left = left + np.asarray(lengths)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(**settings)
+    axis.legend(fontsize=7)
