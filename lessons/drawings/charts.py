@@ -75,10 +75,36 @@ def grouped_bars(axis: Axes, named: dict[str, Sequence[float]], **settings) -> N
     axis.legend(fontsize=7)
 
 
-def tinted(images: torch.Tensor, hidden: torch.Tensor) -> list[np.ndarray]:
-    """Images (B, 3, H, W) in [-1, 1] as (H, W, 3), grey where tokens (B, N) are still hidden."""
+def tinted(images: torch.Tensor, hidden: torch.Tensor, strength: float = 0.65) -> list[np.ndarray]:
+    """Images (B, 3, H, W) in [-1, 1] as (H, W, 3), with grey over the hidden tokens (B, N).
+
+    At `strength` 1 nothing of the image is seen there.
+    """
     grid = math.isqrt(hidden.shape[1])
     side = images.shape[-1] // grid
     grey = repeat(hidden.cpu(), "B (h w) -> B (h y) (w x) 1", h=grid, y=side, x=side).numpy()
     shown = rearrange(images.cpu(), "B C H W -> B H W C").clamp(-1, 1).numpy() / 2 + 0.5
-    return list(np.where(grey, 0.35 * shown + 0.65 * 0.72, shown))
+    return list(np.where(grey, (1 - strength) * shown + strength * 0.72, shown))
+
+
+def stacked_bars(
+    axis: Axes, names: Sequence[str], parts: dict[str, Sequence[float]], **settings
+) -> None:
+    """One horizontal bar for each name, from the top down, made of one piece for each part."""
+    left = np.zeros(len(names))
+    for part, lengths in parts.items():
+        axis.barh(range(len(names)), lengths, left=left, label=part)
+        left = left + np.asarray(lengths)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(**settings)
+    axis.legend(fontsize=7)
+
+
+def bars_with_intervals(axis: Axes, named: dict[str, dict[str, float]], **settings) -> None:
+    """A bar for each name, from its "value", with a line from its "low" to its "high" end."""
+    for name, measured in named.items():
+        axis.bar(name, measured["value"], color=BLUE)
+        axis.plot([name, name], [measured["low"], measured["high"]], color="black")
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set(**settings)
