@@ -3,7 +3,9 @@
 pytest tests/test_lessons.py
 """
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 LESSONS = sorted(ROOT.glob("lessons/[0-9][0-9]-*.md"))
 NOTES = sorted(ROOT.glob("lessons/notes/*.md"))
 CARDS = ROOT.glob("data/*/README.md")  # of the models that ship
-PAGES = [ROOT / "README.md", ROOT / "lessons/claims.md", *LESSONS, *NOTES, *CARDS]
+# The pages of the course that are no lessons: glossary, projects and so on.
+OTHERS = sorted(set(ROOT.glob("lessons/*.md")) - set(LESSONS))
+PAGES = [ROOT / "README.md", *OTHERS, *LESSONS, *NOTES, *CARDS]
 
 
 def page_name(path):
@@ -58,3 +62,28 @@ def test_no_figure_is_left_over():
     pages = "".join(page.read_text() for page in PAGES)
     for figure in ROOT.glob("lessons/figures/*"):
         assert figure.name in pages, f"no page shows {figure.name}"
+
+
+def test_notation_has_the_shapes_of_the_models():
+    """The glossary's table of letters, against config.json and the presets."""
+    rows = {}
+    for line in (ROOT / "lessons/glossary.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 6:
+            rows[cells[1]] = cells[3:5]
+    toy = json.loads((ROOT / "data/toy-shapes/config.json").read_text())["config"]
+    paper = tomllib.loads((ROOT / "data/presets.toml").read_text())["muse-3b"]
+    for column, config in enumerate((toy, paper)):
+        low, high = (
+            part["side"] // 2 ** (len(part["multipliers"]) - 1)
+            for part in (config["tokenizer"], config["tokenizer_hi"])
+        )
+        assert rows["H, W"][column] == str(config["tokenizer_hi"]["side"])
+        assert rows["h, w"][column] == f"{low}, then {high}"
+        assert rows["N"][column].startswith(f"{low**2:,}, then {high**2:,}")
+        widths = f"{config['base']['width']:,}, then {config['superres']['width']:,}"
+        assert rows["D"][column] == widths
+        steps = f"{config['sampling']['steps']}, then {config['sampling_hi']['steps']}"
+        assert rows["S"][column] == steps
+        codes = [config[part]["codes"] for part in ("tokenizer", "tokenizer_hi")]
+        assert rows["K"][column] == ", then ".join(dict.fromkeys(f"{k:,}" for k in codes))
