@@ -5,6 +5,7 @@ pytest tests/test_lessons.py
 
 import json
 import re
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -18,6 +19,10 @@ CARDS = ROOT.glob("data/*/README.md")  # of the models that ship
 # The pages of the course that are no lessons: glossary, projects and so on.
 OTHERS = sorted(set(ROOT.glob("lessons/*.md")) - set(LESSONS))
 PAGES = [ROOT / "README.md", *OTHERS, *LESSONS, *NOTES, *CARDS]
+
+# Code of the package that a lesson quotes: a fence directly below "From `minimuse/vq.py`:".
+QUOTED_FROM = r"^From `(minimuse/[\w/]+\.py)`:$"
+QUOTE = re.compile(QUOTED_FROM + r"\n\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def page_name(path):
@@ -56,6 +61,43 @@ def test_lessons_have_one_form(lesson):
     assert "<details" not in text and "```bash" not in text and not text.startswith("---")
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace(ONE_RUN, "")
     assert 1300 <= len(prose.split()) <= 2000, f"{len(prose.split())} words beside the code"
+
+
+def quoted(text):
+    """The (file, code) of each quote. Two empty lines part the pieces of one fence."""
+    quotes = QUOTE.findall(text)
+    assert len(quotes) == len(re.findall(QUOTED_FROM, text, re.MULTILINE)), "a quote without code"
+    return [(file, piece) for file, code in quotes for piece in code.strip("\n").split("\n\n\n")]
+
+
+def occurs_in(piece, source):
+    """Whether the lines of a piece stand in the source, one after another, maybe further in."""
+    length = piece.count("\n") + 1
+    lines = source.splitlines()
+    return any(
+        piece == textwrap.dedent("\n".join(lines[start : start + length]))
+        for start in range(len(lines))
+    )
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=page_name)
+def test_quoted_code_is_the_packages(lesson):
+    for file, piece in quoted(lesson.read_text()):
+        source = (ROOT / file).read_text()
+        assert occurs_in(piece, source), f"{file} does not have\n{piece}"
+
+
+def test_a_quote_that_differs_is_found():
+    source = (ROOT / "minimuse/vq_loss.py").read_text()
+    method = 'def forward(self, weight: torch.Tensor) -> torch.Tensor:\n    """weight (m, ...)'
+    (line,) = [line for line in source.splitlines() if "relu(1 - real_logits)" in line]
+    text = f"From `minimuse/vq_loss.py`:\n\n```python\n{line.strip()}\n```\n"
+    ((file, piece),) = quoted(text)
+    assert file == "minimuse/vq_loss.py" and occurs_in(piece, source)
+    assert not occurs_in(piece.replace("1 -", "1 +"), source)
+    assert not occurs_in(method, source), "half a line is no quote"
+    with pytest.raises(AssertionError, match="a quote without code"):
+        quoted(text.replace("```python", "```text"))
 
 
 def test_no_figure_is_left_over():
