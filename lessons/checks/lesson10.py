@@ -280,6 +280,7 @@ EXERCISES = [
             window_of(lambda n: n or None, if_none=(0, 0)),  # goes on when nothing is hidden
             anywhere,
         ),
+        may_return_none=True,
     ),
     Exercise(
         "feather",
