@@ -65,6 +65,16 @@ def transposed(hole, factor):
     return tokens_by(any_pixel)(hole, factor).T
 
 
+def by_the_average(hole, factor):
+    """An average over 1 / 32: one pixel of 8 x 8 is less."""
+    return F.avg_pool2d(hole[None].float(), factor)[0] > 1 / 32
+
+
+def by_small_tokens(hole, factor):
+    """Looks at no more than 4 x 4 pixels of each token."""
+    return tokens_by(lambda x: x[..., :4, :4].flatten(2).any(-1))(hole, factor)
+
+
 def grown(hole, factor):
     """One more token on every side."""
     hidden = tokens_by(any_pixel)(hole, factor)
@@ -162,6 +172,14 @@ def hidden_to_resample(N, share, generators, bug):
         count = torch.tensor([round(share * N)])
     if bug == "a coin for each":
         return torch.cat([torch.rand(1, N, generator=draw) < share for draw in generators])
+    if bug == "a run":
+        firsts = [torch.randint(N, (1,), generator=draw) for draw in generators]
+        return (torch.arange(N) - torch.stack(firsts)) % N < count[:, None]
+    if bug == "every other one":
+        steps = max(1, N // int(count))
+        firsts = [torch.randint(N, (1,), generator=draw) for draw in generators]
+        places = (torch.stack(firsts) + steps * torch.arange(int(count))) % N
+        return torch.zeros(B, N, dtype=torch.bool).scatter(1, places, True)
     if bug == "the first ones":
         return (torch.arange(N) < count[:, None]).expand(B, N)
     if bug == "starts the chance anew":
@@ -226,6 +244,10 @@ EXERCISES = [
             # One token too many.
             padded(lambda length, unit, least: max(least, (length // unit + 1) * unit) - length),
             rows_for_columns,
+            # The first image of a batch.
+            lambda pixels, unit, least: (
+                padded()(pixels[:1], unit, least).expand(len(pixels), 3, -1, -1).clone()
+            ),
         ),
     ),
     Exercise(
@@ -240,6 +262,8 @@ EXERCISES = [
             tokens_by(lambda x: x[..., 0, :].any(-1)),  # its first row
             transposed,
             grown,
+            by_the_average,
+            by_small_tokens,
         ),
     ),
     Exercise(
@@ -316,6 +340,8 @@ EXERCISES = [
             "one mask for the batch",
             "one generator for the batch",
             "the first ones",
+            "a run",
+            "every other one",
             "another generator",
             "in place",
             "sees what is hidden",
