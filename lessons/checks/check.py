@@ -2,7 +2,8 @@
 
 For each function it says whether all properties hold. If one does not, it shows the smallest
 counterexample, what the function printed last, and a hint. An exercise stops at the first property
-that does not hold. `minimuse check 04 --draw` then draws with the student's functions: `drawing.py`.
+that does not hold. `minimuse check 04 --draw` then draws with the student's functions, by
+`drawing.py`.
 """
 
 import contextlib

@@ -83,7 +83,7 @@ def takes_a_grid_of_latents(quantize):
 
 
 def gives_the_codebook_no_gradient(quantize):
-    """Neither the code nor the commitment has a gradient for the codebook, which moves by itself."""
+    """Neither the code nor the commitment has a gradient for the codebook."""
     z = properties.normal(3, 2).requires_grad_()
     codebook = properties.normal(4, 2, seed=1).requires_grad_()
     code, _, commitment = quantize(z, codebook)
