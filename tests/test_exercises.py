@@ -1,8 +1,11 @@
 """The exercises are checked: stubs fail, the package passes, every planted bug is rejected.
 
+Right solutions that are written in another way than the package's pass, too: see `solutions/`.
+
 pytest tests/test_exercises.py
 """
 
+import importlib
 import inspect
 import math
 import subprocess
@@ -68,6 +71,20 @@ def test_planted_bugs_are_rejected(case, planted_profile, record_property):
     record_property("rejected by", table)
     accepted = [name for name, properties in table.items() if not properties]
     assert not accepted, f"{exercise.name}: passes {accepted}"
+
+
+@pytest.mark.parametrize("case", ALL, ids=case_name)
+def test_right_solutions_are_accepted(case, planted_profile):
+    number, exercise = case
+    right = importlib.import_module(f"solutions.lesson{number}").RIGHT[exercise.name]
+    assert len(right) >= 3, f"{exercise.name} has {len(right)} right solutions"
+    for i, solution in enumerate(right):
+        for prop in exercise.properties:
+            try:
+                prop(solution)
+            except Exception as error:
+                name = f"{solution.__name__} ({i})"
+                raise AssertionError(f"{prop.__name__} refuses {name}: {error}") from error
 
 
 @stubs
