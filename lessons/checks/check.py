@@ -46,33 +46,37 @@ def check(number: str | None, package: bool, draw: Path | None = None) -> int:
     `package`: check the package's own functions instead of the student's. `draw`: where to write a
     picture that the functions of the lesson draw. An unknown lesson is a ValueError.
     """
-    if number is not None:
-        number = number.zfill(2)
-        if number not in LESSONS:
-            raise ValueError(
-                f"lesson {number!r} has no exercises to check; choose one of {', '.join(LESSONS)}"
-            )
-    numbers = LESSONS if number is None else (number,)
+    number = known(number)
     if draw is not None:
-        # Before the checks, so that no time is lost if the lesson has nothing to draw.
+        # Imported here, since it loads what draws images.
         from minimuse.checks import drawing
 
+        # Before the checks, so that no time is lost if the lesson has nothing to draw.
         drawing.check_drawable(number, draw)
+    if number is None:
+        # A list, so that every lesson is checked and printed.
+        return 0 if all([all_hold(check_lesson(n, package)) for n in LESSONS]) else 1
 
-    all_hold = True
-    for n in numbers:
-        results = check_lesson(n, package)
-        held = [result.failure is None for result in results]
-        all_hold = all_hold and all(held)
-        print(f"{n} {lesson(n).TITLE}: {sum(held)} of {len(held)} hold")
-    if number is not None:
-        for result in results:
-            print_result(result, number)
-        if not package and not all_hold:
-            print(f"your functions are in {student_file(number)}")
+    results = check_lesson(number, package)
+    for result in results:
+        print_result(result, number)
+    if not package and not all_hold(results):
+        print(f"your functions are in {student_file(number)}")
     if draw is not None:
         drawing.draw_lesson(number, results, draw)
-    return 0 if all_hold else 1
+    return 0 if all_hold(results) else 1
+
+
+def known(number: str | None) -> str | None:
+    """The number of a lesson with two digits; a ValueError if there is no such lesson."""
+    if number is None:
+        return None
+    number = number.zfill(2)
+    if number not in LESSONS:
+        raise ValueError(
+            f"lesson {number!r} has no exercises to check; choose one of {', '.join(LESSONS)}"
+        )
+    return number
 
 
 # --- Running the properties ---
@@ -125,7 +129,7 @@ class Recorded:
 
 
 def check_lesson(number: str, package: bool) -> list[Result]:
-    """Run the properties of every exercise of a lesson."""
+    """Run the properties of every exercise of a lesson, and print how many hold."""
     module = None if package else read_student(number)
     results = []
     with check_profile():
@@ -134,7 +138,13 @@ def check_lesson(number: str, package: bool) -> list[Result]:
             if not package:
                 function = getattr(module, exercise.name, not_written)
             results.append(Result(exercise, function, first_failure(exercise, function)))
+    held = [result.failure is None for result in results]
+    print(f"{number} {lesson(number).TITLE}: {sum(held)} of {len(held)} hold")
     return results
+
+
+def all_hold(results: list[Result]) -> bool:
+    return all(result.failure is None for result in results)
 
 
 @contextlib.contextmanager
@@ -259,9 +269,8 @@ def described_call(exercise: Exercise, args: tuple, kwargs: dict) -> str:
 def described(value: object) -> str:
     """A value, or what it is if it is long."""
     if torch.is_tensor(value):
-        if value.numel() <= SHORT:
-            return f"{value.tolist()} {str(value.dtype).removeprefix('torch.')}"
-        return f"a tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        numbers = value.tolist() if value.numel() <= SHORT else f"a tensor {tuple(value.shape)}"
+        return f"{numbers} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, tuple | list):
         if len(value) > SHORT:
             return f"a {type(value).__name__} of {len(value)}"

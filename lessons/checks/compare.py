@@ -27,6 +27,8 @@ def difference(result, expected, rtol: float = 0.0, atol: float = 0.0) -> str:
     text = f"{shown(result[first])}, where {shown(expected[first])} is expected"
     if not first:
         return text
+    if same.size == 1:
+        return f"at index {', '.join(map(str, first))}: {text}"
     text = f"at index {', '.join(map(str, first))}: {text}"
     if len(wrong) == 1:
         return f"{text}; the other {same.size - 1} of {same.size} numbers are right"

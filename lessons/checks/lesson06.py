@@ -182,7 +182,7 @@ def package_hidden_again(scores, hidden, left):
 
 
 def package_decode(model, ids, mask_id, context, sampling, generators):
-    return ours.decode(model, ids, mask_id, context, None, sampling, generators)
+    yield from ours.decode(model, ids, mask_id, context, None, sampling, generators)
 
 
 # --- Broken versions ---

@@ -162,24 +162,30 @@ def again(ids, mask_id, share, generators, draw, bug=None):
     return torch.where(hidden, guess, ids)
 
 
+def count_to_resample(N, share, bug):
+    """How many tokens (1,) of each row are drawn anew, with the bugs of `again`."""
+    if bug == "rounds down":
+        return torch.tensor([max(1, int(share * N))])
+    if bug == "may be none":
+        return torch.tensor([round(share * N)])
+    return schedule.mask_counts(torch.tensor([share], dtype=torch.float64), N)
+
+
+def evenly_spaced(N, count, generators, step):
+    """From a random place on, `count` places with the same step between them (B, N)."""
+    firsts = [torch.randint(N, (1,), generator=draw) for draw in generators]
+    places = (torch.stack(firsts) + step * torch.arange(count)) % N
+    return torch.zeros(len(generators), N, dtype=torch.bool).scatter(1, places, True)
+
+
 def hidden_to_resample(N, share, generators, bug):
     """Which tokens (B, N) are drawn anew, with the bugs of `again`."""
     B = len(generators)
-    count = schedule.mask_counts(torch.tensor([share], dtype=torch.float64), N)
-    if bug == "rounds down":
-        count = torch.tensor([max(1, int(share * N))])
-    if bug == "may be none":
-        count = torch.tensor([round(share * N)])
+    count = count_to_resample(N, share, bug)
     if bug == "a coin for each":
         return torch.cat([torch.rand(1, N, generator=draw) < share for draw in generators])
-    if bug == "a run":
-        firsts = [torch.randint(N, (1,), generator=draw) for draw in generators]
-        return (torch.arange(N) - torch.stack(firsts)) % N < count[:, None]
-    if bug == "every other one":
-        steps = max(1, N // int(count))
-        firsts = [torch.randint(N, (1,), generator=draw) for draw in generators]
-        places = (torch.stack(firsts) + steps * torch.arange(int(count))) % N
-        return torch.zeros(B, N, dtype=torch.bool).scatter(1, places, True)
+    if bug in ("a run", "every other one"):
+        return evenly_spaced(N, int(count), generators, 1 if bug == "a run" else N // int(count))
     if bug == "the first ones":
         return (torch.arange(N) < count[:, None]).expand(B, N)
     if bug == "starts the chance anew":
