@@ -215,7 +215,7 @@ def test_check_says_that_a_return_was_forgotten(capsys, monkeypatch):
     assert "did you forget `yield`?" in out
     out = checked("10", capsys, monkeypatch, next_window=lambda hidden, grid: None)
     assert "next_window                  fails: goes where most is seen" in out
-    assert "None, not (0, 0)" in out
+    assert "None, not (" in out
 
 
 def test_check_points_at_the_number_that_differs(capsys, monkeypatch):
