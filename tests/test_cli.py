@@ -622,7 +622,6 @@ assert not imported, imported
 @pytest.mark.parametrize(
     "argv, package, extra",
     [
-        (["check", "04"], "pytest", "test"),
         (["check", "04"], "hypothesis", "test"),
         (["notebooks", "new"], "jupytext", "lessons"),
         (["notebooks", "new"], "matplotlib", "lessons"),

@@ -295,6 +295,7 @@ def test_guidance_at_zero_is_no_guidance(seed):
 
 def test_guidance():
     guidance.neutral_at_zero(guide)
+    guidance.neutral_where_uncond_is_impossible(guide)
     guidance.extrapolates_by_t(guide)
 
 

@@ -34,6 +34,8 @@ class Exercise:
     hint: str
     # Planted bugs, at least four. One of the properties must reject each.
     wrong: tuple[Callable, ...]
+    # Whether None is an answer. Otherwise it means that a `return` was forgotten.
+    may_return_none: bool = False
 
 
 def lesson(number: str) -> ModuleType:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from minimuse.checks import Exercise
+from minimuse.checks.compare import assert_same
 from minimuse.checks.properties import quantizer as properties
 
 from minimuse import vq
@@ -16,7 +17,8 @@ TITLE = "images as tokens"
 # --- The package's quantizers as plain functions ---
 def ema(codebook, mass=None, total=None, decay=0.97):
     quantizer = vq.EMAQuantizer(*codebook.shape, decay=decay, restart_below=0.0)
-    quantizer.codebook.copy_(codebook)
+    # A quantizer's codebook moves without gradients.
+    quantizer.codebook.copy_(codebook.detach())
     if mass is not None:
         quantizer.mass.copy_(mass)
     if total is not None:
@@ -43,6 +45,16 @@ def fsq(z, levels):
     return code, ids
 
 
+# --- Properties of `nearest` ---
+def takes_any_latents(nearest):
+    """One latent (D,), a list (M, D) and a grid (B, h, w, D) have the ids of their latents."""
+    z = properties.normal(2, 3, 4, 5)
+    codebook = properties.normal(7, 5, seed=1)
+    of_list = nearest(z.reshape(24, 5), codebook)
+    assert_same(nearest(z, codebook), of_list.view(2, 3, 4), "latents (2, 3, 4, 5)")
+    assert_same(nearest(z[0, 0, 0], codebook), of_list[0], "one latent (5,)")
+
+
 # --- Properties of `quantize` ---
 def ids_are_the_nearest(quantize):
     """The ids of `quantize` are those of the nearest codes."""
@@ -63,7 +75,23 @@ def takes_a_grid_of_latents(quantize):
         f"{code.shape}, {ids.shape}, {commitment.shape}"
     )
     _, ids_of_list, _ = quantize(z.reshape(24, 5), codebook)
-    assert torch.equal(ids.flatten(), ids_of_list)
+    assert_same(ids.flatten(), ids_of_list, "ids of a grid, and of a list of its latents")
+    code, id, _ = quantize(z[0, 0, 0], codebook)
+    assert code.shape == (5,) and id.shape == (), (
+        f"one latent (5,): code {tuple(code.shape)}, id {tuple(id.shape)}"
+    )
+
+
+def gives_the_codebook_no_gradient(quantize):
+    """Neither the code nor the commitment has a gradient for the codebook."""
+    z = properties.normal(3, 2).requires_grad_()
+    codebook = properties.normal(4, 2, seed=1).requires_grad_()
+    code, _, commitment = quantize(z, codebook)
+    for name, output in (("code", code.sum()), ("commitment", commitment)):
+        gradient = properties.gradient_or_none(output, codebook)
+        assert gradient is None or not gradient.any(), (
+            f"the {name} gives the codebook a gradient: {gradient.tolist()}"
+        )
 
 
 # --- Properties of `ema_update` ---
@@ -138,6 +166,18 @@ def is_the_exponential_of_the_entropy(perplexity):
 
 
 # --- Properties of `fsq` ---
+def takes_any_shape(fsq):
+    """One latent (D,) and a grid (B, h, w, D) have the codes and ids of their latents."""
+    z = properties.normal(2, 3, 4, 3)
+    levels = (3, 4, 5)
+    code, ids = fsq(z, levels)
+    code_of_list, ids_of_list = fsq(z.reshape(24, 3), levels)
+    assert_same(ids, ids_of_list.view(2, 3, 4), "ids of latents (2, 3, 4, 3)")
+    assert_same(code, code_of_list.view(2, 3, 4, 3), "codes of latents (2, 3, 4, 3)")
+    _, id = fsq(z[0, 0, 0], levels)
+    assert_same(id, ids_of_list[0], "the id of one latent (3,)")
+
+
 @st.composite
 def latents_and_levels(draw):
     """Latents z (M, D) and levels (D,); never half-way between two digits.
@@ -240,6 +280,10 @@ def never_the_last(z, codebook):
     return nearest(z, codebook[: max(1, len(codebook) - 1)])
 
 
+def one_list_only(z, codebook):
+    return torch.cdist(z, codebook).argmin(1)
+
+
 def farthest(z, codebook):
     return (z[..., None, :] - codebook).square().sum(-1).argmax(-1)
 
@@ -279,6 +323,22 @@ def ids_of_the_largest_product(z, codebook):
     ids = largest_product(z.detach(), codebook)
     code = codebook[ids]
     return z + (code - z).detach(), ids, (z - code).square().mean()
+
+
+def codebook_is_pulled_by_the_commitment(z, codebook):
+    code, ids, _ = quantize(z, codebook)
+    return code, ids, (z - codebook[ids]).square().mean()
+
+
+def codebook_gets_the_straight_through_gradient(z, codebook):
+    _, ids, commitment = quantize(z, codebook)
+    return codebook[ids] + z - z.detach(), ids, commitment
+
+
+def no_detach_at_all(z, codebook):
+    """The values are right, and the gradient goes to the codebook alone."""
+    ids = nearest(z, codebook)
+    return z + (codebook[ids] - z), ids, (z - codebook[ids]).square().mean()
 
 
 # --- Planted bugs: perplexity ---
@@ -425,6 +485,12 @@ def not_rounded(z, levels):
     return bounded_by(z, levels) / (torch.tensor(levels) - 1) * 2 - 1, ids
 
 
+def first_dimension_is_a_list(z, levels):
+    code, _ = fsq(z, levels)
+    digits = torch.round(bounded_by(z, levels)).long()
+    return code, (digits * radix_of(levels)).sum(1)
+
+
 def straight_to_z(z, levels):
     """The gradient of z itself, without the bound: latents run away."""
     code, ids = fsq(z.detach(), levels)
@@ -439,6 +505,7 @@ EXERCISES = [
             properties.is_the_nearest,
             properties.codes_are_their_own,
             properties.follows_a_permutation,
+            takes_any_latents,
         ),
         hint=(
             "|z - c|^2 has three terms. One of them is the same for all codes; the length of a "
@@ -450,6 +517,7 @@ EXERCISES = [
             largest_cosine,
             city_block,
             never_the_last,
+            one_list_only,
             farthest,
         ),
     ),
@@ -460,6 +528,7 @@ EXERCISES = [
             ids_are_the_nearest,
             properties.passes_straight_through,
             properties.commitment_moves_the_latents_only,
+            gives_the_codebook_no_gradient,
             takes_a_grid_of_latents,
         ),
         hint=(
@@ -474,6 +543,9 @@ EXERCISES = [
             commitment_summed_over_width,
             commitment_to_the_straight_through_code,
             ids_of_the_largest_product,
+            codebook_is_pulled_by_the_commitment,
+            codebook_gets_the_straight_through_gradient,
+            no_detach_at_all,
         ),
     ),
     Exercise(
@@ -514,7 +586,12 @@ EXERCISES = [
     Exercise(
         "fsq",
         fsq,
-        (rounds_each_dimension, has_the_gradient_of_its_bound, digits_stay_in_range),
+        (
+            rounds_each_dimension,
+            has_the_gradient_of_its_bound,
+            digits_stay_in_range,
+            takes_any_shape,
+        ),
         hint=(
             "bound, then round; only the rounding goes straight through. The id is a number whose "
             "digits have different bases."
@@ -525,6 +602,7 @@ EXERCISES = [
             last_digit_counts_least,
             one_digit_too_many,
             not_rounded,
+            first_dimension_is_a_list,
             straight_to_z,
         ),
     ),

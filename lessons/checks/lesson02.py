@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from minimuse.checks import Exercise
+from minimuse.checks.compare import assert_same
 from minimuse.checks.properties import losses
 
 from minimuse import vq_loss
@@ -68,6 +69,19 @@ def is_the_hinge_of_maps(discriminator_loss):
     check()
 
 
+def moves_both_sides(discriminator_loss):
+    """Logits within the margin have a gradient, real ones upwards and fake ones downwards."""
+    real = torch.tensor([-1.0, 0.5, 2.0, 3.0], requires_grad=True)
+    fake = torch.tensor([-3.0, 0.5], requires_grad=True)
+    loss = discriminator_loss(real, fake)
+    assert torch.is_tensor(loss) and loss.requires_grad, "the loss has no gradient"
+    gradients = torch.autograd.grad(loss, (real, fake), allow_unused=True)
+    wanted = ("real", [-1 / 8, -1 / 8, 0, 0]), ("fake", [0, 1 / 4])
+    for (name, expected), gradient in zip(wanted, gradients, strict=True):
+        assert gradient is not None, f"the {name} logits get no gradient"
+        assert_same(gradient, expected, f"the gradient of the {name} logits", atol=1e-6)
+
+
 # --- Properties of `adaptive_weight` ---
 def leaves_the_losses_as_they_are(adaptive_weight):
     """Both losses can be differentiated afterwards, and no `.grad` has changed."""
@@ -83,9 +97,13 @@ def leaves_the_losses_as_they_are(adaptive_weight):
     (of_reconstruction,) = torch.autograd.grad(reconstruction, layer, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, layer, retain_graph=True)
     expected = float(of_reconstruction.norm() / (of_adversarial.norm() + 1e-4))
-    assert math.isclose(float(weight), expected, rel_tol=1e-4)
+    weight = weight.detach()
+    assert math.isclose(float(weight), expected, rel_tol=1e-4), (
+        f"the weight is {float(weight)}, not {expected}"
+    )
     (reconstruction + weight * adversarial).backward()  # fails if the graph was freed
-    assert torch.allclose(layer.grad, of_reconstruction + weight * of_adversarial)
+    both = of_reconstruction + weight * of_adversarial
+    assert_same(layer.grad, both, "the gradient of both losses", rtol=1e-5, atol=1e-6)
 
 
 # --- Properties of `unit_feature_distance` ---
@@ -138,7 +156,21 @@ def ignores_the_scale_of_features(distance):
     assert math.isclose(plain, scaled, rel_tol=1e-4), (
         f"{plain}, and {scaled} with the features of one times 7"
     )
-    assert abs(float(distance(a, [3 * x for x in a]))) < 1e-6
+    of_itself = float(distance(a, [3 * x for x in a]))
+    assert abs(of_itself) < 1e-6, f"an image and itself, with features times 3: {of_itself}, not 0"
+
+
+def moves_the_images(distance):
+    """It is a loss: its gradient for the features of one image is that of its definition."""
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randn(2, 3, 2, 2, generator=draw).requires_grad_()
+    b = torch.randn(2, 3, 2, 2, generator=draw)
+    expected = distance_with([a], [b])
+    (wanted,) = torch.autograd.grad(expected, a)
+    result = distance([a], [b])
+    assert torch.is_tensor(result) and result.requires_grad, "the distance has no gradient"
+    (gradient,) = torch.autograd.grad(result, a)
+    assert_same(gradient, wanted, "the gradient of the first features", rtol=1e-3, atol=1e-5)
 
 
 # --- Properties of `left_neighbour_bits` ---
@@ -214,6 +246,15 @@ def logistic_loss(real, fake):
 
 def one_average_for_both(real, fake):
     return torch.cat([F.relu(1 - real).flatten(), F.relu(1 + fake).flatten()]).mean()
+
+
+def real_ones_are_constants(real, fake):
+    return vq_loss.discriminator_loss(real.detach(), fake)
+
+
+def a_number(real, fake):
+    """Right, and without a gradient."""
+    return vq_loss.discriminator_loss(real, fake).detach()
 
 
 def hinge_of_the_mean(real, fake):
@@ -353,6 +394,15 @@ def sum_over_maps(a, b):
     return distance_with(a, b) * len(a)
 
 
+def distance_without_gradient(a, b):
+    return distance_with(a, b).detach()
+
+
+def lengths_are_constants(a, b):
+    """The gradient of a vector then has a part along itself, which the distance does not have."""
+    return distance_with(a, b, scale=lambda x: x / x.norm(dim=1, keepdim=True).detach())
+
+
 def first_map_only(a, b):
     return distance_with(a[:1], b[:1])
 
@@ -393,7 +443,7 @@ EXERCISES = [
     Exercise(
         "discriminator_loss",
         vq_loss.discriminator_loss,
-        (losses.is_the_hinge, is_the_hinge_of_maps),
+        (losses.is_the_hinge, is_the_hinge_of_maps, moves_both_sides),
         hint=(
             "on which side of 1 does a real logit stop costing? And on which side of -1 a fake one?"
         ),
@@ -405,6 +455,8 @@ EXERCISES = [
             logistic_loss,
             one_average_for_both,
             hinge_of_the_mean,
+            real_ones_are_constants,
+            a_number,
         ),
     ),
     Exercise(
@@ -445,7 +497,7 @@ EXERCISES = [
     Exercise(
         "unit_feature_distance",
         unit_feature_distance,
-        (compares_unit_vectors, ignores_the_scale_of_features),
+        (compares_unit_vectors, ignores_the_scale_of_features, moves_the_images),
         hint=(
             "the vector of a position runs along the channels. Each map of the list counts alike, "
             "however many positions it has."
@@ -460,6 +512,8 @@ EXERCISES = [
             sum_over_maps,
             nan_for_zeros,
             first_map_only,
+            distance_without_gradient,
+            lengths_are_constants,
         ),
     ),
     Exercise(

@@ -94,6 +94,11 @@ def floored(masked, steps):
     return [math.floor(masked * math.cos(math.pi / 2 * (k + 1) / steps)) for k in range(steps)]
 
 
+def linear_angle(s, S):
+    """As many tokens with each step."""
+    return math.acos(1 - s / S)
+
+
 def in_float32(masked, steps):
     angles = [np.float32(np.pi / 2) * np.float32((k + 1) / steps) for k in range(steps)]
     return [int(masked * float(np.cos(angle))) for angle in angles]
@@ -139,6 +144,10 @@ EXERCISES = [
             lambda r, n: (r * n).round().long().clamp(1, n),
             lambda r, n: (r * n).ceil().long(),  # may be none
             lambda r, n: ((r * n).long() + 1).clamp(1, n),  # off by one where it fits
+            # In float32, a product just above a whole number is that number.
+            lambda r, n: (r.float() * n).ceil().long().clamp(1, n),
+            lambda r, n: (r * n).float().ceil().long().clamp(1, n),
+            lambda r, n: (r * n).ceil().int().clamp(1, n),  # int32
         ),
     ),
     Exercise(
@@ -166,11 +175,10 @@ EXERCISES = [
         schedule.masked_after,
         (
             laws.reveals_everything_once,
-            laws.reveals_follow_maskgit,
-            laws.halves_exactly_at_two_thirds,
+            laws.reveals_follow_maskgit_up_to_ties,
         ),
-        hint="N0 is what was masked at the start, not the size of the image. And compute "
-        "(k + 1) / steps first: floor() sees the last bit.",
+        hint="N0 is what was masked at the start, not the size of the image. And which of the "
+        "two limits, at most unknown - 1 and at least 1, wins where both cannot hold?",
         wrong=(
             lambda n, S: counts(n, S, of=256),  # counts from the whole image
             lambda n, S: counts(n, S, least=0),
@@ -178,6 +186,8 @@ EXERCISES = [
             lambda n, S: counts(n, S, last=False),  # one token stays masked
             floored,
             in_float32,
+            lambda n, S: counts(n, S, angle=linear_angle),
+            lambda n, S: [unknown + 1 for unknown in counts(n, S)[:-1]] + [0],
         ),
     ),
 ]

@@ -8,6 +8,7 @@ from einops import rearrange
 from hypothesis import example, given
 from hypothesis import strategies as st
 from minimuse.checks import Exercise
+from minimuse.checks.compare import assert_same
 from minimuse.checks.properties import attention, losses, masks
 
 from minimuse import maskgit, schedule, transformer
@@ -37,12 +38,22 @@ def adds_row_and_column(grid_positions):
         for n in range(h * w):
             row, column = rows[n // w].tolist(), columns[n % w].tolist()
             expected = [a + b for a, b in zip(row, column, strict=True)]
-            assert out[n].tolist() == expected, (
-                f"rows {rows.tolist()}, columns {columns.tolist()}: "
-                f"token {n} has {out[n].tolist()}, not {expected}"
-            )
+            case = f"rows {rows.tolist()}, columns {columns.tolist()}: token {n}"
+            assert_same(out[n], expected, case)
 
     check()
+
+
+def learns_rows_and_columns(grid_positions):
+    """Positions are learned: each row's vector is used w times, each column's h times."""
+    rows = torch.zeros(2, 1, requires_grad=True)
+    columns = torch.zeros(3, 1, requires_grad=True)
+    out = grid_positions(rows, columns)
+    assert out.requires_grad, "the positions have no gradient"
+    gradients = torch.autograd.grad(out.sum(), (rows, columns), allow_unused=True)
+    for name, gradient, times in zip(("row", "column"), gradients, (3, 2), strict=True):
+        assert gradient is not None, f"a {name}'s vector gets no gradient"
+        assert_same(gradient, [[times]] * len(gradient), f"the gradient of each {name}'s vector")
 
 
 def hides_anywhere(hide):
@@ -93,9 +104,8 @@ def every_caption_has_its_own_coin(drop_captions):
 
 def positions_of_the_package(rows, columns):
     module = transformer.GridPositions(1, rows.shape[1])
-    module.rows.data = rows
-    module.columns.data = columns
-    return module().detach()
+    vectors = {"rows": rows, "columns": columns}
+    return torch.func.functional_call(module, vectors)
 
 
 # --- Planted bugs: positions ---
@@ -115,6 +125,14 @@ def transposed(rows, columns):
 
 def multiplied(rows, columns):
     return (rows[:, None] * columns[None]).flatten(0, 1)
+
+
+def not_learned(rows, columns):
+    return positions_of_the_package(rows, columns).detach()
+
+
+def columns_not_learned(rows, columns):
+    return torch.cat([row + torch.tensor(columns.tolist()) for row in rows])
 
 
 def along_the_diagonals(rows, columns):
@@ -307,6 +325,13 @@ def in_bits(logits, ids, hidden):
     return loss.mean() / math.log(2), right.mean()
 
 
+def gradient_of_the_true_logit_only(logits, ids, hidden):
+    """The value is right, but no other logit is pushed down."""
+    loss, right = maskgit.masked_token_loss(logits, ids, hidden)
+    chosen = logits.gather(-1, ids[hidden][:, None]).mean()
+    return chosen.detach() - chosen + loss.detach(), right
+
+
 def counts_right_ones(logits, ids, hidden):
     loss, right = token_losses(logits, ids, hidden)
     return loss.mean(), right.sum()
@@ -316,10 +341,18 @@ EXERCISES = [
     Exercise(
         "grid_positions",
         positions_of_the_package,
-        (adds_row_and_column,),
+        (adds_row_and_column, learns_rows_and_columns),
         hint="every row meets every column: which axis must be added for broadcasting, and in "
         "which order does a flattened grid stand?",
-        wrong=(column_by_column, rows_only, transposed, multiplied, along_the_diagonals),
+        wrong=(
+            column_by_column,
+            rows_only,
+            transposed,
+            multiplied,
+            along_the_diagonals,
+            not_learned,
+            columns_not_learned,
+        ),
     ),
     Exercise(
         "hide",
@@ -395,6 +428,7 @@ EXERCISES = [
             in_another_order,
             the_sum,
             in_bits,
+            gradient_of_the_true_logit_only,
             counts_right_ones,
         ),
     ),

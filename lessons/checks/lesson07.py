@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from minimuse.checks import Exercise
+from minimuse.checks.compare import assert_same
 from minimuse.checks.properties import guidance
 from minimuse.checks.properties import schedule as schedules
 
@@ -93,11 +94,20 @@ def is_the_ratio_of_powers(guided_probabilities):
         cond, uncond, t = case
         guided = guided_probabilities(probabilities(cond), probabilities(uncond), t)
         wanted = ratio_of_powers(cond, uncond, t)
-        assert close(guided, wanted), (
-            f"{described(cond, uncond, t)}: {guided.tolist()}, not {wanted.tolist()}"
-        )
+        assert_same(guided, wanted, described(cond, uncond, t), rtol=1e-9, atol=1e-9)
 
     check()
+
+
+def any_dimensions_before_the_last(guided_probabilities):
+    """One row (K,) and images of rows (B, N, K): each row is normalised by itself."""
+    cond = probabilities(np.array([[1, 1], [1, 3], [2, 5], [4, 1]]))
+    uncond = probabilities(np.array([[1, 3], [1, 1], [1, 1], [2, 3]]))
+    rows = guided_probabilities(cond, uncond, 2)
+    one = guided_probabilities(cond[1], uncond[1], 2)
+    assert_same(one, rows[1], "one row (2,) beside the same in (4, 2)", atol=1e-9)
+    images = guided_probabilities(cond.view(2, 2, 2), uncond.view(2, 2, 2), 2)
+    assert_same(images.reshape(4, 2), rows, "(2, 2, 2) beside the same as (4, 2)", atol=1e-9)
 
 
 def between_whole_numbers(guided_probabilities):
@@ -170,10 +180,8 @@ def adds_every_pull(compose):
         for i in np.ndindex(*uncond.shape):
             for c, w in zip(conds, weights, strict=True):
                 wanted[i] += w * (c[i] - uncond[i])
-        assert close(composed, wanted), (
-            f"uncond {uncond.tolist()}, conds {[c.tolist() for c in conds]}, weights {weights}: "
-            f"{composed.tolist()}, not {wanted.tolist()}"
-        )
+        case = f"uncond {uncond.tolist()}, conds {[c.tolist() for c in conds]}, weights {weights}"
+        assert_same(composed, wanted, case, rtol=1e-9, atol=1e-9)
 
     check()
 
@@ -306,7 +314,12 @@ EXERCISES = [
     Exercise(
         "guided_probabilities",
         package_guided_probabilities,
-        (is_the_ratio_of_powers, between_whole_numbers, has_no_nan_at_strong_guidance),
+        (
+            is_the_ratio_of_powers,
+            between_whole_numbers,
+            has_no_nan_at_strong_guidance,
+            any_dimensions_before_the_last,
+        ),
         hint="in which numbers is a power a product? And which function ends by dividing by the "
         "sum?",
         wrong=(
@@ -317,6 +330,7 @@ EXERCISES = [
             guided_without_logarithm,
             lambda c, u, t: ((1 + t) * c - t * u).softmax(-1),
             over_all_rows,
+            lambda c, u, t: ((1 + t) * c.log() - t * u.log()).softmax(min(1, c.dim() - 1)),
             lambda c, u, t: ((1 + int(t)) * c.log() - int(t) * u.log()).softmax(-1),
         ),
     ),

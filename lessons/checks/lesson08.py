@@ -6,6 +6,7 @@ from einops import rearrange
 from hypothesis import example, given
 from hypothesis import strategies as st
 from minimuse.checks import Exercise
+from minimuse.checks.compare import assert_same
 from minimuse.checks.properties import attention
 
 from minimuse import data
@@ -151,13 +152,33 @@ def gives_each_token_its_piece(spread):
             low_token = y // i * low_grid + x // i
             piece = y % i * i + x % i
             expected = vectors[b, low_token, piece * D : (piece + 1) * D].tolist()
-            result = out[b, y * grid + x].tolist()
-            assert result == expected, (
-                f"{low_grid} x {low_grid} to {grid} x {grid}, D = {D}: "
-                f"token {(y, x)} has {result}, not {expected}"
-            )
+            case = f"{low_grid} x {low_grid} to {grid} x {grid}, D = {D}: token {(y, x)}"
+            assert_same(out[b, y * grid + x], expected, case)
 
     check()
+
+
+def passes_the_gradient_on(spread):
+    """The pieces are made by a layer that is trained: each number has a gradient of its own."""
+    given = torch.arange(16.0).view(1, 4, 4).requires_grad_()
+    out = spread(given, 2, 4)
+    assert out.requires_grad, "the pieces have no gradient"
+    (gradient,) = torch.autograd.grad(out.square().sum() / 2, given)
+    assert_same(gradient, given, "the gradient of half the sum of squares")
+
+
+def trains_queries_keys_and_values(multi_axis):
+    """Its gradient is that of the same attention over all tokens, with the unseen ones hidden."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, 1, 2, 16, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    visible = [layer_masks(4, 2, None)[kind] for kind in ("local", "dilated")]
+    scores = qkv[0] @ qkv[1].transpose(-1, -2) / 2**0.5  # (1, 2, 16, 16)
+    weights = scores.masked_fill(~torch.stack(visible), -torch.inf).softmax(-1)
+    (wanted,) = torch.autograd.grad((weights @ qkv[2]).square().sum(), qkv)
+    out = multi_axis(qkv, 4, 2)
+    assert out.requires_grad, "the result has no gradient"
+    (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
+    assert_same(gradient, wanted, "the gradient of qkv", rtol=1e-9, atol=1e-9)
 
 
 # --- The package's functions, with the signatures of the exercises ---
@@ -377,6 +398,10 @@ def the_first_piece_for_all(vectors, low_grid, grid):
     return spread_in_the_package(first.repeat(1, 1, pieces), low_grid, grid)
 
 
+def spread_without_gradient(vectors, low_grid, grid):
+    return spread_in_the_package(vectors.detach(), low_grid, grid)
+
+
 SPREAD_BUGS = (
     "B (y x) (j i D) -> B (y i x j) D",  # each piece is transposed
     "B (y x) (D i j) -> B (y i x j) D",  # the vector's axis comes first
@@ -426,6 +451,16 @@ def left_in_groups(qkv, grid, window):
 
 def full_attention(qkv, grid, window):
     return attend(*qkv)
+
+
+def without_gradient(qkv, grid, window):
+    return multi_axis(qkv.detach(), grid, window)
+
+
+def weights_are_constants(qkv, grid, window):
+    """The values learn, and queries and keys do not."""
+    q, k, v = qkv
+    return multi_axis(torch.stack([q.detach(), k.detach(), v]), grid, window)
 
 
 def windows_only(qkv, grid, window):
@@ -481,19 +516,20 @@ EXERCISES = [
     Exercise(
         "spread",
         spread_in_the_package,
-        (gives_each_token_its_piece,),
+        (gives_each_token_its_piece, passes_the_gradient_on),
         hint="name all six axes (B, y, x, i, j, D), and write down their order before and after. "
         "view() alone cannot exchange two.",
         wrong=(
             only_a_view,
             *(spread_by(pattern) for pattern in SPREAD_BUGS),
             the_first_piece_for_all,
+            spread_without_gradient,
         ),
     ),
     Exercise(
         "multi_axis",
         multi_axis,
-        (attention.is_multi_axis,),
+        (attention.is_multi_axis, trains_queries_keys_and_values),
         hint="a token has four coordinates: the row and column of its window, and its row and "
         "column within the window. Two of them name the group, the other two its members. On the "
         "way back all four must return to where they came from.",
@@ -504,6 +540,8 @@ EXERCISES = [
             left_in_groups,
             windows_only,
             number_for_size,
+            without_gradient,
+            weights_are_constants,
         ),
     ),
 ]

@@ -65,6 +65,16 @@ def transposed(hole, factor):
     return tokens_by(any_pixel)(hole, factor).T
 
 
+def by_the_average(hole, factor):
+    """An average over 1 / 32: one pixel of 8 x 8 is less."""
+    return F.avg_pool2d(hole[None].float(), factor)[0] > 1 / 32
+
+
+def by_small_tokens(hole, factor):
+    """Looks at no more than 4 x 4 pixels of each token."""
+    return tokens_by(lambda x: x[..., :4, :4].flatten(2).any(-1))(hole, factor)
+
+
 def grown(hole, factor):
     """One more token on every side."""
     hidden = tokens_by(any_pixel)(hole, factor)
@@ -152,16 +162,30 @@ def again(ids, mask_id, share, generators, draw, bug=None):
     return torch.where(hidden, guess, ids)
 
 
+def count_to_resample(N, share, bug):
+    """How many tokens (1,) of each row are drawn anew, with the bugs of `again`."""
+    if bug == "rounds down":
+        return torch.tensor([max(1, int(share * N))])
+    if bug == "may be none":
+        return torch.tensor([round(share * N)])
+    return schedule.mask_counts(torch.tensor([share], dtype=torch.float64), N)
+
+
+def evenly_spaced(N, count, generators, step):
+    """From a random place on, `count` places with the same step between them (B, N)."""
+    firsts = [torch.randint(N, (1,), generator=draw) for draw in generators]
+    places = (torch.stack(firsts) + step * torch.arange(count)) % N
+    return torch.zeros(len(generators), N, dtype=torch.bool).scatter(1, places, True)
+
+
 def hidden_to_resample(N, share, generators, bug):
     """Which tokens (B, N) are drawn anew, with the bugs of `again`."""
     B = len(generators)
-    count = schedule.mask_counts(torch.tensor([share], dtype=torch.float64), N)
-    if bug == "rounds down":
-        count = torch.tensor([max(1, int(share * N))])
-    if bug == "may be none":
-        count = torch.tensor([round(share * N)])
+    count = count_to_resample(N, share, bug)
     if bug == "a coin for each":
         return torch.cat([torch.rand(1, N, generator=draw) < share for draw in generators])
+    if bug in ("a run", "every other one"):
+        return evenly_spaced(N, int(count), generators, 1 if bug == "a run" else N // int(count))
     if bug == "the first ones":
         return (torch.arange(N) < count[:, None]).expand(B, N)
     if bug == "starts the chance anew":
@@ -226,6 +250,10 @@ EXERCISES = [
             # One token too many.
             padded(lambda length, unit, least: max(least, (length // unit + 1) * unit) - length),
             rows_for_columns,
+            # The first image of a batch.
+            lambda pixels, unit, least: (
+                padded()(pixels[:1], unit, least).expand(len(pixels), 3, -1, -1).clone()
+            ),
         ),
     ),
     Exercise(
@@ -240,6 +268,8 @@ EXERCISES = [
             tokens_by(lambda x: x[..., 0, :].any(-1)),  # its first row
             transposed,
             grown,
+            by_the_average,
+            by_small_tokens,
         ),
     ),
     Exercise(
@@ -280,6 +310,7 @@ EXERCISES = [
             window_of(lambda n: n or None, if_none=(0, 0)),  # goes on when nothing is hidden
             anywhere,
         ),
+        may_return_none=True,
     ),
     Exercise(
         "feather",
@@ -315,6 +346,8 @@ EXERCISES = [
             "one mask for the batch",
             "one generator for the batch",
             "the first ones",
+            "a run",
+            "every other one",
             "another generator",
             "in place",
             "sees what is hidden",

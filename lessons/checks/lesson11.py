@@ -225,6 +225,21 @@ def ends_are_around_the_value(interval):
     assert again == got, f"the same set twice: {got}, then {again}"
 
 
+def halves_are_any_halves(interval):
+    """Every half of a set is drawn as often as any other."""
+    rows = []
+
+    def measure(x):
+        rows.append(x[:, 0].tolist())
+        return 0.0
+
+    interval(measure, torch.arange(6)[:, None], rounds=1500)
+    masks = torch.zeros(1500, 6, dtype=torch.bool)
+    for mask, row in zip(masks, [row for row in rows if len(row) == 3], strict=True):
+        mask[row] = True
+    measures.sets_come_as_often(masks)
+
+
 # --- Planted bugs: wilson ---
 def wald(right, n):
     """The usual interval, too narrow near 0 and 1."""
@@ -338,6 +353,42 @@ def nats_and_masks(model, ids, context, seed, counts=even_counts):
     return hidden_nll(model, ids, context, hidden), hidden
 
 
+def bits_hiding(model, ids, context, seed, masks, counts=even_counts):
+    """Bits with the tokens that masks(counts, N, generator) hides."""
+    M, N = ids.shape
+    generator = torch.Generator().manual_seed(seed)
+    hidden = masks(counts(M, N, generator), N, generator)
+    return mean_of(hidden_nll(model, ids, context, hidden) / math.log(2))
+
+
+def first_tokens_hidden(model, ids, context, seed=0):
+    """Hides the first tokens: another order of tokens may have another price."""
+
+    def masks(counts, N, generator):
+        return torch.arange(N) < counts[:, None]
+
+    return bits_hiding(model, ids, context, seed, masks)
+
+
+def runs_of_tokens_hidden(model, ids, context, seed=0):
+    """Hides neighbours, which are harder to guess than tokens here and there."""
+
+    def masks(counts, N, generator):
+        first = torch.randint(N, (len(counts), 1), generator=generator)
+        return (torch.arange(N) - first) % N < counts[:, None]
+
+    return bits_hiding(model, ids, context, seed, masks)
+
+
+def counts_in_order(model, ids, context, seed=0):
+    """The first images have few tokens hidden, always."""
+
+    def counts(M, N, generator):
+        return 1 + torch.arange(M) * N // M
+
+    return bits_hiding(model, ids, context, seed, schedule.random_masks, counts)
+
+
 def bits_with_counts(model, ids, context, seed, counts):
     nats, _ = nats_and_masks(model, ids, context, seed, counts)
     return mean_of(nats / math.log(2))
@@ -447,6 +498,12 @@ def frechet_with_roots_of_elements(a, b):
     return frechet_with(a, b, trace_of_root=lambda S, T: (S @ T).abs().sqrt().trace())
 
 
+def frechet_in_float32(a, b):
+    a, b = a.float(), b.float()
+    S, T = torch.cov(a.T).view(a.shape[1], -1), torch.cov(b.T).view(a.shape[1], -1)
+    return float(squared_distance(a, b) + S.trace() + T.trace() - 2 * trace_of_root(S, T))
+
+
 def frechet_with_root_of_traces(a, b):
     """The trace of a root is not the root of traces."""
     return frechet_with(a, b, trace_of_root=lambda S, T: (S.trace() * T.trace()).sqrt())
@@ -504,6 +561,10 @@ def kid_not_scaled(a, b):
 def kid_with_one_across(a, b):
     """Forgets the 2 before the mean across the sets."""
     return kid_with(a, b, across=1)
+
+
+def kid_in_float32(a, b):
+    return kid_with(a, b, kernel=lambda x, y: (x.float() @ y.float().T / x.shape[1] + 1) ** 3)
 
 
 def kid_with_first_set_twice(a, b):
@@ -565,6 +626,13 @@ def mean_reach_for_all(generated, real, k=3):
     return precision_with_reach(generated, real, mean.expand(len(real)))
 
 
+def strictly_within(generated, real, k=3):
+    """Leaves out what is exactly as far away as the neighbour."""
+    real = real.double()
+    inside = torch.cdist(generated.double(), real) < reaches(real, k)
+    return float(inside.any(dim=1).double().mean())
+
+
 def half_the_reach(generated, real, k=3):
     """Takes the distance to the neighbour for a diameter."""
     return precision_with_reach(generated, real, reaches(real.double(), k) / 2)
@@ -582,6 +650,12 @@ def half_with_repetition(x, generator):
 
 def random_quarter(x, generator):
     return x[torch.randperm(len(x), generator=generator)[: len(x) // 4]]
+
+
+def run_of_half(x, generator):
+    """Neighbours, which in a set that is sorted look alike."""
+    first = int(torch.randint(len(x), (), generator=generator))
+    return x.roll(-first, dims=0)[: len(x) // 2]
 
 
 def first_half(x, generator):
@@ -631,6 +705,10 @@ def around_the_mean_of_halves(measure, *sets, rounds=20):
     halves = measures_of_parts(measure, sets, rounds)
     around_mean = intervals.around(float(halves.mean()), float(halves.std()), len(sets[0]))
     return around_mean | {"value": measure(*sets)}
+
+
+def runs(measure, *sets, rounds=20):
+    return interval_with_part(measure, sets, rounds, run_of_half)
 
 
 def same_half_each_time(measure, *sets, rounds=20):
@@ -703,6 +781,7 @@ EXERCISES = [
             measures.a_guess_costs_log2_of_k,
             measures.counts_are_spread_evenly,
             bits_have_an_interval,
+            measures.hides_random_tokens_of_random_images,
         ),
         hint="spread the numbers 0 to M - 1 over N counts, then shuffle; a nat is 1 / ln 2 bits",
         wrong=(
@@ -714,6 +793,9 @@ EXERCISES = [
             mean_over_tokens,
             bits_without_error,
             error_of_one_image,
+            first_tokens_hidden,
+            runs_of_tokens_hidden,
+            counts_in_order,
         ),
     ),
     Exercise(
@@ -723,6 +805,7 @@ EXERCISES = [
             measures.frechet_is_its_formula,
             measures.nothing_lies_between_a_set_and_itself,
             measures.grows_with_the_noise,
+            measures.frechet_is_computed_in_double,
         ),
         hint=(
             "the root of a matrix is not the matrix of roots; for its trace you need the "
@@ -737,12 +820,17 @@ EXERCISES = [
             frechet_with_variances_only,
             frechet_with_roots_of_elements,
             frechet_with_root_of_traces,
+            frechet_in_float32,
         ),
     ),
     Exercise(
         "kid",
         distances.kid,
-        (measures.kid_is_its_sums, measures.is_zero_on_average_for_halves),
+        (
+            measures.kid_is_its_sums,
+            measures.is_zero_on_average_for_halves,
+            measures.kid_is_computed_in_double,
+        ),
         hint=(
             "there are M (M - 1) pairs of different images: take the diagonal out of the sum, and "
             "out of the number you divide by"
@@ -755,12 +843,17 @@ EXERCISES = [
             kid_not_scaled,
             kid_with_one_across,
             kid_with_first_set_twice,
+            kid_in_float32,
         ),
     ),
     Exercise(
         "precision",
         distances.precision,
-        (measures.precision_counts_what_lies_inside, measures.tells_dull_from_strange),
+        (
+            measures.precision_counts_what_lies_inside,
+            measures.tells_dull_from_strange,
+            measures.reaches_as_far_as_its_neighbour,
+        ),
         hint=(
             "in the table of distances between real images, each image has one neighbour too many: "
             "which?"
@@ -773,12 +866,18 @@ EXERCISES = [
             recall,
             mean_reach_for_all,
             half_the_reach,
+            strictly_within,
         ),
     ),
     Exercise(
         "interval",
         intervals.interval,
-        (interval_of_a_mean, measures_halves_of_each_set, ends_are_around_the_value),
+        (
+            interval_of_a_mean,
+            measures_halves_of_each_set,
+            ends_are_around_the_value,
+            halves_are_any_halves,
+        ),
         hint="the first entries of a permutation are a draw without replacement",
         wrong=(
             bootstrap,
@@ -787,6 +886,7 @@ EXERCISES = [
             divides_by_root_of_rounds,
             around_the_mean_of_halves,
             same_half_each_time,
+            runs,
             halves_of_the_first_set_only,
             n_of_a_half,
             other_halves_each_run,

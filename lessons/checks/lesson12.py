@@ -6,6 +6,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from minimuse.checks import Exercise
+from minimuse.checks.compare import assert_same
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimuse import train
@@ -123,6 +124,16 @@ def is_the_mean_of_all_tokens(combine):
     check()
 
 
+def each_part_learns_by_its_tokens(combine):
+    """It is a loss: each part's gradient is its fraction of all tokens; an empty part has none."""
+    means = torch.tensor([1.0, math.nan, 3.0], requires_grad=True)
+    loss = combine(means, torch.tensor([1, 0, 3]))
+    assert torch.is_tensor(loss) and loss.requires_grad, "the loss has no gradient"
+    (gradient,) = torch.autograd.grad(loss, means)
+    case = "parts of 1, 0 and 3 tokens: the gradient of their means"
+    assert_same(gradient, [0.25, 0, 0.75], case, atol=1e-6)
+
+
 def every_row_runs_once(rows_of_pass):
     """In order, on its process, in passes of the right size."""
 
@@ -220,6 +231,10 @@ def of_all_parts(means, counts):
 
 def nan_stays(means, counts):
     return (means * counts).sum() / counts.sum()
+
+
+def loss_without_gradient(means, counts):
+    return our_loss(means.detach(), counts)
 
 
 def empty_ones_too(means, counts):
@@ -324,9 +339,9 @@ EXERCISES = (
     Exercise(
         "combine",
         our_loss,
-        (is_the_mean_of_all_tokens,),
+        (is_the_mean_of_all_tokens, each_part_learns_by_its_tokens),
         hint="a part's sum is its mean times its count; 0 times not-a-number is not a number",
-        wrong=(mean_of_means, of_all_parts, nan_stays, empty_ones_too),
+        wrong=(mean_of_means, of_all_parts, nan_stays, empty_ones_too, loss_without_gradient),
     ),
     Exercise(
         "rows_of_pass",

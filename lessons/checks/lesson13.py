@@ -401,7 +401,12 @@ def hides_exactly_the_fraction(partly_random):
         )
         assert int(ids.min()) >= 0, case
         assert int(ids.max()) <= codes, case
-        assert (ids == codes).sum(-1).tolist() == [math.ceil(share * tokens)] * batch, case
+        # 0.55 * 20 is 11.000000000000002 in floats, and may be rounded up to 11 or to 12.
+        allowed = {math.ceil(share * tokens), math.ceil(share * tokens - 1e-9)}
+        hidden = set((ids == codes).sum(-1).tolist())
+        assert len(hidden) == 1 and hidden <= allowed, (
+            f"{case}: {sorted(hidden)} are hidden in a row, where {max(allowed)} are expected"
+        )
         again = partly_random(batch, tokens, codes, share, seeded(seed))
         assert torch.equal(ids, again), f"{case}; the same generator, again: {again.tolist()}"
 

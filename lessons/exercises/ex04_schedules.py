@@ -48,7 +48,9 @@ def masked_after(masked: int, steps: int) -> list[int]:
 
     MaskGIT's rule for step k = 0, 1, ..., with N0 = `masked`, and `unknown` tokens masked before
     the step: floor(N0 cos(pi/2 (k+1)/steps)), but at most unknown - 1 and at least 1. After the
-    last step it is 0. Once no token is masked, it stays 0.
+    last step it is 0. Once no token is masked, it stays 0. Where the cosine is a whole number of
+    tokens, floats may fall just below it: one token less is accepted there. (The package computes
+    (k + 1) / steps first and is exact, so that images do not depend on how a formula is written.)
     """
     raise NotImplementedError
 

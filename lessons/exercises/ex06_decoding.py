@@ -92,8 +92,8 @@ def decode(
     After the last step no token is hidden. Guidance is left out: it is lesson 07. For each of
     sampling.steps steps:
 
-    - `masked_after` of lesson 04 says how many tokens stay hidden in each row. It gets the number
-      hidden in *that row* at the start.
+    - `minimuse.schedule.masked_after` says how many tokens stay hidden in each row. It gets the
+      number hidden in *that row* at the start. (Yours of lesson 04 may differ by one at a tie.)
     - First draw noise for the tokens (N, K) of each row, then noise for the choice (N,) of each
       row. Draw both with `gumbel`, from the generator of that row: `generators` has one for each. K
       is the mask id. Scale the second by noise_at. A row is then filled in the same way in a batch

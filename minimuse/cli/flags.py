@@ -304,6 +304,14 @@ def add_check(commands: Any) -> None:
         action="store_true",
         help="check the package's own functions (default: yours, in lessons/exercises)",
     )
+    parser.add_argument(
+        "--draw",
+        nargs="?",
+        type=path,
+        const=Path(),
+        metavar="IMAGE",
+        help="then draw with toy-shapes and your functions (default name: check-04.png)",
+    )
 
 
 def add_notebooks(commands: Any) -> None:

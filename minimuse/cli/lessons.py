@@ -5,6 +5,7 @@ The lessons and the student's files are there, and not in an installed wheel.
 
 import argparse
 import importlib.util
+from pathlib import Path
 
 from minimuse import checks
 
@@ -23,11 +24,14 @@ EXTRAS = {
 def run_check(args: argparse.Namespace) -> int:
     """Check the functions of a lesson's exercises; returns 0 if all are right, else 1."""
     require_clone("check", "the exercises are in lessons/exercises")
-    require_packages("check", ("pytest", "hypothesis"))
-    # Imported here, since these packages are optional.
+    require_packages("check", ("hypothesis",))
+    # Imported here, since that package is optional.
     from minimuse.checks.check import check
 
-    return check(args.lesson, args.package)
+    draw = args.draw
+    if draw == Path():  # without a name
+        draw = Path(f"check-{args.lesson.zfill(2)}.png" if args.lesson else "check.png")
+    return check(args.lesson, args.package, draw)
 
 
 def run_notebooks(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
+from minimuse.checks.compare import assert_same
 
 seeds, sizes = st.integers(0, 2**31 - 1), st.integers(1, 5)
 
@@ -50,6 +51,7 @@ def is_softmax_attention(attend):
     """sum_j softmax_j(q k_j / sqrt(d)) v_j over the visible keys, compared with plain Python."""
 
     @given(seeds, st.integers(1, 2), sizes, sizes, st.integers(1, 4))
+    @example(0, 1, 1, 2, 1)
     def check(seed, B, N, T, d):
         q, k, v, visible = qkv_of(seed, B, 2, N, T, d)
         masked = attend(q, k, v, visible)
@@ -63,11 +65,13 @@ def is_softmax_attention(attend):
                 for n in range(N):
                     query = q[b, h, n].tolist()
                     expected = slow_attention(query, seen_keys, seen_values)
-                    assert close(masked[b, h, n], expected), (
-                        f"visible {visible[b].tolist()}: {masked[b, h, n].tolist()}, not {expected}"
-                    )
+                    case = f"query {query}, keys {keys}, values {values}"
+                    result = masked[b, h, n]
+                    visible_row = f"{case}, visible {visible[b].tolist()}"
+                    assert_same(result, expected, visible_row, rtol=1e-9, atol=1e-9)
                     expected = slow_attention(query, keys, values)
-                    assert close(full[b, h, n], expected), "wrong without a mask"
+                    result = full[b, h, n]
+                    assert_same(result, expected, f"{case}, without a mask", rtol=1e-9, atol=1e-9)
 
     check()
 
@@ -104,8 +108,9 @@ def equals_torch(attend):
         visible[:, 0] = True
         results = with_gradients(attend, (q, k, v), visible)
         expected = with_gradients(torch_attend, (q, k, v), visible)
-        for a, b in zip(results, expected, strict=True):
-            assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+        names = ("the result", "the gradient of q", "the gradient of k", "the gradient of v")
+        for name, a, b in zip(names, results, expected, strict=True):
+            assert_same(a, b, f"{N} queries, {T} keys: {name}", rtol=1e-9, atol=1e-9)
 
     check()
 
@@ -131,7 +136,8 @@ def nothing_visible_is_zero(attend):
         for x in leaves:
             assert (x.grad[0] == 0).all(), "a row without a visible key sends a gradient"
         alone = attend(*(x[1:] for x in leaves), None)
-        assert torch.allclose(out[1:], alone, atol=1e-6)
+        case = "a row beside one without a visible key is not what it is alone"
+        assert_same(out[1:], alone, case, rtol=1e-5, atol=1e-6)
 
     check()
 
@@ -151,7 +157,8 @@ def hidden_keys_do_not_matter(attend):
         padding = torch.zeros(2, more, dtype=torch.bool)
         padded_visible = torch.cat([visible, padding], dim=1)
         padded = attend(q, change_hidden(k), change_hidden(v), padded_visible)
-        assert torch.allclose(padded, attend(q, k, v, visible), rtol=1e-9, atol=1e-9)
+        case = f"visible {visible.tolist()}, {more} more hidden keys, other values in all hidden"
+        assert_same(padded, attend(q, k, v, visible), case, rtol=1e-9, atol=1e-9)
 
     check()
 

@@ -134,7 +134,9 @@ def keeps_what_is_known(step):
         assert (guess == ids)[~hidden].all(), (
             f"ids {ids.tolist()}, hidden {hidden.tolist()}, after {guess.tolist()}"
         )
-        assert np.isposinf(log_p[~hidden]).all() and np.isfinite(log_p[hidden]).all()
+        assert np.isposinf(log_p[~hidden]).all() and np.isfinite(log_p[hidden]).all(), (
+            f"hidden {hidden.tolist()}: confidence {log_p.tolist()}"
+        )
 
     check()
 
@@ -442,8 +444,13 @@ def revealed_tokens_stay(decode):
         results = problem.run(decode)
         for before, after in zip(results, results[1:], strict=False):
             shown = ~before.hidden
-            assert torch.equal(before.ids[shown], after.ids[shown])
-            assert not after.hidden[shown].any()
+            assert torch.equal(before.ids[shown], after.ids[shown]), (
+                f"hidden {before.hidden.tolist()}, "
+                f"ids {before.ids.tolist()} became {after.ids.tolist()}"
+            )
+            assert not after.hidden[shown].any(), (
+                f"hidden {before.hidden.tolist()} became {after.hidden.tolist()}"
+            )
 
     check()
 
@@ -486,7 +493,7 @@ def same_generator_same_output(decode):
         torch.manual_seed(1)
         second = problem.run(decode)
         assert (problem.ids == before).all(), "the ids given were changed in place"
-        assert same_steps(first, second)
+        assert same_steps(first, second), "the same generators gave other steps"
 
     check()
 
@@ -575,8 +582,9 @@ def every_sampler_keeps_its_promises(
         problem = replace(problem, sampling=sampling)
         results = problem.run(decode, dtype)
         revealing = problem.schedule()
-        assert len(results) <= sampling.steps
-        assert sampler == "entropy" or len(results) == len(revealing)
+        assert len(results) <= sampling.steps, f"{len(results)} steps, not {sampling.steps}"
+        on_time = sampler == "entropy" or len(results) == len(revealing)
+        assert on_time, f"{sampler}: {len(results)} steps, not {len(revealing)}"
 
         ids = problem.ids
         hidden = ids == problem.codes
@@ -744,7 +752,9 @@ def takes_half_precision(decode):
         hidden = torch.from_numpy(problem.ids == problem.codes)
         results = problem.run(decode, dtype, scale)
         for result in results:
-            assert 0 <= int(result.ids.min()) <= int(result.ids.max()) < problem.codes
+            assert 0 <= int(result.ids.min()) <= int(result.ids.max()) < problem.codes, (
+                f"ids {result.ids.tolist()}, codes 0..{problem.codes - 1}"
+            )
             assert result.confidence[hidden].isfinite().all(), (
                 f"confidence {result.confidence.tolist()}"
             )
@@ -770,7 +780,12 @@ def noise_is_standard_gumbel(gumbel):
         bad = noise[~noise.isfinite()].tolist()
         assert not bad, f"{len(bad)} of 40,000 are not finite: {bad[:3]}"
     noise = gumbel((400, 100), generator())
-    assert noise.shape == (400, 100) and noise.dtype == torch.float32
+    assert noise.shape == (400, 100) and noise.dtype == torch.float32, (
+        f"noise is {tuple(noise.shape)} {noise.dtype}, not (400, 100) float32"
+    )
+    for shape in ((), (7,), (2, 3, 4)):
+        few = gumbel(shape, generator())
+        assert tuple(few.shape) == shape, f"noise of shape {shape} has {tuple(few.shape)}"
     law = torch.exp(-torch.exp(-noise.double().flatten().sort().values)).numpy()
     gap = np.abs(law - (np.arange(len(law)) + 0.5) / len(law)).max()
     assert gap < 2.7 / len(law) ** 0.5, f"the distribution is off by up to {gap:.3f}"

