@@ -35,6 +35,6 @@ def intervals(named: dict[str, dict[str, float]], **settings) -> Figure:
         axis.plot([found["low"], found["high"]], [row, row], color=BLUE, linewidth=3)
         axis.plot(found["value"], row, "o", color=RED)
     axis.set_yticks(range(len(named)), named)
-    axis.invert_yaxis()
+    axis.set_ylim(len(named) - 0.5, -0.5)
     axis.set(**settings)
     return figure
