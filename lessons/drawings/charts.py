@@ -31,8 +31,12 @@ def image_rows(
     titles: Sequence[str],
     labels: Sequence[str] = (),
     size: float = 1.2,
+    frame: bool = False,
 ) -> Figure:
-    """Rows of images (H, W, 3) or (H, W), with a title above each column and a label per row."""
+    """Rows of images (H, W, 3) or (H, W), with a title above each column and a label per row.
+
+    A frame shows where a white image ends.
+    """
     figure, axes = plt.subplots(
         len(rows),
         len(titles),
@@ -43,7 +47,8 @@ def image_rows(
     )
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-        axis.set_frame_on(False)
+        axis.set_frame_on(frame)
+        axis.spines[:].set(color="#bbbbbb", linewidth=0.6)
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
             axes[row, column].imshow(image, cmap="Greys")
