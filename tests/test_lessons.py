@@ -63,8 +63,16 @@ def test_lessons_have_one_form(lesson):
     for figure in figures:
         assert f'FIGURES / "{figure}"' in text, f"{figure} is drawn by no fence"
     assert "<details" not in text and "```bash" not in text and not text.startswith("---")
-    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace(ONE_RUN, "")
-    assert 1300 <= len(prose.split()) <= 2000, f"{len(prose.split())} words beside the code"
+    assert 1300 <= words_of_prose(text) <= 1900, f"{words_of_prose(text)} words"
+    for code in re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+        assert code.count("\n") <= 30, f"a fence of more than 30 lines:\n{code}"
+
+
+def words_of_prose(text):
+    """How many words stand beside fences and tables."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^\|.*\|$", "", text, flags=re.MULTILINE)
+    return len(text.replace(ONE_RUN, "").split())
 
 
 def quoted(text):
