@@ -48,4 +48,6 @@ def redirect_links(text: str) -> str:
     """Make links to lessons lead to their notebooks, and other links into the clone."""
     text = re.sub(r"\]\((\d\d-[\w-]+)\.md\)", r"](\1.ipynb)", text)
     text = text.replace("](../", f"]({LESSONS.parent}/")
-    return text.replace("](claims", f"]({LESSONS}/claims")
+    for page in ("claims", "answers.md"):
+        text = text.replace(f"]({page}", f"]({LESSONS}/{page}")
+    return text
