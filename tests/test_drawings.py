@@ -109,3 +109,40 @@ def test_training_hides_the_tokens_that_it_says():
     masked = grids[1].reshape(16, 3)
     for position in range(16):
         assert (masked[position].mean() > 0.5) == (position in hidden)
+
+
+def test_predictions_cover_the_tokens_that_are_hidden():
+    """Pixel by pixel: grey where the token of a pixel is hidden, the decoded image elsewhere."""
+    from minimuse.drawings.architecture import to_pixels
+    from minimuse.drawings.predictions import covered
+
+    muse = Muse.load("toy-shapes")
+    ids = torch.arange(16)[None]
+    hidden = torch.arange(16) % 5 == 1
+    image, shown = to_pixels(muse.pixels(ids, "low")), covered(muse, ids, hidden)
+    for y in range(32):
+        for x in range(32):
+            is_hidden = bool(hidden[4 * (y // 8) + x // 8])
+            expected = np.full(3, 0.72) if is_hidden else image[y, x]
+            assert np.allclose(shown[y, x], expected)
+
+
+def test_the_frame_is_around_the_token_that_is_asked_about():
+    from minimuse.drawings.predictions import outline
+
+    frame = outline(token=6, grid=4, side=32)  # row 1, column 2; a token is 8 pixels wide
+    assert frame.get_xy() == (15.5, 7.5)
+    assert (frame.get_width(), frame.get_height()) == (8, 8)
+
+
+def test_the_weights_of_a_token_are_those_of_its_row():
+    """The bars are the weights over the words, and the small grid those over low-res tokens."""
+    from minimuse.drawings.attention import context_weights
+
+    weights = torch.rand(16, 4 + 3)  # 16 high-res tokens, 4 low-res tokens, 3 words
+    image = torch.zeros(1, 3, 8, 8)
+    figure = context_weights(image, weights, {"here": 5, "there": 9}, ["a", "red", "ring"])
+    for row, token in enumerate((5, 9)):
+        _, low, words = figure.axes[3 * row : 3 * row + 3]
+        assert np.allclose(low.images[0].get_array(), weights[token, :4].view(2, 2))
+        assert np.allclose([bar.get_height() for bar in words.patches], weights[token, 4:])

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from einops import repeat
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from minimuse.drawings.architecture import to_pixels
-from minimuse.drawings.charts import BLUE, DPI, RED, panels, tinted
+from minimuse.drawings.charts import BLUE, DPI, RED, panels
 
 from minimuse import Muse
 
@@ -27,8 +28,7 @@ def predictions(
     ids (1, N); hidden (R, N) bool; filled: for each name, ids (R, N) with all tokens guessed;
     entropy (R, N) of the predictions, in nats.
     """
-    images = muse.pixels(ids, "low").expand(len(hidden), -1, -1, -1)
-    columns = {"what is visible": tinted(images, hidden)}
+    columns = {"what is visible": [covered(muse, ids, row) for row in hidden]}
     for name, guesses in filled.items():
         columns[name] = [to_pixels(image[None]) for image in muse.pixels(guesses, "low")]
     figure, axes = plt.subplots(
@@ -41,13 +41,22 @@ def predictions(
     )
     for row, line in enumerate(axes):
         for axis, (name, shown) in zip(line, columns.items(), strict=False):
-            axis.imshow(shown[row].clip(0, 1))
+            axis.imshow(shown[row], interpolation="nearest")
             axis.set_title(name if row == 0 else "", fontsize=8)
         draw_entropy(figure, line[-1], entropy[row], hidden[row], muse.config.tokenizer.codes)
     axes[0, -1].set_title("entropy (nats)", fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     return figure
+
+
+def covered(muse: Muse, ids: torch.Tensor, hidden: torch.Tensor) -> np.ndarray:
+    """The image (H, W, 3) of low-res ids (1, N), with grey over hidden tokens (N,)."""
+    image = to_pixels(muse.pixels(ids, "low"))
+    grid = math.isqrt(len(hidden))
+    side = len(image) // grid  # of a token, in pixels
+    grey = repeat(hidden.numpy(), "(h w) -> (h y) (w x) 1", h=grid, y=side, x=side)
+    return np.where(grey, 0.72, image)
 
 
 def draw_entropy(
@@ -82,16 +91,15 @@ def likeliest_codes(
         layout="constrained",
         squeeze=False,
     )
-    (visible,) = tinted(muse.pixels(ids, "low"), hidden[None])
     for line, (caption, p) in zip(axes, probabilities.items(), strict=True):
-        line[0].imshow(visible)
+        line[0].imshow(covered(muse, ids, hidden), interpolation="nearest")
         words = caption.replace(" left", "\nleft").replace(" on", "\non") or "(no caption)"
         line[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
         best = p.argsort(descending=True)[:count]
         for axis, code in zip(line[1:], best, strict=True):
             painted = ids.clone()
             painted[0, token] = code
-            axis.imshow(to_pixels(muse.pixels(painted, "low")))
+            axis.imshow(to_pixels(muse.pixels(painted, "low")), interpolation="nearest")
             axis.add_patch(outline(token, muse.config.tokenizer.grid, muse.config.tokenizer.side))
             axis.set_title(f"{p[code]:.0%}", fontsize=8)
     for axis in axes.flat:
