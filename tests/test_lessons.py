@@ -141,3 +141,7 @@ def test_notation_has_the_shapes_of_the_models():
         assert rows["S"][column] == steps
         codes = [config[part]["codes"] for part in ("tokenizer", "tokenizer_hi")]
         assert rows["K"][column] == ", then ".join(dict.fromkeys(f"{k:,}" for k in codes))
+
+
+def test_the_readme_can_be_read_in_a_few_minutes():
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
