@@ -128,19 +128,28 @@ def test_notation_has_the_shapes_of_the_models():
     toy = json.loads((ROOT / "data/toy-shapes/config.json").read_text())["config"]
     paper = tomllib.loads((ROOT / "data/presets.toml").read_text())["muse-3b"]
     for column, config in enumerate((toy, paper)):
-        low, high = (
-            part["side"] // 2 ** (len(part["multipliers"]) - 1)
-            for part in (config["tokenizer"], config["tokenizer_hi"])
-        )
-        assert rows["H, W"][column] == str(config["tokenizer_hi"]["side"])
-        assert rows["h, w"][column] == f"{low}, then {high}"
-        assert rows["N"][column].startswith(f"{low**2:,}, then {high**2:,}")
-        widths = f"{config['base']['width']:,}, then {config['superres']['width']:,}"
-        assert rows["D"][column] == widths
-        steps = f"{config['sampling']['steps']}, then {config['sampling_hi']['steps']}"
-        assert rows["S"][column] == steps
-        codes = [config[part]["codes"] for part in ("tokenizer", "tokenizer_hi")]
-        assert rows["K"][column] == ", then ".join(dict.fromkeys(f"{k:,}" for k in codes))
+        for letter, expected in shapes_of(config).items():
+            assert rows[letter][column] == expected
+
+
+def shapes_of(config):
+    """What the table of letters must say of a model, as in "16, then 256"."""
+    tokenizers = (config["tokenizer"], config["tokenizer_hi"])
+    grids = [part["side"] // 2 ** (len(part["multipliers"]) - 1) for part in tokenizers]
+    codes = dict.fromkeys(part["codes"] for part in tokenizers)  # one number if they are equal
+    models = (config["base"], config["superres"])
+    samplings = (config["sampling"], config["sampling_hi"])
+    numbers = {
+        "h, w": grids,
+        "N": [grid**2 for grid in grids],
+        "K": codes,
+        "D": [model["width"] for model in models],
+        "S": [sampling["steps"] for sampling in samplings],
+    }
+    expected = {"H, W": str(config["tokenizer_hi"]["side"])}
+    for letter, pair in numbers.items():
+        expected[letter] = ", then ".join(f"{number:,}" for number in pair)
+    return expected
 
 
 def test_the_readme_can_be_read_in_a_few_minutes():
