@@ -189,6 +189,7 @@ def test_a_stage_of_the_demo_begins_when_what_it_needs_is_trained(monkeypatch, t
     assert seconds.keys() == stages.keys() == ended == {*STAGES}
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_what_demo_measured(tiny_model, tmp_path, capsys):
     out = tmp_path / "figures"
     assert run("evaluate", "--model", tiny_model, "--out", out) == 0

@@ -127,6 +127,7 @@ def test_generate(trained, tmp_path, options):
     check(run("generate", PROMPT, "--model", trained[0], "-o", tmp_path / "a.png", *options))
 
 
+@pytest.mark.slow
 def test_demo_trains_there(tmp_path):
     """One stage after another, with the seconds of each, and a report."""
     out = tmp_path / "demo"
