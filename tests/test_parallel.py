@@ -202,7 +202,7 @@ def test_a_checkpoint_of_one_process_resumes_on_two(copy, alone):
     same(metrics, load_file(out / "base.safetensors"), alone["base"], first)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_while_writing(processes, copy, alone):
     """Half a file is left in the temporary folder; the checkpoint before it is complete."""
     out = copy()

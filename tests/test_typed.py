@@ -132,13 +132,13 @@ def test_every_paint_has_one_word_and_only_pale_ones_are_white(rgb):
     assert (COLOUR_WORDS[index] == "white") == (torch.tensor(rgb).min().item() > WHITE)
 
 
-@pytest.mark.parametrize("word", ["red", "yellow", "green", "blue", "purple"])
-def test_real_hearts_have_their_colour(word):
+def test_real_hearts_have_their_colour():
     """Four of five styles at least: a glossy heart has highlights and shades of other colours."""
     images = load("emoji", "train", 64)
-    rows = [i for i, name in enumerate(images.names) if name.endswith(f"/{word}-heart")]
-    words = [w for w, _ in dominant_colours(images.batch(torch.tensor(rows)))]
-    assert words.count(word) >= len(rows) - 1
+    for word in ("red", "yellow", "green", "blue", "purple"):
+        rows = [i for i, name in enumerate(images.names) if name.endswith(f"/{word}-heart")]
+        words = [w for w, _ in dominant_colours(images.batch(torch.tensor(rows)))]
+        assert words.count(word) >= len(rows) - 1, word
 
 
 # --- The table ---

@@ -241,7 +241,7 @@ def check_tidy(out):
 
 
 @pytest.mark.parametrize("gap", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("stage", ["all", "tokenizer"])
+@pytest.mark.parametrize("stage", [pytest.param("all", marks=pytest.mark.slow), "tokenizer"])
 def test_of_two_at_once_one_wins(stage, gap, tmp_path):
     out = tmp_path / "out"
     steps = "stages.tokenizer.steps=60"
