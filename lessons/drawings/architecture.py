@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from minimuse.drawings.boxes import (
     DATA,
     FROZEN,
+    HIDDEN,
     LEARNT,
     QUIET,
     arrow,
@@ -50,7 +51,7 @@ def architecture(
     figure, axes = canvas(WIDTH, HEIGHT)
     draw_parts(axes, caption)
     draw_arrows(axes)
-    token_grid(axes, MASKS, ROW, SIDE, np.full_like(low_tokens, 0.72))
+    token_grid(axes, MASKS, ROW, SIDE, np.full_like(low_tokens, HIDDEN))
     token_grid(axes, LOW, ROW, SIDE, low_tokens)
     token_grid(axes, HIGH, ROW, SIDE, high_tokens)
     picture(axes, IMAGE, ROW, SIDE, to_pixels(high))

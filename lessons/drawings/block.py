@@ -8,6 +8,7 @@ from minimuse.drawings.architecture import to_pixels, token_colours
 from minimuse.drawings.boxes import (
     DATA,
     FROZEN,
+    HIDDEN,
     LEARNT,
     QUIET,
     arrow,
@@ -20,8 +21,6 @@ from minimuse.drawings.boxes import (
 )
 
 from minimuse import Muse
-
-HIDDEN = 0.72  # the grey of a hidden token
 
 
 def block() -> Figure:

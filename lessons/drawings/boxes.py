@@ -16,6 +16,7 @@ FROZEN = "#e3e3e3"
 DATA = "#fdf1cf"
 LINE = "#444444"
 QUIET = "#777777"
+HIDDEN = 0.72  # the grey of a hidden token
 
 FONT_SIZE = 10
 

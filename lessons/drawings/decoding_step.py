@@ -7,12 +7,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from minimuse.drawings.architecture import token_colours
-from minimuse.drawings.boxes import QUIET, arrow, canvas, token_grid, write
+from minimuse.drawings.boxes import HIDDEN, QUIET, arrow, canvas, token_grid, write
 
 from minimuse import Muse
 from minimuse.decode import Step
 
-HIDDEN = 0.72  # the grey of a hidden token
 SIDE = 1.9  # of a grid, in inches
 
 

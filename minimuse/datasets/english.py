@@ -116,7 +116,7 @@ def plural(label: str) -> str:
 
 
 def is_noun(word: str) -> bool:
-    """Whether the last word of a label is its noun, as far as its letters tell."""
+    """Guess from its letters whether the last word of a label is a noun."""
     return word in NOUNS_IN_ING or not NO_NOUN.fullmatch(word)
 
 
