@@ -252,7 +252,10 @@ class EMAQuantizer(nn.Module):
         self.codebook[used] = self.total[used] / self.mass[used, None]
 
     def restart_dead_codes(
-        self, z: torch.Tensor, ids: torch.Tensor, generator: torch.Generator
+        self,
+        z: torch.Tensor,
+        ids: torch.Tensor,
+        generator: torch.Generator,
     ) -> int:
         """Put each dead code on a latent of this batch; return how many were dead.
 
