@@ -142,7 +142,12 @@ def test_the_weights_of_a_token_are_those_of_its_row():
     weights = torch.rand(16, 4 + 3)  # 16 high-res tokens, 4 low-res tokens, 3 words
     image = torch.zeros(1, 3, 8, 8)
     figure = context_weights(image, weights, {"here": 5, "there": 9}, ["a", "red", "ring"])
+    corners = [(-0.5, -0.5), (-0.5, 0.5)]  # 5 is in row 1, 9 in row 2 of 4; both are in column 1
     for row, token in enumerate((5, 9)):
         _, low, words = figure.axes[3 * row : 3 * row + 3]
         assert np.allclose(low.images[0].get_array(), weights[token, :4].view(2, 2))
+        assert [text.get_text() for text in low.texts] == [
+            f"{100 * weight:.1f}" for weight in weights[token, :4].tolist()
+        ]
+        assert low.patches[0].get_xy() == corners[row], "the frame is where the token is"
         assert np.allclose([bar.get_height() for bar in words.patches], weights[token, 4:])

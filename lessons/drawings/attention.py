@@ -45,28 +45,46 @@ def context_weights(
     figure, axes = plt.subplots(
         len(tokens),
         3,
-        figsize=(8.2, 1.45 * len(tokens) + 0.9),
+        figsize=(8.2, 1.55 * len(tokens) + 0.9),
         dpi=DPI,
         layout="constrained",
         squeeze=False,
-        width_ratios=(1, 1, 4),
+        width_ratios=(1, 1, 3.4),
     )
     for row, (name, token) in zip(axes, tokens.items(), strict=True):
         show_token(row[0], image, token, math.isqrt(len(weights)))
         row[0].set_ylabel(name, fontsize=9)
-        side = math.isqrt(n)
-        low = weights[token, :n].view(side, side)
-        row[1].imshow(low.numpy(), cmap="Blues", vmin=0, vmax=largest_low)
-        row[1].set(xticks=[], yticks=[])
+        show_low_weights(row[1], weights[token, :n], token, math.isqrt(len(weights)), largest_low)
         row[2].bar(range(len(words)), weights[token, n:].numpy(), color=BLUE)
         row[2].set(ylim=(0, 1.05 * largest_word), xticks=range(len(words)), xticklabels=[])
         row[2].tick_params(axis="y", labelsize=7)
     axes[-1, 2].set_xticklabels(words, rotation=45, ha="right", fontsize=8)
     for axis, title in zip(
-        axes[0], ("high-res token", "low-res tokens", "words of the caption"), strict=True
+        axes[0], ("high-res token", "low-res tokens, %", "words of the caption"), strict=True
     ):
         axis.set_title(title, fontsize=9)
     return figure
+
+
+def show_low_weights(
+    axis: Axes, weights: torch.Tensor, token: int, grid: int, largest: float
+) -> None:
+    """The weights (n,) of the low-res tokens in percent; a frame is around the one that covers `token`.
+
+    token: the number of a high-res token on a grid x grid. largest: the weight of the darkest blue.
+    """
+    side = math.isqrt(len(weights))
+    axis.imshow(weights.view(side, side).numpy(), cmap="Blues", vmin=0, vmax=largest)
+    for i, weight in enumerate(weights.tolist()):
+        colour = "white" if weight > 0.6 * largest else "black"
+        row, column = divmod(i, side)
+        text = f"{100 * weight:.1f}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    scale = grid // side
+    row, column = divmod(token, grid)
+    covering = (row // scale) * side + column // scale
+    axis.add_patch(outline(covering, side, side))
+    axis.set(xticks=[], yticks=[])
 
 
 def show_token(axis: Axes, image: torch.Tensor, token: int, grid: int) -> None:
