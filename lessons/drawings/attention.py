@@ -69,9 +69,10 @@ def context_weights(
 def show_low_weights(
     axis: Axes, weights: torch.Tensor, token: int, grid: int, largest: float
 ) -> None:
-    """The weights (n,) of the low-res tokens in percent; a frame is around the one that covers `token`.
+    """The weights (n,) of the low-res tokens in percent; one of them has a frame.
 
-    token: the number of a high-res token on a grid x grid. largest: the weight of the darkest blue.
+    token: the number of a high-res token on a grid x grid; the frame is around the low-res token
+    that covers it. largest: the weight of the darkest blue.
     """
     side = math.isqrt(len(weights))
     axis.imshow(weights.view(side, side).numpy(), cmap="Blues", vmin=0, vmax=largest)
