@@ -30,6 +30,7 @@ def seeded(seed=0):
 
 ATTEND_PROPERTIES = (
     attention.is_softmax_attention,
+    attention.adds_the_bias,
     attention.equals_torch,
     attention.nothing_visible_is_zero,
     attention.hidden_keys_do_not_matter,
