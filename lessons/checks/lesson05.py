@@ -667,9 +667,10 @@ EXERCISES = [
             attention.hidden_keys_do_not_matter,
             attention.nothing_visible_is_zero,
         ),
-        hint="a hidden key must get no weight at all, so hide it before the softmax. A softmax "
-        "over nothing is 0/0, and its gradient stays NaN whatever you multiply it by: let such a "
-        "row attend to something, and set the result to zero.",
+        hint="the scores are complete, with scale and bias, before the softmax. A hidden key must "
+        "get no weight at all, so hide it there, too. A softmax over nothing is 0/0, and its "
+        "gradient stays NaN whatever you multiply it by: let such a row attend to something, and "
+        "set the result to zero.",
         wrong=(
             without_scale,
             masked_after_the_softmax,
@@ -697,9 +698,8 @@ EXERCISES = [
             blocks.trains_every_weight,
         ),
         hint="three times the same: norm a copy of x, let the layer work on the copy, add its "
-        "result to x. A head is d neighbouring numbers of a vector: split the last axis in two, "
-        "then exchange two axes, and on the way back exchange them first. view() alone cannot "
-        "exchange axes.",
+        "result to x. A head has d neighbouring numbers of each vector: split the last axis, then "
+        "exchange two axes, and on the way back exchange them first. view() alone cannot.",
         wrong=(
             *(block_with(name, **changes) for name, changes in BLOCK_BUGS.items()),
             all_read_x,

@@ -160,7 +160,8 @@ def assert_is_slow_block(block, case, said):
     for b in range(len(case.x)):
         words = case.text[b, case.visible[b]].tolist()
         expected = slow_block(case.x[b].tolist(), words, lists, case.heads)
-        assert_same(out[b], expected, f"{case}; {said}; image {b} (token, number)", **TOLERANCE)
+        image = f"image {b}" if words else f"image {b}, which has no visible word,"
+        assert_same(out[b], expected, f"{case}; {said}; {image} (token, number)", **TOLERANCE)
 
 
 # --- Properties: one layer at a time, then all ---
