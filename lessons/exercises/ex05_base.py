@@ -87,7 +87,7 @@ def block(
        the heads, one behind the other, are D numbers again. The layer adds these @ self_out.
     2. Cross-attention. The same, but k and v come from the words, which are not normed; only
        visible words count, and there is no bias. An absent caption (no word visible) adds exactly
-       zero, whatever the text is.
+       zero, whatever the text is. (The package computes this k and v before, once for all passes.)
     3. MLP. Each normed vector @ mlp_up, then GELU of each number, then @ mlp_down. GELU(a) is a
        times the probability that a standard normal number is below a. (PyTorch: `gelu`.)
     """
