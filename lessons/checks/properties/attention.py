@@ -91,9 +91,9 @@ def adds_the_bias(attend):
         out = attend(q, k, v, visible if has_mask else None, bias)
         assert out.shape == q.shape, f"the shape is {tuple(out.shape)}, not {tuple(q.shape)}"
         for b, h, n in itertools.product(range(2), range(2), range(N)):
-            seen = [t for t in range(T) if visible[b, t] or not has_mask]
-            keys, values = [k[b, h, t].tolist() for t in seen], [v[b, h, t].tolist() for t in seen]
-            biases = [float(bias[h, n, t]) for t in seen]
+            seen = visible[b] if has_mask else slice(None)
+            keys, values = k[b, h, seen].tolist(), v[b, h, seen].tolist()
+            biases = bias[h, n, seen].tolist()
             expected = slow_attention(q[b, h, n].tolist(), keys, values, biases)
             case = (
                 f"row {b}, head {h}, query {n} {q[b, h, n].tolist()}, visible keys {keys}, "
