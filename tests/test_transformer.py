@@ -30,6 +30,7 @@ def seeded(seed=0):
 
 ATTEND_PROPERTIES = (
     attention.is_softmax_attention,
+    attention.adds_the_bias,
     attention.equals_torch,
     attention.nothing_visible_is_zero,
     attention.hidden_keys_do_not_matter,
@@ -42,12 +43,20 @@ def test_attend(prop):
 
 
 def softmax_attention(
-    q, k, v, visible, scale=None, fill=float("-inf"), zero_rows=True, mask_after=False
+    q,
+    k,
+    v,
+    visible,
+    bias=0,
+    scale=None,
+    fill=float("-inf"),
+    zero_rows=True,
+    mask_after=False,
 ):
     """attend with switches that break it; without any, it is right."""
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    scores = q @ k.transpose(-1, -2) * scale
+    scores = q @ k.transpose(-1, -2) * scale + bias
     if visible is None:
         return scores.softmax(-1) @ v
     mask = visible[:, None, None, :]
@@ -88,6 +97,10 @@ def attends_to_padding(q, k, v, visible):
     return softmax_attention(q, k, v, None)
 
 
+def scaled_bias(q, k, v, visible, bias):
+    return softmax_attention(q, k, v, visible, bias * q.shape[-1] ** -0.5)
+
+
 def hidden_scores_are_zero(q, k, v, visible):
     return softmax_attention(q, k, v, visible, fill=0.0)
 
@@ -97,6 +110,7 @@ def hidden_scores_are_zero(q, k, v, visible):
     [
         (attention.is_softmax_attention, without_scale),
         (attention.is_softmax_attention, masked_after_the_softmax),
+        (attention.adds_the_bias, scaled_bias),
         (attention.equals_torch, without_scale),
         (attention.nothing_visible_is_zero, nan_for_no_keys),
         (attention.nothing_visible_is_zero, mean_for_no_keys),

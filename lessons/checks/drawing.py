@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from minimuse.checks.check import Result
 from minimuse.checks.lesson06 import steps_with_a_pass
 from PIL import Image, ImageDraw, ImageFont
@@ -94,16 +95,47 @@ def as_positions(function):
     return lambda self, grids=1: function(self.rows.repeat(grids, 1), self.columns.repeat(grids, 1))
 
 
-def as_attend(function):
-    """The student's attention has no bias: it is the one from the image to the caption."""
-    package = transformer.attend
+def as_block(function):
+    """A block as `Block.forward`, in the base model.
 
-    def attend(q, k, v, visible=None, bias=None):
-        if bias is not None:
-            return package(q, k, v, visible, bias)
-        return function(q, k, v, visible)
+    Super-resolution has multi-axis attention, which is of lesson 08. There the package's stays.
+    """
+    package = transformer.Block.forward
 
-    return attend
+    def forward(self, x, k=None, v=None, visible=None, where=None):
+        if self.self_attention.window or not self.cross:
+            return package(self, x, k, v, visible, where)
+        # The model has computed the keys and values of the words before. They are the text here,
+        # and the matrices `cross_k` and `cross_v` pick them out.
+        text = rearrange([k, v], "two B H T d -> B T (two H d)")
+        out = function(x, text, visible, weights_of(self), self.cross_attention.heads)
+        return out if where is None else transformer.rows_where(out, where)
+
+    return forward
+
+
+def weights_of(block: transformer.Block) -> dict[str, torch.Tensor]:
+    """A block's weights, as the exercise names them; the text is keys and values (B, T, 2D)."""
+    self_attention, cross_attention = block.self_attention, block.cross_attention
+    self_q, self_k, self_v = self_attention.qkv.weight.T.chunk(3, dim=1)  # D D
+    D = len(self_q)
+    cross_k, cross_v = torch.eye(2 * D, device=self_q.device).chunk(2, dim=1)  # 2D D
+    return {
+        "norm_self": block.norm_self.weight,
+        "self_q": self_q,
+        "self_k": self_k,
+        "self_v": self_v,
+        "self_out": self_attention.out.weight.T,
+        "bias": self_attention.biases[0](),
+        "norm_cross": block.norm_cross.weight,
+        "cross_q": cross_attention.q.weight.T,
+        "cross_k": cross_k,
+        "cross_v": cross_v,
+        "cross_out": cross_attention.out.weight.T,
+        "norm_mlp": block.norm_mlp.weight,
+        "mlp_up": block.mlp[0].weight.T,
+        "mlp_down": block.mlp[2].weight.T,
+    }
 
 
 def as_draw(function):
@@ -190,7 +222,8 @@ SEAMS: dict[str, dict[str, Seam]] = {
     },
     "05": {
         "grid_positions": Seam(transformer.GridPositions, "forward", as_positions),
-        "attend": Seam(transformer, "attend", as_attend),
+        "attend": Seam(transformer, "attend"),
+        "block": Seam(transformer.Block, "forward", as_block),
     },
     "06": {
         "noise_at": Seam(schedule, "noise_at"),

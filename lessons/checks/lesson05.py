@@ -1,6 +1,8 @@
 """Lesson 05, the base model: what must hold of its exercises, and wrong solutions."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from minimuse.checks import Exercise
 from minimuse.checks.compare import assert_same
-from minimuse.checks.properties import attention, losses, masks
+from minimuse.checks.properties import attention, blocks, losses, masks
+from torch import nn
 
 from minimuse import maskgit, schedule, transformer
 
@@ -106,6 +109,39 @@ def positions_of_the_package(rows, columns):
     module = transformer.GridPositions(1, rows.shape[1])
     vectors = {"rows": rows, "columns": columns}
     return torch.func.functional_call(module, vectors)
+
+
+class GivenBias(nn.Module):
+    """A bias for each pair of tokens, where the package has one for each offset."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.bias = nn.Parameter(bias.detach())
+
+    def forward(self):
+        return self.bias
+
+
+def block_of_the_package(x, text, visible, weights, heads):
+    """`transformer.Block` with these weights. nn.Linear has its matrices the other way round."""
+    _, N, D = x.shape
+    module = transformer.Block(D, heads, math.isqrt(N))
+    module.self_attention.biases = nn.ModuleList([GivenBias(weights["bias"])])
+    qkv = torch.cat([weights["self_q"], weights["self_k"], weights["self_v"]], dim=1)
+    parameters = {
+        "norm_self.weight": weights["norm_self"],
+        "self_attention.qkv.weight": qkv.T,
+        "self_attention.out.weight": weights["self_out"].T,
+        "self_attention.biases.0.bias": weights["bias"],
+        "norm_cross.weight": weights["norm_cross"],
+        "cross_attention.q.weight": weights["cross_q"].T,
+        "cross_attention.out.weight": weights["cross_out"].T,
+        "norm_mlp.weight": weights["norm_mlp"],
+        "mlp.0.weight": weights["mlp_up"].T,
+        "mlp.2.weight": weights["mlp_down"].T,
+    }
+    k, v = (split_heads(text @ weights[name], heads) for name in ("cross_k", "cross_v"))
+    return torch.func.functional_call(module, parameters, (x, k, v, visible))
 
 
 # --- Planted bugs: positions ---
@@ -237,12 +273,22 @@ def dropped_in_place(visible, fraction, generator):
 
 
 def softmax_attention(
-    q, k, v, visible=None, scale=None, fill=float("-inf"), zero_rows=True, mask_after=False
+    q,
+    k,
+    v,
+    visible=None,
+    bias=None,
+    scale=None,
+    fill=float("-inf"),
+    zero_rows=True,
+    mask_after=False,
 ):
     """attend with switches that break it; without any, it is right."""
     if scale is None:
         scale = q.shape[-1] ** -0.5
     scores = q @ k.transpose(-1, -2) * scale
+    if bias is not None:
+        scores = scores + bias
     if visible is None:
         return scores.softmax(-1) @ v
     mask = visible[:, None, None, :]
@@ -278,8 +324,226 @@ def nan_in_the_gradient(*inputs):
     return softmax_attention(*inputs, zero_rows=False).nan_to_num()
 
 
-def attends_to_padding(q, k, v, visible=None):
-    return softmax_attention(q, k, v)
+def attends_to_padding(q, k, v, visible=None, bias=None):
+    return softmax_attention(q, k, v, None, bias)
+
+
+def without_bias(q, k, v, visible=None, bias=None):
+    return softmax_attention(q, k, v, visible)
+
+
+def scaled_bias(q, k, v, visible=None, bias=None):
+    """The scale is applied to the sum of the product and the bias."""
+    if bias is not None:
+        bias = bias * q.shape[-1] ** -0.5
+    return softmax_attention(q, k, v, visible, bias)
+
+
+def bias_of_the_first_head(q, k, v, visible=None, bias=None):
+    if bias is not None:
+        bias = bias[:1]
+    return softmax_attention(q, k, v, visible, bias)
+
+
+# --- Planted bugs: the block ---
+
+
+def norm(x, gain):
+    return F.layer_norm(x, gain.shape, gain)
+
+
+def split_heads(x, heads):
+    return rearrange(x, "B N (H d) -> B H N d", H=heads)
+
+
+def merge_heads(x):
+    return rearrange(x, "B H N d -> B N (H d)")
+
+
+def add(x, result, gain):
+    return x + result
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a block is made of. Each planted bug changes one part."""
+
+    norm: Callable = norm
+    norm_of_mlp: Callable = norm
+    split: Callable = split_heads
+    merge: Callable = merge_heads
+    attend: Callable = softmax_attention
+    gelu: Callable = F.gelu
+    add: Callable = add
+    order: tuple[str, ...] = ("self", "cross", "mlp")
+
+
+def block_of_parts(x, text, visible, weights, heads, parts):
+    """A right block, if all parts are."""
+
+    def self_attention(x):
+        normed = parts.norm(x, weights["norm_self"])
+        q, k, v = (parts.split(normed @ weights[f"self_{name}"], heads) for name in "qkv")
+        return parts.merge(parts.attend(q, k, v, None, weights["bias"])) @ weights["self_out"]
+
+    def cross_attention(x):
+        q = parts.split(parts.norm(x, weights["norm_cross"]) @ weights["cross_q"], heads)
+        k, v = (parts.split(text @ weights[f"cross_{name}"], heads) for name in "kv")
+        return parts.merge(parts.attend(q, k, v, visible)) @ weights["cross_out"]
+
+    def mlp(x):
+        up = parts.norm_of_mlp(x, weights["norm_mlp"]) @ weights["mlp_up"]
+        return parts.gelu(up) @ weights["mlp_down"]
+
+    layers = {"self": self_attention, "cross": cross_attention, "mlp": mlp}
+    for name in parts.order:
+        x = parts.add(x, layers[name](x), weights[f"norm_{name}"])
+    return x
+
+
+def not_normed(x, gain):
+    return x
+
+
+def norm_without_gain(x, gain):
+    return F.layer_norm(x, gain.shape)
+
+
+def norm_without_mean(x, gain):
+    return F.rms_norm(x, gain.shape, gain)
+
+
+def norm_with_unbiased_std(x, gain):
+    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-5) * gain
+
+
+def norm_over_all_tokens(x, gain):
+    return F.layer_norm(x, x.shape[1:]) * gain
+
+
+def split_by_view(x, heads):
+    """(B, N, D) as (B, H, N, d) without exchanging axes: a head mixes tokens."""
+    B, N, D = x.shape
+    return x.reshape(B, heads, N, D // heads)
+
+
+def split_interleaved(x, heads):
+    """Head h takes every H-th number, from h on."""
+    return rearrange(x, "B N (d H) -> B H N d", H=heads)
+
+
+def merge_by_view(x):
+    B, H, N, d = x.shape
+    return x.reshape(B, N, H * d)
+
+
+def scale_of_the_width(q, *others):
+    """1 / sqrt(D), where each head has only d numbers."""
+    return softmax_attention(q, *others, scale=(q.shape[1] * q.shape[3]) ** -0.5)
+
+
+def words_hidden_in_one_are_hidden_in_all(q, k, v, visible=None, bias=None):
+    if visible is not None:
+        visible = visible.all(0).expand_as(visible)
+    return softmax_attention(q, k, v, visible, bias)
+
+
+def attention_without_gradient(*inputs):
+    return softmax_attention(*inputs).detach()
+
+
+def gelu_without_gradient(a):
+    return F.gelu(a.detach())
+
+
+def forgets_x(x, result, gain):
+    return result
+
+
+def adds_to_the_normed(x, result, gain):
+    return norm(x, gain) + result
+
+
+def norms_the_sum(x, result, gain):
+    """The norm after the addition, as in the first transformers."""
+    return norm(x + result, gain)
+
+
+def adds_in_place(x, result, gain):
+    x += result
+    return x
+
+
+def block_with(name, **changes):
+    """A block with one part changed; it has the name of the bug."""
+
+    def block(x, text, visible, weights, heads):
+        return block_of_parts(x, text, visible, weights, heads, Parts(**changes))
+
+    block.__name__ = name
+    return block
+
+
+BLOCK_BUGS = {
+    "no_residual": {"add": forgets_x},
+    "adds_to_the_normed": {"add": adds_to_the_normed},
+    "norm_after": {"add": norms_the_sum, "norm": not_normed, "norm_of_mlp": not_normed},
+    "in_place": {"add": adds_in_place},
+    "no_norm": {"norm": not_normed, "norm_of_mlp": not_normed},
+    "no_norm_of_the_mlp": {"norm_of_mlp": not_normed},
+    "norm_without_gain": {"norm": norm_without_gain},
+    "norm_without_mean": {"norm": norm_without_mean, "norm_of_mlp": norm_without_mean},
+    "norm_with_unbiased_std": {"norm": norm_with_unbiased_std},
+    "norm_over_all_tokens": {"norm": norm_over_all_tokens},
+    "split_by_view": {"split": split_by_view},
+    "split_interleaved": {"split": split_interleaved},
+    "merged_by_view": {"merge": merge_by_view},
+    "split_and_merged_by_view": {"split": split_by_view, "merge": merge_by_view},
+    "scale_of_the_width": {"attend": scale_of_the_width},
+    "without_bias": {"attend": without_bias},
+    "attends_to_padding": {"attend": attends_to_padding},
+    "nan_for_no_keys": {"attend": nan_for_no_keys},
+    "mean_for_no_keys": {"attend": mean_for_no_keys},
+    "nan_in_the_gradient": {"attend": nan_in_the_gradient},
+    "hidden_in_all": {"attend": words_hidden_in_one_are_hidden_in_all},
+    "without_gradient": {"attend": attention_without_gradient},
+    "mlp_without_gradient": {"gelu": gelu_without_gradient},
+    "relu": {"gelu": F.relu},
+    "no_nonlinearity": {"gelu": nn.Identity()},
+    "cross_first": {"order": ("cross", "self", "mlp")},
+    "mlp_first": {"order": ("mlp", "self", "cross")},
+    "no_cross": {"order": ("self", "mlp")},
+}
+
+
+def all_read_x(x, text, visible, weights, heads):
+    """Each layer reads the x that came in, and not what the layer before has left."""
+    layers = (Parts(order=(name,)) for name in ("self", "cross", "mlp"))
+    results = [block_of_parts(x, text, visible, weights, heads, parts) - x for parts in layers]
+    return x + sum(results)
+
+
+def text_is_normed(x, text, visible, weights, heads):
+    text = F.layer_norm(text, text.shape[-1:])
+    return block_of_parts(x, text, visible, weights, heads, Parts())
+
+
+def the_first_caption_for_all(x, text, visible, weights, heads):
+    text, visible = text[:1].expand_as(text), visible[:1].expand_as(visible)
+    return block_of_parts(x, text, visible, weights, heads, Parts())
+
+
+def square_matrices_transposed(x, text, visible, weights, heads):
+    """Matrices as in nn.Linear: the shape of a square one does not tell."""
+    transposed = dict(weights)
+    for name in ("self_q", "self_k", "self_v", "self_out", "cross_q", "cross_out"):
+        transposed[name] = weights[name].T
+    return block_of_parts(x, text, visible, transposed, heads, Parts())
+
+
+def keys_and_values_exchanged(x, text, visible, weights, heads):
+    exchanged = weights | {"cross_k": weights["cross_v"], "cross_v": weights["cross_k"]}
+    return block_of_parts(x, text, visible, exchanged, heads, Parts())
 
 
 # --- Planted bugs: the loss ---
@@ -397,14 +661,16 @@ EXERCISES = [
         transformer.attend,
         (
             attention.is_softmax_attention,
+            attention.adds_the_bias,
             attention.survives_large_scores,
             attention.equals_torch,
             attention.hidden_keys_do_not_matter,
             attention.nothing_visible_is_zero,
         ),
-        hint="a hidden key must get no weight at all, so hide it before the softmax. A softmax "
-        "over nothing is 0/0, and its gradient stays NaN whatever you multiply it by: let such a "
-        "row attend to something, and set the result to zero.",
+        hint="the scores are complete, with scale and bias, before the softmax. A hidden key must "
+        "get no weight at all, so hide it there, too. A softmax over nothing is 0/0, and its "
+        "gradient stays NaN whatever you multiply it by: let such a row attend to something, and "
+        "set the result to zero.",
         wrong=(
             without_scale,
             masked_after_the_softmax,
@@ -413,6 +679,34 @@ EXERCISES = [
             mean_for_no_keys,
             nan_in_the_gradient,
             attends_to_padding,
+            without_bias,
+            scaled_bias,
+            bias_of_the_first_head,
+        ),
+    ),
+    Exercise(
+        "block",
+        block_of_the_package,
+        (
+            blocks.adds_to_x,
+            blocks.adds_self_attention,
+            blocks.adds_cross_attention,
+            blocks.adds_the_mlp,
+            blocks.applies_all_three_in_order,
+            blocks.adds_zero_for_an_absent_caption,
+            blocks.treats_each_image_by_itself,
+            blocks.trains_every_weight,
+        ),
+        hint="three times the same: norm a copy of x, let the layer work on the copy, add its "
+        "result to x. A head has d neighbouring numbers of each vector: split the last axis, then "
+        "exchange two axes, and on the way back exchange them first. view() alone cannot.",
+        wrong=(
+            *(block_with(name, **changes) for name, changes in BLOCK_BUGS.items()),
+            all_read_x,
+            text_is_normed,
+            the_first_caption_for_all,
+            square_matrices_transposed,
+            keys_and_values_exchanged,
         ),
     ),
     Exercise(

@@ -39,16 +39,57 @@ def drop_captions(visible: torch.Tensor, share: float, generator: torch.Generato
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    visible: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax attention -> (B, H, N, d).
 
     q: queries (B, H, N, d). k, v: keys and values (B, H, T, d). visible: words to look at (B, T)
-    bool; without it, every key is visible.
+    bool; without it, every key is visible. bias: (H, N, T), a number for each head, query and key;
+    without it, 0.
 
-    Slowly, for one query: take its product with each visible key, over sqrt(d), and the exponential
-    of each. Divided by their sum, they are the weights of the values. A row of the batch that sees
-    no key gets exactly zero, and so do its gradients.
+    Slowly, for one query: take its product with each visible key, over sqrt(d), add the bias, and
+    take the exponential of each. Divided by their sum, they are the weights of the values. A row of
+    the batch that sees no key gets exactly zero, and so do its gradients.
+    """
+    raise NotImplementedError
+
+
+def block(
+    x: torch.Tensor,
+    text: torch.Tensor,
+    visible: torch.Tensor,
+    weights: dict[str, torch.Tensor],
+    heads: int,
+) -> torch.Tensor:
+    """A transformer block: self-attention, cross-attention, MLP. (B, N, D) -> (B, N, D).
+
+    x: vectors of the image's tokens (B, N, D). text: vectors of the words (B, T, E). visible: words
+    to look at (B, T) bool. heads: H; a head has d = D / H numbers.
+
+    weights: a vector @ an (a, b) matrix has b numbers in place of a.
+
+        norm_self (D,)   self_q, self_k, self_v, self_out (D, D)           bias (H, N, N)
+        norm_cross (D,)  cross_q, cross_out (D, D), cross_k, cross_v (E, D)
+        norm_mlp (D,)    mlp_up (D, 4 D), mlp_down (4 D, D)
+
+    Slowly: each of three layers reads x through a norm, and adds its result to x. The next layer
+    reads the sum. The x that was given stays as it is.
+
+    The norm of a vector: subtract the mean of its D numbers, divide by the root of (their variance
+    + 1e-5), multiply by the norm's D weights. (PyTorch: `layer_norm`.)
+
+    1. Self-attention. The q, k and v of each token are its normed vector @ the three matrices. Head
+       h has the h-th d of their numbers. It attends to all tokens, with its bias. The results of
+       the heads, one behind the other, are D numbers again. The layer adds these @ self_out.
+    2. Cross-attention. The same, but k and v come from the words, which are not normed; only
+       visible words count, and there is no bias. An absent caption (no word visible) adds exactly
+       zero, whatever the text is. (The package computes this k and v before, once for all passes.)
+    3. MLP. Each normed vector @ mlp_up, then GELU of each number, then @ mlp_down. GELU(a) is a
+       times the probability that a standard normal number is below a. (PyTorch: `gelu`.)
     """
     raise NotImplementedError
 

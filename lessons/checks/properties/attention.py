@@ -4,6 +4,7 @@ Each takes a function to judge, attend(q, k, v, visible) or multi_axis(qkv, grid
 raises an AssertionError with a counterexample if it is wrong.
 """
 
+import itertools
 import math
 
 import torch
@@ -31,14 +32,16 @@ def close(result, expected):
     return torch.allclose(result, expected, rtol=1e-9, atol=1e-9)
 
 
-def slow_attention(query, keys, values):
+def slow_attention(query, keys, values, biases=None):
     """One query over lists of keys and values, in plain Python. No keys give zero."""
     if not keys:
         return [0.0] * len(query)
+    if biases is None:
+        biases = [0.0] * len(keys)
     weights = []
-    for key in keys:
+    for key, bias in zip(keys, biases, strict=True):
         score = sum(a * b for a, b in zip(query, key, strict=True))
-        weights.append(math.exp(score / math.sqrt(len(query))))
+        weights.append(math.exp(score / math.sqrt(len(query)) + bias))
     total = sum(weights)
     result = []
     for i in range(len(query)):
@@ -72,6 +75,31 @@ def is_softmax_attention(attend):
                     expected = slow_attention(query, keys, values)
                     result = full[b, h, n]
                     assert_same(result, expected, f"{case}, without a mask", rtol=1e-9, atol=1e-9)
+
+    check()
+
+
+def adds_the_bias(attend):
+    """The bias (H, N, T) is added to the scores, whether words are hidden or not."""
+
+    @given(seeds, sizes, sizes, st.booleans())
+    @example(0, 1, 2, False)
+    def check(seed, N, T, has_mask):
+        q, k, v, visible = qkv_of(seed, 2, 2, N, T, 3)
+        generator = torch.Generator().manual_seed(seed)
+        bias = torch.randn(2, N, T, generator=generator, dtype=torch.float64)
+        out = attend(q, k, v, visible if has_mask else None, bias)
+        assert out.shape == q.shape, f"the shape is {tuple(out.shape)}, not {tuple(q.shape)}"
+        for b, h, n in itertools.product(range(2), range(2), range(N)):
+            seen = visible[b] if has_mask else slice(None)
+            keys, values = k[b, h, seen].tolist(), v[b, h, seen].tolist()
+            biases = bias[h, n, seen].tolist()
+            expected = slow_attention(q[b, h, n].tolist(), keys, values, biases)
+            case = (
+                f"row {b}, head {h}, query {n} {q[b, h, n].tolist()}, visible keys {keys}, "
+                f"their values {values}, their biases {biases}"
+            )
+            assert_same(out[b, h, n], expected, case, rtol=1e-9, atol=1e-9)
 
     check()
 
