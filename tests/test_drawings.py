@@ -136,7 +136,7 @@ def test_the_frame_is_around_the_token_that_is_asked_about():
 
 
 def test_the_weights_of_a_token_are_those_of_its_row():
-    """The bars are the weights over the words, and the small grid those over low-res tokens."""
+    """Bars over the words and numbers on the small grid are the weights, both in percent."""
     from minimuse.drawings.attention import context_weights
 
     weights = torch.rand(16, 4 + 3)  # 16 high-res tokens, 4 low-res tokens, 3 words
@@ -150,4 +150,5 @@ def test_the_weights_of_a_token_are_those_of_its_row():
             f"{100 * weight:.1f}" for weight in weights[token, :4].tolist()
         ]
         assert low.patches[0].get_xy() == corners[row], "the frame is where the token is"
-        assert np.allclose([bar.get_height() for bar in words.patches], weights[token, 4:])
+        percent = 100 * weights[token, 4:]
+        assert np.allclose([bar.get_height() for bar in words.patches], percent)

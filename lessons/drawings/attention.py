@@ -55,12 +55,12 @@ def context_weights(
         show_token(row[0], image, token, math.isqrt(len(weights)))
         row[0].set_ylabel(name, fontsize=9)
         show_low_weights(row[1], weights[token, :n], token, math.isqrt(len(weights)), largest_low)
-        row[2].bar(range(len(words)), weights[token, n:].numpy(), color=BLUE)
-        row[2].set(ylim=(0, 1.05 * largest_word), xticks=range(len(words)), xticklabels=[])
+        row[2].bar(range(len(words)), 100 * weights[token, n:].numpy(), color=BLUE)
+        row[2].set(ylim=(0, 105 * largest_word), xticks=range(len(words)), xticklabels=[])
         row[2].tick_params(axis="y", labelsize=7)
     axes[-1, 2].set_xticklabels(words, rotation=45, ha="right", fontsize=8)
     for axis, title in zip(
-        axes[0], ("high-res token", "low-res tokens, %", "words of the caption"), strict=True
+        axes[0], ("high-res token", "low-res tokens, %", "words of the caption, %"), strict=True
     ):
         axis.set_title(title, fontsize=9)
     return figure
