@@ -33,8 +33,8 @@ def from_other_convention(scale: float) -> float:
 def guidance_at(k: int, steps: int, guidance: float) -> float:
     """Guidance at step k of a linear ramp.
 
-    It rises by the same amount with every step, the first step included. It would start from 0,
-    which no step has. The last step has `guidance`.
+    It rises by the same amount with every step. One step before the first it would be 0, so the
+    first step has more than 0. The last step has `guidance`.
     """
     raise NotImplementedError
 
