@@ -56,7 +56,7 @@ def draw_channels(axes: Axes, left: float, title: str, value: float, weights: li
     write(axes, left, 1.65, title, align="left", weight="bold")
     box(axes, inputs, middle, 0.5, 0.4, "inputs", DATA, size=8)
     total = value * sum(weights)
-    box(axes, output, middle, 0.8, 0.4, f"output {total:g}", DATA, size=8)
+    box(axes, output, middle, 0.8, 0.4, f"output = {total:g}", DATA, size=8)
     for i, weight in enumerate(weights):
         y = middle + 0.9 * ((len(weights) - 1) / 2 - i)
         box(axes, hidden, y, 0.75, 0.4, f"h = {value:g}", LEARNT, size=8)
