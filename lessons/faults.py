@@ -6,8 +6,8 @@
 
 Each fault is one change in the text of `overture.py`. Writes for each fault OUT/NAME.py, which is
 the overture with this fault, what it printed (NAME.txt), the sheet that it drew (NAME-sheet.png),
-and the figure of the page `what-goes-wrong.md`: OUT/wrong-NAME.png. A run whose NAME.txt is there
-is not repeated.
+and a figure: wrong-NAME.png for `what-goes-wrong.md`, or debug-1.png for `debug.md`. A run whose
+NAME.txt is there is not repeated.
 """
 
 import argparse
@@ -96,10 +96,10 @@ def main() -> None:
         parser.error(f"there is no fault {unknown[0]!r}; choose among {', '.join(faults)}")
 
     healthy = run(OVERTURE.read_text(), "healthy", args.out, args.steps)
+    draw("healthy", healthy, healthy, args.out)
     for name in names:
         printed = run(with_fault(faults[name]), name, args.out, args.steps)
         draw(name, printed, healthy, args.out)
-        print(f"{args.out}/wrong-{name}.png is written")
 
 
 def with_fault(fault: Fault) -> str:
@@ -144,16 +144,26 @@ def draw(name: str, printed: str, healthy: str, out: Path) -> None:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9, 1.9), width_ratios=(1, 3), layout="constrained"
     )
-    for text, label, colour in ((healthy, "healthy", "#888888"), (printed, "this one", "#c44e52")):
-        left.plot(*losses_of(text), "o-", markersize=3, color=colour, label=label)
+    left.plot(*losses_of(healthy), "o-", markersize=3, color="#888888", label="healthy")
+    if name != "healthy":
+        left.plot(*losses_of(printed), "o-", markersize=3, color="#c44e52", label="this one")
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
     left.legend(fontsize=8)
     with Image.open(out / f"{name}-sheet.png") as sheet:
-        right.imshow(sheet.crop((0, 0, sheet.width, sheet.height // 4)))
+        right.imshow(sheet.crop((0, 0, sheet.width, 180)))  # the first of its rows
     right.set_title(measures_of(printed), fontsize=9)
     right.set_axis_off()
-    figure.savefig(out / f"wrong-{name}.png", dpi=110)
+    path = out / figure_name(name)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
+    print(f"{path} is written")
+
+
+def figure_name(name: str) -> str:
+    """The file of a figure: that of a case must not say which fault it is."""
+    if name in CASES:
+        return f"debug-{name.removeprefix('case-')}.png"
+    return f"wrong-{name}.png"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Command lines drawn at random, right and wrong: `pytest tests/test_command_line.py`.
 
 Each ends with exit code 0, or with 2 and one line (1 is `check`'s alone), and leaves no file that
-is half-written. 50 command lines by default, 2,000 with HYPOTHESIS_PROFILE=explore.
+is half-written. 30 command lines by default, 2,000 with HYPOTHESIS_PROFILE=explore.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from minimuse.cli.recipe import with_recipe
 from minimuse.plumbing.config import PRESETS
 from minimuse.runs.stages import STAGES, train_all
 
-EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 50
+EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 30
 TINY = PRESETS["tiny"]
 FEW_STEPS = [f"stages.{stage}.steps=1" for stage in STAGES] + ["scenes=4"]
 

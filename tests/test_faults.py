@@ -212,9 +212,9 @@ def dies(stage, out, name, times):
     "name, times, steps",
     [
         ("fsync", 2, []),
-        ("fsync", 6, [2, 1]),
+        pytest.param("fsync", 6, [2, 1], marks=pytest.mark.slow),
         ("replace", 3, [2, 1]),
-        ("replace", 4, [2]),
+        pytest.param("replace", 4, [2], marks=pytest.mark.slow),
         ("unlink", 1, [5, 4]),
     ],
 )

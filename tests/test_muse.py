@@ -395,6 +395,7 @@ def test_the_shipped_model_draws_what_it_is_told():
     assert right["colour"]["value"] >= 0.75
 
 
+@pytest.mark.slow
 def test_the_shipped_emoji_model_listens():
     """On held-out pairs of concept and style, its caption helps, and another is worse than none."""
     muse = Muse.load("toy")

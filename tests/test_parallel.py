@@ -162,7 +162,7 @@ def same(metrics, weights, expected, first=0):
         assert (tensor - expected_weights[name]).abs().mean() < 1e-5, name
 
 
-@pytest.mark.parametrize("stage", TOKEN_STAGES)
+@pytest.mark.parametrize("stage", ["base", pytest.param("superres", marks=pytest.mark.slow)])
 def test_two_processes_are_one(stage, copy, alone):
     out = copy("scale.micro_batch=2", "scale.recompute=True")  # two passes in each process
     metrics = train_elsewhere(2, stage, out)
@@ -191,6 +191,7 @@ def test_a_checkpoint_of_two_processes_resumes_on_one(copy, alone):
     same(metrics, load_file(out / "base.safetensors"), alone["base"], first)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_process_resumes_on_two(copy, alone):
     out = copy()
     assert len(train_here("base", out, 3)) == 3
