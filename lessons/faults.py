@@ -137,12 +137,12 @@ def measures_of(printed: str) -> str:
 
 
 def draw(name: str, printed: str, healthy: str, out: Path) -> None:
-    """Draw the losses of a run and of the healthy one, and the first six images of the run."""
+    """Draw the losses of a run and of the healthy one, and the first five images of the run."""
     import matplotlib.pyplot as plt
     from PIL import Image
 
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9, 1.9), width_ratios=(1, 3), layout="constrained"
+        1, 2, figsize=(9, 2.1), width_ratios=(1, 3), layout="constrained"
     )
     left.plot(*losses_of(healthy), "o-", markersize=3, color="#888888", label="healthy")
     if name != "healthy":
@@ -150,11 +150,11 @@ def draw(name: str, printed: str, healthy: str, out: Path) -> None:
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
     left.legend(fontsize=8)
     with Image.open(out / f"{name}-sheet.png") as sheet:
-        right.imshow(sheet.crop((0, 0, sheet.width, 180)))  # the first of its rows
+        right.imshow(sheet.crop((0, 0, 5 * 150, 190)))  # five images of its first row
     right.set_title(measures_of(printed), fontsize=9)
     right.set_axis_off()
     path = out / figure_name(name)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
     print(f"{path} is written")
 
