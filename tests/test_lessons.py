@@ -32,12 +32,20 @@ def page_name(path):
     return str(path.relative_to(ROOT))
 
 
+def headings(page):
+    """The headings of a page as links have them: small letters and hyphens."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere_and_figures_say_what_they_show(page):
     text_without_fences = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M)
     links = re.findall(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", text_without_fences)
     for is_image, words, target in links:
-        if not target.startswith("http"):
+        if target.startswith("#"):
+            assert target.removeprefix("#") in headings(page), f"no heading is {target}"
+        elif not target.startswith("http"):
             assert (page.parent / target).exists(), f"{target} does not exist"
         if is_image:
             assert len(words) > 15, f"{target} has no alt text"
