@@ -1,0 +1,1 @@
+"""The page of `minimuse app`: `frames.py` computes what it shows, `page.py` lays it out."""
