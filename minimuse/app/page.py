@@ -1,610 +1,425 @@
-"""The page: controls at the left, and four tabs at the right. What they show is in `frames.py`."""
+"""The page: what all tabs share at the left, and four tabs. `frames.py` makes their images."""
 
 import base64
 import html
 import io
-import shlex
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
 from minimuse import edit
-from minimuse.app import frames as shown
-from minimuse.app.controls import SETTINGS, control
-from minimuse.app.frames import Request
+from minimuse.app import frames as views
 from minimuse.data import from_pil, to_pil
 from minimuse.datasets.image_files import read_image
+from minimuse.decode import SAMPLERS
 from minimuse.muse import Muse
 from minimuse.plumbing.messages import one_line
 from minimuse.runs.rehearsal import is_out_of_memory
+from minimuse.schedule import LAWS
 
-USERS_ERRORS = (ValueError, OSError, MemoryError, RuntimeError)
+# For each setting its name on the page, what it is, the lesson that explains it, and what it may
+# be: the smallest and largest value and the step of a slider, or a list to choose from.
+SETTINGS = {
+    "steps": ("Passes", "How many over the small grid. Lesson 06.", (1, 64, 1)),
+    "guidance": ("Guidance", "How strongly to follow the prompt; 0: off. Lesson 07.", (0, 10, 0.5)),
+    "sampler": ("Sampler", "Which guesses a pass keeps. Lessons 06 and 13.", list(SAMPLERS)),
+    "temperature": ("Temperature", "0 draws the likeliest codes. Lesson 06.", (0, 2, 0.05)),
+    "choice_temperature": ("Choice temperature", "Noise on confidence. Lesson 06.", (0, 10, 0.1)),
+    "top_k": ("Top k", "Draw from the k likeliest codes; 0: all. Lesson 06.", (0, 100, 1)),
+    "ramp": ("Ramp", "Whether guidance rises from pass to pass. Lesson 07.", [True, False]),
+    "guided_from": ("Guided from", "Fraction at which guidance starts. Lesson 07.", (0, 1, 0.05)),
+    "guided_to": ("Guided to", "Fraction at which guidance ends. Lesson 07.", (0, 1, 0.05)),
+    "entropy_bound": ("Entropy bound", "In nats, sampler entropy only. Lesson 13.", (0, 20, 0.5)),
+    "law": ("Schedule", "How many tokens each pass reveals. Lesson 04.", list(LAWS)),
+}
 EXAMPLES = {
-    "toy": [
-        "a red apple, noto style",
-        "a smiling cat, fluent 3d style",
-        "a blue heart, openmoji style",
-    ],
+    "toy": ["a red apple, noto style", "a smiling cat face, fluent 3d style"],
     "toy-shapes": [
         "a large red circle on a white background",
         "two small blue squares on a grey background",
-        "a large purple cross left of a small green triangle on a white background",
     ],
 }
+SIDES = ["left", "top", "right", "bottom"]
+CSS = """
+img { image-rendering: pixelated; }
+[data-testid="block-label"] { position: static; }
+#detail img { width: 64px; border: 1px solid #888; }
+#detail figure { display: inline-block; margin: 0 12px 0 0; }
+#scale { background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
+"""
 
 
-class Models(dict):
-    """The models by name, each loaded when it is first asked for."""
-
-    def __init__(self, device: str):
-        super().__init__()
-        self.device = device
-        self.lock = threading.Lock()
-
-    def __missing__(self, name: str) -> Muse:
-        with self.lock:
-            if name not in self.keys():
-                self[name] = Muse.load(name, self.device)
-        return self[name]
+# --- Settings ---
+def control(name: str, **options: Any) -> gr.Slider | gr.Dropdown:
+    """The component of one of SETTINGS."""
+    label, info, values = SETTINGS[name]
+    if isinstance(values, list):
+        return gr.Dropdown(values, label=label, info=info, **options)
+    return gr.Slider(*values[:2], step=values[2], label=label, info=info, **options)
 
 
-class Shared(NamedTuple):
-    """What all tabs use."""
-
-    models: Models
-    inputs: list  # the components of the left column
-    status: gr.HTML
-    picture: gr.State  # the image that is edited, and taken apart into tokens
-
-
-# --- What all tabs need ---
 def defaults(muse: Muse) -> list[Any]:
     """The model's own value of each of SETTINGS."""
-    sampling = vars(muse.config.sampling)
-    sampling = sampling | dict(zip(("guided_from", "guided_to"), sampling["guided"], strict=True))
-    return [sampling[name] for name in SETTINGS]
+    own = vars(muse.config.sampling)
+    own = own | {"guided_from": own["guided"][0], "guided_to": own["guided"][1]}
+    return [own[name] for name in SETTINGS]
 
 
-def request_of(muse: Muse, values: tuple[Any, ...]) -> Request:
-    """The request that the left column makes. Settings are those that differ from the model's."""
-    model, prompt, negative, seed, n, *settings = values
-    changed = {}
-    for name, value, default in zip(SETTINGS, settings, defaults(muse), strict=True):
-        if value != default:
-            changed[name] = value
-    if "guided_from" in changed or "guided_to" in changed:
-        given = dict(zip(SETTINGS, settings, strict=True))
-        changed["guided"] = (given["guided_from"], given["guided_to"])
-    settings = {name: value for name, value in changed.items() if "guided_" not in name}
-    return Request(model, prompt, negative, seed, n, settings)
+def changed(muse: Muse, values: tuple[Any, ...]) -> dict[str, Any]:
+    """Those of SETTINGS that differ from the model's, as arguments of `Muse.generate`.
 
-
-def command(request: Request) -> str:
-    """The command that draws the same images."""
-    words = ["minimuse", "generate", request.prompt, "--model", request.model]
-    words += ["--seed", str(request.seed), "--n", str(request.n)]
-    if request.negative:
-        words += ["--negative", request.negative]
-    for name, value in request.settings.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += [f"--{flag}", text]
-    return shlex.join(words)
-
-
-def on(
-    shared: Shared,
-    trigger: Callable,
-    function: Callable,
-    extra: list,
-    outputs: list,
-    **options: Any,
-) -> Any:
-    """Run function(muse, request, *extra) on an event. It yields a status and values of outputs.
-
-    The model works for one visitor at a time. What goes wrong is one line in the page.
+    The model's own are left out, since super-resolution has others.
     """
-
-    def run(*values: Any) -> Iterator[tuple]:
-        count = len(shared.inputs)
-        states = None
-        notes: list[str] = []
-        while True:
-            try:
-                # Around one step only: no other visitor's step may run in here.
-                with warnings.catch_warnings(record=True) as heard:
-                    warnings.simplefilter("always")
-                    if states is None:
-                        muse = shared.models[values[0]]
-                        request = request_of(muse, values[:count])
-                        states = function(shared, muse, request, *values[count:])
-                    status, *updates = next(states)
-            except StopIteration:
-                return
-            except USERS_ERRORS as error:
-                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                    raise
-                gr.Warning(html.escape(one_line(error)))
-                yield (f"<b>{html.escape(one_line(error))}</b>", *[gr.skip()] * len(outputs))
-                return
-            new = [one_line(each.message) for each in heard if each.category is UserWarning]
-            for note in new:
-                gr.Warning(html.escape(note))
-            notes += new
-            yield ("<br>".join([status, *map(html.escape, notes)]), *updates)
-
-    return trigger(
-        run,
-        [*shared.inputs, *extra],
-        [shared.status, *outputs],
-        concurrency_id="model",
-        concurrency_limit=1,
-        show_progress="hidden",
-        **options,
-    )
-
-
-def progress(done: int, total: int, words: str) -> str:
-    """A progress bar, and what is going on."""
-    return f'<progress value="{done}" max="{total}"></progress> {words}'
-
-
-def index_of(event: gr.SelectData) -> list[int]:
-    """The pixel of an image that was clicked."""
-    return list(event.index)
+    given, own = (dict(zip(SETTINGS, each, strict=True)) for each in (values, defaults(muse)))
+    for settings in (given, own):
+        settings["guided"] = settings.pop("guided_from"), settings.pop("guided_to")
+    return {name: value for name, value in given.items() if value != own[name]}
 
 
 # --- Draw ---
-def draw(shared: Shared, muse: Muse, request: Request) -> Iterator[tuple]:
-    """Draw a request, and show each pass."""
-    drawing: list[shown.Frame] = []
-    low, high = muse.sampling(**request.settings)
-    total = min(low.steps, muse.config.tokenizer.grid**2)
-    total += min(high.steps, muse.config.tokenizer_hi.grid**2)
-    if not request.prompt.strip():
-        warnings.warn("The prompt is empty: the model draws without a caption.", stacklevel=2)
-    for frame in shown.frames(muse, request):
+# These functions return, or yield, the status line and what the outputs of an event become. `asked`
+# has the prompt, the negative prompt, the seed and the settings: arguments of `Muse.generate`.
+def draw(muse: Muse, asked: dict, n: int) -> Iterator[tuple]:
+    """Draw n images, and show each pass."""
+    drawing: list[views.Frame] = []
+    names = asked.keys() - {"prompt", "negative", "seed"}
+    most = sum(each.steps for each in muse.sampling(**{name: asked[name] for name in names}))
+    for frame in views.frames(muse, n, **asked):
         drawing.append(frame)
-        number = len(drawing)
-        views = pass_views(muse, drawing, number - 1)
-        slider = gr.update(maximum=max(2, total), value=number)
-        words = f"Pass {number} of {total}, {pass_words(frame)}"
-        yield progress(number, total, words), *views, slider, (request, drawing), gr.skip(), ""
-    images = to_pil(muse.pixels(shown.as_ids(drawing[-1].ids, muse), "high"))
-    slider = gr.update(maximum=max(2, len(drawing)), value=len(drawing))
-    words = f"Drawn in {len(drawing)} passes. <code>{html.escape(command(request))}</code>"
-    yield words, *views, slider, (request, drawing), images, ""
+        step = len(drawing)
+        status, *images, _ = shown(muse, asked, (asked, drawing), step)
+        slider = gr.Slider(maximum=max(2, step), value=step)
+        status = f"<progress value={step} max={most}></progress> {status}"
+        yield status, *images, "", (asked, drawing), slider, None, gr.skip()
+    images = [Image.fromarray(pixels) for pixels in views.decoded(muse, frame.ids, "high")]
+    yield f"Drawn in {step} passes.", *[gr.skip()] * 5, images, images[0]
 
 
-def pass_views(
-    muse: Muse, drawing: list[shown.Frame], number: int, spot: list[int] | None = None
-) -> tuple[Image.Image, Image.Image]:
-    """The guesses and the map of probabilities of all images of one pass."""
-    frame = drawing[number]
-    views = [shown.token_view(muse, frame), shown.heat_view(drawing, number)]
-    side = int(frame.ids.shape[1] ** 0.5)
-    place = spot and shown.pointed_at(*spot, len(frame.ids), side)
-    if place:
-        for images in views:
-            shown.outline(images[place[0]], place[1], side, "#ff00ff", 4)
-    return shown.sheet(views[0]), shown.sheet(views[1])
+def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) -> tuple:
+    """The status of one pass, its guesses, its probabilities, and the codes of the token at `spot`.
+
+    `drawn` is what was asked for a drawing, and its passes.
+    """
+    asked, drawing = drawn
+    frame = drawing[step - 1]
+    grid = {"low": "the small grid", "high": "the large grid"}[frame.stage]
+    status = f"Pass {frame.number} over {grid}, guidance {frame.guidance:.2g}: "
+    status += f"{(frame.kept[0] == 0).sum()} of {frame.kept.shape[1]} tokens stay hidden."
+    detail = ""
+    if spot is not None:
+        b, token = views.token_at(frame.ids, spot)
+        kept, code = frame.kept[b, token], frame.ids[b, token]
+        when = f"kept in pass {kept}" if kept else "hidden again"
+        detail = f"<p>This token: code {code}, {when}. The likeliest codes when it was drawn:</p>"
+        p = views.code_probabilities(muse, asked, drawing, frame, b, token)
+        order, images = views.all_codes(muse, frame.stage)
+        for other in p.topk(5).indices.tolist():
+            patch = images[order == other][0]
+            caption = f"<figcaption>code {other}<br>{p[other]:.1%}</figcaption>"
+            detail += f"<figure>{tag(patch)}{caption}</figure>"
+    return status, views.guesses(muse, frame, spot), views.heat(frame, spot), detail
 
 
-def pass_words(frame: shown.Frame) -> str:
-    """What a pass did, for the status line."""
-    grid = "small grid" if frame.stage == "low" else "large grid"
-    hidden = int(frame.hidden[0].sum())
-    return f"{grid}: {hidden} of {frame.ids.shape[1]} tokens hidden, guidance {frame.guidance:.2f}"
-
-
-def look(
-    shared: Shared, muse: Muse, request: Request, drawn: Any, number: int, spot: list[int] | None
-) -> Iterator[tuple]:
-    """Show one pass again, and the likeliest codes of the token that was picked."""
-    if drawn is None:
-        raise ValueError("Nothing is drawn yet: press Draw.")
-    request, drawing = drawn
-    muse = shared.models[request.model]
-    number = min(number, len(drawing)) - 1
-    frame = drawing[number]
-    views = pass_views(muse, drawing, number, spot)
-    side = int(frame.ids.shape[1] ** 0.5)
-    place = spot and shown.pointed_at(*spot, len(frame.ids), side)
-    words = f"Pass {number + 1} of {len(drawing)}, {pass_words(frame)}"
-    yield words, *views, token_words(muse, request, drawing, number, *place) if place else ""
-
-
-def token_words(
-    muse: Muse, request: Request, drawing: list, number: int, image: int, token: int
-) -> str:
-    """The five likeliest codes of one token, as HTML with small patches."""
-    frame = drawing[number]
-    drawn_in, p = shown.likeliest(muse, request, drawing, number, image, token)
-    ids = frame.ids[image]
-    codes = p.topk(5).indices.tolist()
-    if ids[token] not in codes:
-        codes.append(int(ids[token]))
-    patches = shown.patches_in(muse, ids, frame.stage, token, codes)
-    figures = []
-    for code, patch in zip(codes, patches, strict=True):
-        mark = " (drawn)" if code == ids[token] else ""
-        figures.append(
-            f"<figure>{picture_tag(patch)}<figcaption>code {code}<br>"
-            f"{100 * p[code]:.1f} %{mark}</figcaption></figure>"
-        )
-    side = int(len(ids) ** 0.5)
-    kept = shown.kept_in(drawing, number)[image, token]
-    when = f"kept in pass {kept}" if kept else "hidden again after this pass"
-    return (
-        f"<p>Image {image + 1}, token in row {token // side + 1}, column {token % side + 1}: {when}."
-        f" The likeliest codes when it was drawn:</p><div class=codes>{''.join(figures)}</div>"
-    )
-
-
-def picture_tag(image: Image.Image) -> str:
-    """A small image as HTML."""
+def tag(pixels: np.ndarray) -> str:
+    """Pixels (H, W, 3) as an image in HTML."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="" src="data:image/png;base64,{data}">'
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 # --- Compare ---
-def compare(shared: Shared, muse: Muse, request: Request, *both: Any) -> Iterator[tuple]:
-    """Draw one request with two samplings, and say how long each takes."""
-    views, rows = [gr.skip(), gr.skip()], ["", ""]
-    for i in range(2):
-        sampler, steps, guidance = both[3 * i : 3 * i + 3]
-        settings = {"sampler": sampler, "steps": steps, "guidance": guidance}
+def compare(muse: Muse, asked: dict, *both: Any) -> Iterator[tuple]:
+    """Draw with two samplings, and tell how long each takes."""
+    images: list[Any] = [gr.skip(), gr.skip()]
+    for i, values in enumerate((both[:3], both[3:])):
+        settings = dict(zip(("sampler", "steps", "guidance"), values, strict=True))
         start = time.perf_counter()
-        drawing = []
-        for frame in shown.frames(muse, request._replace(settings=request.settings | settings)):
-            drawing.append(frame)
-            yield progress(len(drawing), 0, f"{'AB'[i]}: pass {len(drawing)}"), *views, *rows
-        seconds = time.perf_counter() - start
-        low = sum(frame.stage == "low" for frame in drawing)
-        views[i] = shown.sheet(shown.token_view(muse, drawing[-1]))
-        rows[i] = f"{low} + {len(drawing) - low} passes, {seconds:.1f} s"
-    yield "Both drawn with the same seed.", *views, *rows
+        drawing = list(views.frames(muse, 1, **asked | settings))
+        label = f"{len(drawing)} passes, {time.perf_counter() - start:.1f} s"
+        images[i] = gr.Image(views.guesses(muse, drawing[-1]), label=label)
+        yield f"{'AB'[i]} is drawn.", *images
 
 
-# --- Edit ---
-def take(shared: Shared, muse: Muse, request: Request, path: str | None) -> Iterator[tuple]:
-    """Read an uploaded image, and scale it to the model's size."""
-    if path is None:
-        raise ValueError("Give an image file: PNG, JPEG or WebP.")
+# --- Edit: the status, the images before and after, and the image to edit next ---
+def take(muse: Muse, asked: dict, path: str) -> tuple:
+    """Read an image, and scale it to the size of the model's images."""
     image = read_image(Path(path))
     size = f"{image.width}x{image.height}"
-    side = muse.config.tokenizer_hi.side
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    yield f"An image of {size} pixels, now {image.width}x{image.height}.", image, canvas(image)
+    image.thumbnail([muse.config.tokenizer_hi.side] * 2, Image.Resampling.LANCZOS)
+    return f"An image of {size} pixels, here {image.width}x{image.height}.", image
 
 
-def draw_one(shared: Shared, muse: Muse, request: Request) -> Iterator[tuple]:
-    """Draw a first image to edit."""
-    settings = request.settings
-    (image,) = muse.generate(request.prompt, 1, request.negative, request.seed, **settings)
-    yield "Drawn. Paint over what to draw anew, and change the prompt.", image, canvas(image)
-
-
-def canvas(image: Image.Image) -> dict[str, Any]:
-    """An image for the editor, enlarged."""
-    return {"background": shown.enlarged(image), "layers": [], "composite": None}
-
-
-def painted(editor: dict[str, Any] | None, picture: Image.Image | None) -> Image.Image:
-    """The painted part of the editor as a mask of the picture's size."""
-    if picture is None:
-        raise ValueError("There is no image yet: draw or upload one.")
-    mask = np.zeros((picture.height, picture.width), bool)
-    for layer in editor["layers"] if editor else []:
-        alpha = layer.convert("RGBA").getchannel("A").resize(picture.size, Image.Resampling.BOX)
-        mask |= np.asarray(alpha) > 0
-    if not mask.any():
-        raise ValueError("Nothing is painted: paint over the part to draw anew.")
-    return Image.fromarray((255 * mask).astype(np.uint8))
-
-
-def changed(words: str, before: Image.Image, after: Image.Image, history: Any) -> tuple:
-    """What the edit tab shows after an edit: the result is the next image to edit."""
-    views = shown.enlarged(before), shown.enlarged(after)
-    last = len(history[1]) if history else 0
-    slider = gr.update(maximum=max(1, last), value=last, interactive=last > 0)
-    return words, *views, after, canvas(after), history, slider
-
-
-def inpaint(
-    shared: Shared, muse: Muse, request: Request, picture: Any, editor: Any, keep: bool
-) -> Iterator[tuple]:
+def inpaint(muse: Muse, asked: dict, picture: Any, editor: dict, keep: bool) -> tuple:
     """Draw the painted part anew."""
-    mask = painted(editor, picture)
-    options = {"negative": request.negative, "seed": request.seed, "keep_pixels": keep}
-    (after,) = edit.inpaint(muse, picture, mask, request.prompt, **options, **request.settings)
-    yield changed("The painted part is drawn anew.", picture, after, None)
+    layers = [np.asarray(layer.getchannel("A").resize(picture.size)) for layer in editor["layers"]]
+    mask = Image.fromarray(255 * (np.max(layers, axis=0) > 0).astype(np.uint8))
+    (image,) = edit.inpaint(muse, picture, mask, keep_pixels=keep, **asked)
+    return "The painted part is drawn anew.", (big(picture), big(image)), image
 
 
-def outpaint(
-    shared: Shared, muse: Muse, request: Request, picture: Any, sides: list[str], pad: int
-) -> Iterator[tuple]:
-    """Draw new pixels beside the image."""
-    if picture is None:
-        raise ValueError("There is no image yet: draw or upload one.")
+def outpaint(muse: Muse, asked: dict, picture: Any, sides: list[str], pad: int) -> tuple:
+    """Draw beside the image."""
     around = tuple(pad if side in sides else 0 for side in SIDES)
-    options = {"negative": request.negative, "seed": request.seed}
-    (after,) = edit.outpaint(muse, picture, request.prompt, around, **options, **request.settings)
-    words = f"The image is {after.width}x{after.height} pixels now."
-    yield changed(words, picture, after, None)
+    (image,) = edit.outpaint(muse, picture, pad=around, **asked)
+    return f"Now {image.width}x{image.height} pixels.", (big(picture), big(image)), image
 
 
-def edit_all(
-    shared: Shared, muse: Muse, request: Request, picture: Any, iterations: int, share: float
-) -> Iterator[tuple]:
-    """Change the whole image step by step, and show each iteration."""
-    if picture is None:
-        raise ValueError("There is no image yet: draw or upload one.")
-    arguments = (muse, picture, request.prompt)
-    options = {"negative": request.negative, "seed": request.seed, **request.settings}
-    states = []
-    for low in edit.edits(*arguments, iterations, share, **options):
-        states.append(low.cpu().numpy().astype(np.int32)[0])
+def change(muse: Muse, asked: dict, picture: Any, count: int, share: float) -> Iterator[tuple]:
+    """Change the whole image without a mask, and show each iteration."""
+    for i, low in enumerate(edit.edits(muse, picture, iterations=count, share=share, **asked)):
         (image,) = to_pil(muse.pixels(low, "low"))
-        words = progress(len(states) - 1, iterations, f"Iteration {len(states) - 1}")
-        views = shown.enlarged(picture), shown.enlarged(image)
-        yield words, *views, *[gr.skip()] * 4
-    (after,) = edit.finish(*arguments, low, **options)
-    yield changed(f"{iterations} iterations.", picture, after, (request.model, states, after))
+        status = f"<progress value={i} max={count}></progress> Iteration {i} of {count}."
+        yield status, (big(picture), big(image)), gr.skip()
+    (image,) = edit.finish(muse, picture, low=low, **asked)
+    yield f"Changed in {count} iterations.", (big(picture), big(image)), image
 
 
-def iteration(
-    shared: Shared, muse: Muse, request: Request, history: Any, number: int
-) -> Iterator[tuple]:
-    """Show the small grid after one iteration; at the end of the slider, the result."""
-    if history is None:
-        raise ValueError("There are no iterations yet: edit without a mask.")
-    model, states, after = history
-    if number < len(states):
-        muse = shared.models[model]
-        (after,) = to_pil(muse.pixels(shown.as_ids(states[number][None], muse), "low"))
-    yield f"After iteration {number}", shown.enlarged(after)
+def big(image: Image.Image) -> Image.Image:
+    """An image of any shape, enlarged."""
+    return views.enlarged(np.asarray(image))
 
 
 # --- Tokenizer ---
-def take_apart(
-    shared: Shared, muse: Muse, request: Request, picture: Any, stage: str
-) -> Iterator[tuple]:
-    """Turn the image into tokens, and back."""
-    if picture is None:
-        raise ValueError("There is no image yet: draw or upload one in the tab Edit.")
-    side = muse.config.tokenizer_hi.side
+def take_apart(muse: Muse, asked: dict, picture: Any, stage: str) -> tuple:
+    """Turn the image into tokens, and these into an image."""
     small = picture.copy()
-    small.thumbnail((side, side))
-    low, high = edit.encode(muse, from_pil(small))
-    ids = (low if stage == "low" else high).cpu().numpy().astype(np.int32).ravel()
-    yield token_state(muse, request.model, stage, ids, None, small)
+    small.thumbnail([muse.config.tokenizer_hi.side] * 2)
+    ids = edit.encode(muse, from_pil(small))[stage == "high"].flatten(1).int().cpu().numpy()
+    return of_tokens(muse, asked, ids, stage, None)
 
 
-def token_state(
-    muse: Muse, model: str, stage: str, ids: np.ndarray, spot: Any, original: Image.Image
-) -> tuple:
-    """What the tokenizer tab shows of ids (N,)."""
-    side = int(len(ids) ** 0.5)
-    (image,) = to_pil(muse.pixels(shown.as_ids(ids[None], muse), stage))
-    views = [shown.enlarged(image), shown.id_map(ids)]
-    token = shown.pointed_at(*spot, 1, side)[1] if spot else None
-    words = f"{len(np.unique(ids))} different codes in {len(ids)} tokens."
-    if token is not None:
-        for view in views:
-            shown.outline(view, token, side, "#ff00ff", 4)
-        words += f" Token {token} has code {ids[token]}: pick another one below."
-    codes = shown.code_image(*shown.code_sheet(muse, stage), ids, token)
-    return words, shown.enlarged(original), *views, codes, (model, stage, ids, spot, original)
+def of_tokens(muse: Muse, asked: dict, ids: np.ndarray, stage: str, spot: Any) -> tuple:
+    """What the tab shows of ids (1, N), with a frame around the token at `spot`."""
+    image = views.framed(views.enlarged(views.decoded(muse, ids, stage)[0]), ids, spot)
+    status = f"{len(np.unique(ids))} different codes in {ids.shape[1]} tokens."
+    if spot is not None:
+        code = ids[views.token_at(ids, spot)]
+        status += f" This token has code {code}: click another code below to change it."
+    codes = views.code_sheet(muse, stage, ids)
+    return status, image, views.framed(views.id_map(ids), ids, spot), codes, ids, spot
 
 
-def pick_token(
-    shared: Shared, muse: Muse, request: Request, tokens: Any, spot: list[int]
-) -> Iterator[tuple]:
-    """Mark the token that was clicked."""
-    model, stage, ids, _, original = tokens
-    yield token_state(shared.models[model], model, stage, ids, spot, original)
-
-
-def pick_code(
-    shared: Shared, muse: Muse, request: Request, tokens: Any, spot: list[int]
-) -> Iterator[tuple]:
-    """Give the marked token the code that was clicked."""
-    model, stage, ids, place, original = tokens
-    if place is None:
-        raise ValueError("Click a token first.")
-    muse = shared.models[model]
-    order, _ = shown.code_sheet(muse, stage)
+def replace(muse: Muse, asked: dict, spot: Any, ids: Any, stage: str, clicked: Any) -> tuple:
+    """Give the token at `spot` the code that was clicked."""
     ids = ids.copy()
-    _, token = shown.pointed_at(*place, 1, int(len(ids) ** 0.5))
-    ids[token] = shown.code_at(order, *spot)
-    yield token_state(muse, model, stage, ids, place, original)
+    ids[views.token_at(ids, spot)] = views.code_at(muse, stage, clicked)
+    return of_tokens(muse, asked, ids, stage, spot)
 
 
 # --- Layout ---
-SIDES = ("left", "top", "right", "bottom")
-CSS = """
-img { image-rendering: pixelated; }
-.codes { display: flex; flex-wrap: wrap; gap: 12px; }
-.codes figure { margin: 0; font-size: 14px; }
-.codes img { width: 64px; height: 64px; border: 1px solid #888; }
-.scale { background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725);
-  height: 12px; }
-.ends { display: flex; justify-content: space-between; font-size: 14px; }
-progress { width: 160px; }
-"""
-SCALE = """<div class=scale></div><div class=ends><span>probability 0</span><span>1</span></div>
-<p>A number is the pass that kept the token; red frames are those of this pass.</p>"""
+class Page:
+    """The components that tabs share, and the tabs."""
 
-
-def build(models: Models, first: str) -> gr.Blocks:
-    """The whole page; `first` is the model that it begins with."""
-    names = list(dict.fromkeys([first, *EXAMPLES]))
-    with gr.Blocks(title="minimuse", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    def __init__(self, load: Callable[[str], Muse], first: str):
+        self.load = load
         with gr.Row():
-            with gr.Column(scale=1, min_width=300):
-                inputs, about = left_column(models, names)
+            with gr.Column(min_width=300):
+                self.left_column(list(dict.fromkeys([first, *EXAMPLES])))
             with gr.Column(scale=3, min_width=340):
-                status = gr.HTML("Press Draw.", elem_id="status")
-                shared = Shared(models, inputs, status, gr.State())
-                with gr.Tabs() as tabs:
-                    canvases = [gr.State()]
-                    with gr.Tab("Draw", id="draw"):
-                        drawn = draw_tab(shared)
-                    with gr.Tab("Compare", id="compare"):
-                        compare_tab(shared)
-                    with gr.Tab("Edit", id="edit"):
-                        edit_tab(shared)
-                    with gr.Tab("Tokenizer", id="tokenizer"):
-                        tokenizer_tab(shared)
-    return page
+                self.status = gr.HTML("Press Draw.", elem_id="status")
+                self.picture = gr.State()  # which is edited, and taken apart
+                with gr.Tab("Draw"):
+                    self.draw_tab()
+                with gr.Tab("Compare"):
+                    self.compare_tab()
+                with gr.Tab("Edit"):
+                    self.edit_tab()
+                with gr.Tab("Tokenizer") as tab:
+                    self.tokenizer_tab(tab)
 
+    def on(self, trigger: Any, function: Callable, extra: list, outputs: list, **options: Any):
+        """On an event call function(muse, asked, *extra); see the comment above `draw`.
 
-def left_column(models: Models, names: list[str]) -> tuple[list, list]:
-    """The controls that all tabs use."""
-    model = control("model", gr.Dropdown, choices=names, value=names[0])
-    prompt = control("prompt", gr.Textbox, value=EXAMPLES.get(names[0], [""])[0], lines=2)
-    samples = [[text] for text in EXAMPLES.get(names[0], [])]
-    examples = gr.Dataset(components=[prompt], samples=samples, label="Examples")
-    with gr.Accordion("Words that the captions had", open=False):
-        words = gr.Textbox(vocabulary(models[names[0]]), show_label=False, max_lines=6)
-    negative = control("negative", gr.Textbox)
-    seed = control("seed", gr.Number, value=0, precision=0)
-    n = control("n", value=1)
-    with gr.Accordion("Sampling", open=False):
-        values = defaults(models[names[0]])
-        settings = [
-            control(name, value=value) for name, value in zip(SETTINGS, values, strict=True)
-        ]
+        The model works for one visitor at a time. What goes wrong becomes one line in the page. The
+        first of `extra` is what the function cannot do without.
+        """
 
-    def choose(name: str) -> list:
-        texts = EXAMPLES.get(name, [""])
-        dataset = gr.Dataset(samples=[[text] for text in texts])
-        return [texts[0], dataset, vocabulary(models[name]), *defaults(models[name])]
+        def run(*values: Any) -> Iterator[list]:
+            (name, prompt, negative, seed), settings = values[:4], values[4 : 4 + len(SETTINGS)]
+            own = values[4 + len(SETTINGS) :]
+            notes: list[str] = []
+            steps = None
+            while True:
+                try:
+                    # Around one step only, where no other visitor's step can run.
+                    with warnings.catch_warnings(record=True) as heard:
+                        warnings.simplefilter("always")
+                        if steps is None:
+                            if own[:1] == (None,):
+                                raise ValueError("there is nothing to work on yet: draw an image")
+                            muse = self.load(name)
+                            asked = {"prompt": prompt, "negative": negative, "seed": seed}
+                            result = function(muse, asked | changed(muse, settings), *own)
+                            steps = iter([result]) if isinstance(result, tuple) else result
+                        status, *updates = next(steps)
+                except StopIteration:
+                    return
+                except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                    if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                        raise
+                    heard, steps, updates = [], iter(()), [gr.skip()] * len(outputs)
+                    status = f"<b>{html.escape(one_line(error))}</b>"
+                    gr.Warning(status)
+                for each in heard:
+                    if each.category is UserWarning:
+                        notes.append(html.escape(one_line(each.message)))
+                        gr.Warning(notes[-1])
+                yield ["<br>".join([status, *notes]), *updates]
 
-    model.change(choose, model, [prompt, examples, words, *settings], concurrency_id="model")
-    examples.click(lambda sample: sample[0], examples, prompt)
-    return [model, prompt, negative, seed, n, *settings], [examples, words]
+        queue = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+        inputs = [*self.inputs, *extra]
+        return trigger(run, inputs, [self.status, *outputs], **queue, **options)
 
+    def left_column(self, names: list[str]) -> None:
+        """The controls that all tabs use."""
+        text, samples, known, *own = self.about(names[0])
+        info = "Which trained model draws. Lesson 00."
+        model = gr.Dropdown(names, value=names[0], label="Model", info=info, elem_id="model")
+        info = "What the whole image should show. Lesson 00."
+        prompt = gr.Textbox(text, label="Prompt", info=info, lines=2, elem_id="prompt")
+        examples = gr.Dataset(components=[prompt], samples=samples.samples, label="Examples")
+        words = gr.Textbox(known, label="Words of its captions. Lesson 03.", max_lines=3)
+        info = "What guidance steers away from. Lesson 07."
+        negative = gr.Textbox(label="Negative prompt", info=info)
+        info = "The same seed draws the same image. Lesson 06."
+        seed = gr.Number(0, precision=0, label="Seed", info=info, elem_id="seed")
+        with gr.Accordion("Sampling", open=False):
+            pairs = zip(SETTINGS, own, strict=True)
+            settings = [control(name, value=value, elem_id=name) for name, value in pairs]
+        self.inputs = [model, prompt, negative, seed, *settings]
+        model.change(self.about, model, [prompt, examples, words, *settings])
+        examples.click(lambda sample: sample[0], examples, prompt)
 
-def vocabulary(muse: Muse) -> str:
-    """The words of the model's training captions."""
-    return muse.about.get("vocabulary") or "This model does not say."
+    def about(self, name: str) -> list:
+        """An example of a model, all examples, the words of its captions, and its settings."""
+        muse, texts = self.load(name), EXAMPLES.get(name, [""])
+        samples = gr.Dataset(samples=[[text] for text in texts], render=False)
+        return [texts[0], samples, muse.about.get("vocabulary") or "", *defaults(muse)]
 
+    def draw_tab(self) -> None:
+        """Draw, watch the passes, and look at single tokens."""
+        with gr.Row(equal_height=True):
+            info = "How many to draw; each has the next seed. Lesson 00."
+            n = gr.Radio([1, 2, 4], value=1, label="Images", info=info)
+            button = gr.Button("Draw", variant="primary", elem_id="draw")
+        info = "Go back through all passes. Lesson 06."
+        step = gr.Slider(1, 2, step=1, label="Pass", info=info, elem_id="step")
+        with gr.Row():
+            label = "Guesses of this pass; hatched: hidden again"
+            tokens = gr.Image(label=label, format="png", elem_id="tokens", interactive=False)
+            label = "Probability of each guess; number: the pass that kept it"
+            heat = gr.Image(label=label, format="png", elem_id="heat", interactive=False)
+        gr.HTML("<b style='color: white'>0</b><b style='float: right'>1</b>", elem_id="scale")
+        detail = gr.HTML(elem_id="detail")
+        drawn = gr.Gallery(label="Drawn", format="png", columns=4, height=240, elem_id="drawn")
+        drawing, spot = gr.State(), gr.State()
+        outputs = [tokens, heat, detail, drawing, step, drawn, self.picture]
+        self.on(button.click, draw, [n], outputs, api_name="draw")
+        looks = shown, [drawing, step, spot], [tokens, heat, detail]
+        self.on(step.input, *looks, trigger_mode="always_last")
+        for image in (tokens, heat):
+            self.on(image.select(pixel_of, None, spot).then, *looks)
 
-def image(label: str, **options: Any) -> gr.Image:
-    """An image that the page shows."""
-    return gr.Image(label=label, format="png", interactive=False, **options)
+    def compare_tab(self) -> None:
+        """Two samplings beside each other."""
+        with gr.Row():
+            sides = []
+            for letter, guidance in (("A", 0), ("B", 8)):
+                with gr.Column(min_width=150):
+                    settings = [control("sampler", value="confidence"), control("steps", value=12)]
+                    settings.append(control("guidance", value=guidance))
+                    image = gr.Image(
+                        label=letter, format="png", elem_id=f"compare-{letter}", interactive=False
+                    )
+                    sides.append((settings, image))
+        button = gr.Button("Compare", variant="primary", elem_id="compare")
+        (a, image_a), (b, image_b) = sides
+        self.on(button.click, compare, [*a, *b], [image_a, image_b])
 
-
-def draw_tab(shared: Shared) -> None:
-    """Draw, watch the passes, and look at single tokens."""
-    with gr.Row():
-        button = gr.Button("Draw", variant="primary", elem_id="draw")
-        stop = gr.Button("Stop")
-    with gr.Row():
-        tokens = image("Guesses; hidden tokens are hatched", elem_id="tokens")
-        heat = image("Probability of each guess", elem_id="heat")
-    gr.HTML(SCALE)
-    step = control("step", value=1, elem_id="step")
-    detail = gr.HTML("<p>Click a token to see its likeliest codes.</p>", elem_id="detail")
-    gallery = gr.Gallery(label="Drawn", format="png", columns=4, elem_id="drawn")
-    drawn, spot = gr.State(), gr.State()
-    outputs = [tokens, heat, step, drawn, gallery, detail]
-    event = on(shared, button.click, draw, [], outputs, api_name="draw")
-    stop.click(None, cancels=[event])
-    looked = [tokens, heat, detail]
-    on(shared, step.input, look, [drawn, step, spot], looked, trigger_mode="always_last")
-    for view in (tokens, heat):
-        clicked = view.select(index_of, None, spot)
-        on(shared, clicked.then, look, [drawn, step, spot], looked)
-    return drawn
-
-
-def compare_tab(shared: Shared) -> None:
-    """Two samplings beside each other."""
-    gr.Markdown("Both sides use the prompt, the seed and all other settings at the left.")
-    components, views, rows = [], [], []
-    with gr.Row():
-        for letter, guidance in (("A", 0), ("B", 8)):
-            with gr.Column(min_width=150):
-                components += [
-                    control("sampler", value="confidence"),
-                    control("steps", value=12),
-                    control("guidance", value=guidance),
-                ]
-                views.append(image(letter, elem_id=f"compare-{letter}"))
-                rows.append(gr.HTML(elem_id=f"time-{letter}"))
-    button = gr.Button("Compare", variant="primary", elem_id="compare")
-    on(shared, button.click, compare, components, [*views, *rows])
-
-
-def edit_tab(shared: Shared) -> None:
-    """Inpainting, outpainting, and editing without a mask."""
-    with gr.Row():
-        first = gr.Button("Draw an image", elem_id="first")
+    def edit_tab(self) -> None:
+        """Inpainting, outpainting, and editing without a mask."""
         upload = gr.UploadButton("Upload an image", file_types=["image"], elem_id="upload")
-    editor = gr.ImageEditor(
-        type="pil",
-        image_mode="RGBA",
-        sources=(),
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(default_size=40, colors=["#ff00ff"], color_mode="fixed"),
-        canvas_size=(shown.CELL, shown.CELL),
-        label="Paint over what to draw anew",
-        elem_id="editor",
-        format="png",
-    )
-    with gr.Row():
-        keep = control("keep", value=False)
-        button = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
-    with gr.Row():
-        sides = control("sides", gr.CheckboxGroup, choices=SIDES, value=["right"])
-        pad = control("pad", value=32)
-        outward = gr.Button("Outpaint", elem_id="outpaint")
-    with gr.Row():
-        iterations, share = control("iterations", value=50), control("share", value=0.08)
+        editor = gr.ImageEditor(
+            label="Paint over what to draw anew",
+            elem_id="editor",
+            type="pil",
+            format="png",
+            sources=(),
+            transforms=(),
+            layers=False,
+            brush=gr.Brush(40, colors=["#ff00ff"], color_mode="fixed"),
+            canvas_size=(views.SIDE, views.SIDE),
+        )
+        info = "Change no pixel outside of the painted part. Lesson 10."
+        keep = gr.Checkbox(label="Keep pixels", info=info)
+        paint = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
+        with gr.Row():
+            sides = gr.CheckboxGroup(SIDES, label="Sides", info="Where to add pixels. Lesson 10.")
+            pad = gr.Slider(8, 64, 32, step=8, label="New pixels", info="On each side. Lesson 10.")
+        beside = gr.Button("Outpaint", elem_id="outpaint")
+        with gr.Row():
+            info = "More change the image more. Lesson 10."
+            count = gr.Slider(1, 100, 50, step=1, label="Iterations", info=info, elem_id="count")
+            info = "The fraction of tokens that each draws anew. Lesson 10."
+            share = gr.Slider(0.02, 0.5, 0.08, step=0.02, label="Share", info=info)
         whole = gr.Button("Edit without a mask", elem_id="edit")
-    with gr.Row():
-        before, after = image("Before", elem_id="before"), image("After", elem_id="after")
-    slider = control("iteration", value=0, interactive=False, elem_id="iteration")
-    history, picture = gr.State(), shared.picture
-    started = [picture, editor]
-    on(shared, first.click, draw_one, [], started)
-    on(shared, upload.upload, take, [upload], started)
-    outputs = [before, after, picture, editor, history, slider]
-    on(shared, button.click, inpaint, [picture, editor, keep], outputs)
-    on(shared, outward.click, outpaint, [picture, sides, pad], outputs)
-    on(shared, whole.click, edit_all, [picture, iterations, share], outputs)
-    options = {"trigger_mode": "always_last"}
-    on(shared, slider.input, iteration, [history, slider], [after], **options)
+        both = gr.ImageSlider(
+            label="Before and after", format="png", elem_id="both", interactive=False
+        )
+        outputs = [both, self.picture]
+        self.on(upload.upload, take, [upload], [self.picture])
+        self.on(paint.click, inpaint, [self.picture, editor, keep], outputs)
+        self.on(beside.click, outpaint, [self.picture, sides, pad], outputs)
+        self.on(whole.click, change, [self.picture, count, share], outputs)
+        self.picture.change(canvas, self.picture, editor)
+
+    def tokenizer_tab(self, tab: gr.Tab) -> None:
+        """The image as tokens, which can be changed one by one."""
+        info = "Of the small grid, or of the large one. Lesson 01."
+        stage = gr.Radio(["low", "high"], value="high", label="Tokens", info=info)
+        with gr.Row():
+            image = gr.Image(
+                label="The image from its tokens", format="png", elem_id="from", interactive=False
+            )
+            ids_map = gr.Image(
+                label="The tokens; each code has a colour",
+                format="png",
+                elem_id="map",
+                interactive=False,
+            )
+        codes = gr.Image(
+            label="All codes; pale: not used", format="png", elem_id="codes", interactive=False
+        )
+        ids, spot, clicked = gr.State(), gr.State(), gr.State()
+        outputs = [image, ids_map, codes, ids, spot]
+        for event in (tab.select, stage.change):
+            self.on(event, take_apart, [self.picture, stage], outputs)
+        for view in (image, ids_map):
+            self.on(view.select(pixel_of, None, spot).then, of_tokens, [ids, stage, spot], outputs)
+        picks = codes.select(pixel_of, None, clicked)
+        self.on(picks.then, replace, [spot, ids, stage, clicked], outputs)
 
 
-def tokenizer_tab(shared: Shared) -> None:
-    """An image as tokens, which can be changed one by one."""
-    with gr.Row():
-        stage = control("stage", gr.Radio, choices=["low", "high"], value="high")
-        button = gr.Button("Take the image of Edit apart", variant="primary", elem_id="apart")
-    with gr.Row():
-        views = [image("Image"), image("From its tokens", elem_id="from"), image("Codes")]
-    sheet = image("All codes; large ones are used. Click one.", elem_id="sheet")
-    tokens, spot, code_spot = gr.State(), gr.State(), gr.State()
-    outputs = [*views, sheet, tokens]
-    on(shared, button.click, take_apart, [shared.picture, stage], outputs)
-    for view in views[1:]:
-        on(shared, view.select(index_of, None, spot).then, pick_token, [tokens, spot], outputs)
-    clicked = sheet.select(index_of, None, code_spot)
-    on(shared, clicked.then, pick_code, [tokens, code_spot], outputs)
+def pixel_of(event: gr.SelectData) -> list[int]:
+    """Where an image was clicked."""
+    return list(event.index)
+
+
+def canvas(image: Image.Image | None) -> dict[str, Any] | None:
+    """An image for the editor, with nothing painted."""
+    if image is None:
+        return None
+    return {"background": big(image), "layers": [], "composite": None}
+
+
+def build(load: Callable[[str], Muse], first: str) -> gr.Blocks:
+    """The page; `load` gives a model by name, and `first` is the one to begin with."""
+    with gr.Blocks(title="minimuse", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        Page(load, first)
+    return blocks
