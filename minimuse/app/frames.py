@@ -4,6 +4,7 @@ Letters: B images (1, 2 or 4), N image tokens, h side of the token grid, H pixel
 """
 
 import copy
+import time
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -93,12 +94,11 @@ def as_ids(muse: Muse, ids: np.ndarray) -> torch.Tensor:
 # --- Images ---
 def guesses(muse: Muse, frame: Frame, picked: list[int] | None = None) -> Image.Image:
     """All guesses, with hidden tokens hatched. The token at the pixel `picked` has a frame."""
-    B = len(frame.ids)
-    image = np.asarray(enlarged(tiled(decoded(muse, frame.ids, frame.stage)), B))
-    hidden = np.asarray(enlarged(on_grid(frame.kept == 0), B))[..., None]
-    hatch = np.where(np.add(*np.indices(image.shape[:2])) // 4 % 3 == 0, 110, 165)[..., None]
-    hatched = np.where(hidden, image // 4 + hatch * 3 // 4, image).astype(np.uint8)
-    return framed(Image.fromarray(hatched), frame.ids, picked)
+    image = enlarged(tiled(decoded(muse, frame.ids, frame.stage)), len(frame.ids))
+    hidden = enlarged(191 * on_grid(frame.kept == 0), len(frame.ids))
+    stripes = np.add(*np.indices(hidden.size[::-1])) // 4 % 3 == 0
+    image.paste(Image.fromarray(np.where(stripes, 110, 165).astype(np.uint8)), mask=hidden)
+    return framed(image, frame.ids, picked)
 
 
 def heat(frame: Frame, picked: list[int] | None = None) -> Image.Image:
@@ -142,7 +142,11 @@ def enlarged(image: np.ndarray, B: int = 1) -> Image.Image:
     """B images, `tiled`, without smoothing; each becomes SIDE pixels wide."""
     width = SIDE * min(2, B)
     size = width, width * image.shape[0] // image.shape[1]
-    return Image.fromarray(image.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    page = Image.fromarray(image.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    # Gradio names a file by its bytes. Without a time in it, a file could be written while another
+    # visitor, who sees the same image, reads it.
+    page.info["time"] = str(time.monotonic_ns())
+    return page
 
 
 def framed(image: Image.Image, ids: np.ndarray, picked: list[int] | None) -> Image.Image:

@@ -49,6 +49,7 @@ SIDES = ["left", "top", "right", "bottom"]
 CSS = """
 img { image-rendering: pixelated; }
 [data-testid="block-label"] { position: static; }
+progress { accent-color: #f97316; }
 #detail img { width: 64px; border: 1px solid #888; }
 #detail figure { display: inline-block; margin: 0 12px 0 0; }
 #scale { background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
@@ -251,7 +252,7 @@ class Page:
                     with warnings.catch_warnings(record=True) as heard:
                         warnings.simplefilter("always")
                         if steps is None:
-                            if own[:1] == (None,):
+                            if own and own[0] is None:
                                 raise ValueError("there is nothing to work on yet: draw an image")
                             muse = self.load(name)
                             asked = {"prompt": prompt, "negative": negative, "seed": seed}
@@ -278,13 +279,15 @@ class Page:
 
     def left_column(self, names: list[str]) -> None:
         """The controls that all tabs use."""
-        text, samples, known, *own = self.about(names[0])
+        text, words, *own = self.about(names[0])[1:]
         info = "Which trained model draws. Lesson 00."
         model = gr.Dropdown(names, value=names[0], label="Model", info=info, elem_id="model")
         info = "What the whole image should show. Lesson 00."
         prompt = gr.Textbox(text, label="Prompt", info=info, lines=2, elem_id="prompt")
-        examples = gr.Dataset(components=[prompt], samples=samples.samples, label="Examples")
-        words = gr.Textbox(known, label="Words of its captions. Lesson 03.", max_lines=3)
+        samples = [[text] for text in EXAMPLES.get(names[0], [])]
+        examples = gr.Dataset(components=[prompt], samples=samples, label="Examples")
+        info = "Words that the captions of its training had. Lesson 03."
+        known = gr.Textbox(words, label="Known words", info=info, max_lines=3)
         info = "What guidance steers away from. Lesson 07."
         negative = gr.Textbox(label="Negative prompt", info=info)
         info = "The same seed draws the same image. Lesson 06."
@@ -293,14 +296,14 @@ class Page:
             pairs = zip(SETTINGS, own, strict=True)
             settings = [control(name, value=value, elem_id=name) for name, value in pairs]
         self.inputs = [model, prompt, negative, seed, *settings]
-        model.change(self.about, model, [prompt, examples, words, *settings])
+        model.change(self.about, model, [examples, prompt, known, *settings])
         examples.click(lambda sample: sample[0], examples, prompt)
 
     def about(self, name: str) -> list:
-        """An example of a model, all examples, the words of its captions, and its settings."""
+        """The examples of a model, the first of them, the words that it knows, and its settings."""
         muse, texts = self.load(name), EXAMPLES.get(name, [""])
-        samples = gr.Dataset(samples=[[text] for text in texts], render=False)
-        return [texts[0], samples, muse.about.get("vocabulary") or "", *defaults(muse)]
+        samples = gr.update(samples=[[text] for text in texts])
+        return [samples, texts[0], muse.about.get("vocabulary") or "", *defaults(muse)]
 
     def draw_tab(self) -> None:
         """Draw, watch the passes, and look at single tokens."""
@@ -308,13 +311,13 @@ class Page:
             info = "How many to draw; each has the next seed. Lesson 00."
             n = gr.Radio([1, 2, 4], value=1, label="Images", info=info)
             button = gr.Button("Draw", variant="primary", elem_id="draw")
-        info = "Go back through all passes. Lesson 06."
+        info = (
+            "Go back through all passes, and click a token to see its likeliest codes. Lesson 06."
+        )
         step = gr.Slider(1, 2, step=1, label="Pass", info=info, elem_id="step")
         with gr.Row():
-            label = "Guesses of this pass; hatched: hidden again"
-            tokens = gr.Image(label=label, format="png", elem_id="tokens", interactive=False)
-            label = "Probability of each guess; number: the pass that kept it"
-            heat = gr.Image(label=label, format="png", elem_id="heat", interactive=False)
+            tokens = image("Guesses of this pass; hatched: hidden again", "tokens")
+            heat = image("Probability of each guess; number: pass that kept it", "heat")
         gr.HTML("<b style='color: white'>0</b><b style='float: right'>1</b>", elem_id="scale")
         detail = gr.HTML(elem_id="detail")
         drawn = gr.Gallery(label="Drawn", format="png", columns=4, height=240, elem_id="drawn")
@@ -323,55 +326,46 @@ class Page:
         self.on(button.click, draw, [n], outputs, api_name="draw")
         looks = shown, [drawing, step, spot], [tokens, heat, detail]
         self.on(step.input, *looks, trigger_mode="always_last")
-        for image in (tokens, heat):
-            self.on(image.select(pixel_of, None, spot).then, *looks)
+        for view in (tokens, heat):
+            self.on(view.select(pixel_of, None, spot).then, *looks)
 
     def compare_tab(self) -> None:
-        """Two samplings beside each other."""
+        """Two samplings beside each other; all else is as at the left."""
+        values = []
         with gr.Row():
-            sides = []
-            for letter, guidance in (("A", 0), ("B", 8)):
+            for guidance in (0, 8):
                 with gr.Column(min_width=150):
-                    settings = [control("sampler", value="confidence"), control("steps", value=12)]
-                    settings.append(control("guidance", value=guidance))
-                    image = gr.Image(
-                        label=letter, format="png", elem_id=f"compare-{letter}", interactive=False
-                    )
-                    sides.append((settings, image))
+                    values += [control("sampler", value="confidence")]
+                    values += [control("steps", value=12), control("guidance", value=guidance)]
         button = gr.Button("Compare", variant="primary", elem_id="compare")
-        (a, image_a), (b, image_b) = sides
-        self.on(button.click, compare, [*a, *b], [image_a, image_b])
+        with gr.Row():
+            images = [image("A", "compare-a"), image("B", "compare-b")]
+        self.on(button.click, compare, values, images)
 
     def edit_tab(self) -> None:
         """Inpainting, outpainting, and editing without a mask."""
         upload = gr.UploadButton("Upload an image", file_types=["image"], elem_id="upload")
-        editor = gr.ImageEditor(
-            label="Paint over what to draw anew",
-            elem_id="editor",
-            type="pil",
-            format="png",
-            sources=(),
-            transforms=(),
-            layers=False,
-            brush=gr.Brush(40, colors=["#ff00ff"], color_mode="fixed"),
-            canvas_size=(views.SIDE, views.SIDE),
-        )
-        info = "Change no pixel outside of the painted part. Lesson 10."
-        keep = gr.Checkbox(label="Keep pixels", info=info)
-        paint = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
+        brush = gr.Brush(40, colors=["#ff00ff"], color_mode="fixed")
+        options = {"type": "pil", "format": "png", "sources": (), "transforms": (), "layers": False}
+        size = {"canvas_size": (views.SIDE, views.SIDE), "height": 480}
         with gr.Row():
+            title = "The image: paint over what to draw anew"
+            editor = gr.ImageEditor(label=title, brush=brush, elem_id="editor", **options, **size)
+            both = gr.ImageSlider(label="Before | after", format="png", elem_id="both")
+        with gr.Row(equal_height=True):
+            info = "Change no pixel outside of the painted part. Lesson 10."
+            keep = gr.Checkbox(label="Keep pixels", info=info)
+            paint = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
+        with gr.Row(equal_height=True):
             sides = gr.CheckboxGroup(SIDES, label="Sides", info="Where to add pixels. Lesson 10.")
             pad = gr.Slider(8, 64, 32, step=8, label="New pixels", info="On each side. Lesson 10.")
-        beside = gr.Button("Outpaint", elem_id="outpaint")
-        with gr.Row():
+            beside = gr.Button("Outpaint", elem_id="outpaint")
+        with gr.Row(equal_height=True):
             info = "More change the image more. Lesson 10."
             count = gr.Slider(1, 100, 50, step=1, label="Iterations", info=info, elem_id="count")
             info = "The fraction of tokens that each draws anew. Lesson 10."
             share = gr.Slider(0.02, 0.5, 0.08, step=0.02, label="Share", info=info)
-        whole = gr.Button("Edit without a mask", elem_id="edit")
-        both = gr.ImageSlider(
-            label="Before and after", format="png", elem_id="both", interactive=False
-        )
+            whole = gr.Button("Edit without a mask", elem_id="edit")
         outputs = [both, self.picture]
         self.on(upload.upload, take, [upload], [self.picture])
         self.on(paint.click, inpaint, [self.picture, editor, keep], outputs)
@@ -384,26 +378,22 @@ class Page:
         info = "Of the small grid, or of the large one. Lesson 01."
         stage = gr.Radio(["low", "high"], value="high", label="Tokens", info=info)
         with gr.Row():
-            image = gr.Image(
-                label="The image from its tokens", format="png", elem_id="from", interactive=False
-            )
-            ids_map = gr.Image(
-                label="The tokens; each code has a colour",
-                format="png",
-                elem_id="map",
-                interactive=False,
-            )
-        codes = gr.Image(
-            label="All codes; pale: not used", format="png", elem_id="codes", interactive=False
-        )
+            whole = image("The image, from its tokens: click one", "whole")
+            colours = image("The tokens: each code has a colour", "map")
+        codes = image("All codes, from dark to bright; pale: not used. Click a new one", "codes")
         ids, spot, clicked = gr.State(), gr.State(), gr.State()
-        outputs = [image, ids_map, codes, ids, spot]
+        outputs = [whole, colours, codes, ids, spot]
         for event in (tab.select, stage.change):
             self.on(event, take_apart, [self.picture, stage], outputs)
-        for view in (image, ids_map):
+        for view in (whole, colours):
             self.on(view.select(pixel_of, None, spot).then, of_tokens, [ids, stage, spot], outputs)
         picks = codes.select(pixel_of, None, clicked)
         self.on(picks.then, replace, [spot, ids, stage, clicked], outputs)
+
+
+def image(label: str, name: str) -> gr.Image:
+    """An image that the page shows."""
+    return gr.Image(label=label, elem_id=name, format="png", interactive=False, buttons=[])
 
 
 def pixel_of(event: gr.SelectData) -> list[int]:
