@@ -184,14 +184,14 @@ def code_sheet(muse: Muse, stage: str, ids: np.ndarray) -> Image.Image:
     """All codes in rows of ROW; those that `ids` do not have are pale."""
     codes, images = all_codes(muse, stage)
     pale = ~np.isin(codes, ids)[:, None, None, None]
-    images = np.where(pale, images // 4 + 191, images)
+    images = np.where(pale, images // 2 + 127, images)
     white = np.full((-len(codes) % ROW, *images.shape[1:]), 255)
     rows = np.concatenate([images, white])
-    return enlarged(rearrange(rows, "(r c) H W C -> (r H) (c W) C", c=ROW))
+    return enlarged(rearrange(rows, "(r c) H W C -> (r H) (c W) C", c=ROW), 2)
 
 
 def code_at(muse: Muse, stage: str, picked: list[int]) -> int:
     """The code at a pixel of `code_sheet`."""
-    column, row = (place * ROW // SIDE for place in picked)
+    column, row = (place * ROW // (2 * SIDE) for place in picked)
     codes, _ = all_codes(muse, stage)
     return int(codes[min(row * ROW + column, len(codes) - 1)])

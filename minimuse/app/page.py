@@ -1,8 +1,6 @@
 """The page: what all tabs share at the left, and four tabs. `frames.py` makes their images."""
 
-import base64
 import html
-import io
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from minimuse.data import from_pil, to_pil
 from minimuse.datasets.image_files import read_image
 from minimuse.decode import SAMPLERS
 from minimuse.muse import Muse
-from minimuse.plumbing.messages import one_line
+from minimuse.plumbing.messages import one_line, warn
 from minimuse.runs.rehearsal import is_out_of_memory
 from minimuse.schedule import LAWS
 
@@ -49,9 +47,7 @@ SIDES = ["left", "top", "right", "bottom"]
 CSS = """
 img { image-rendering: pixelated; }
 [data-testid="block-label"] { position: static; }
-progress { accent-color: #f97316; }
-#detail img { width: 64px; border: 1px solid #888; }
-#detail figure { display: inline-block; margin: 0 12px 0 0; }
+#drawn img { object-fit: contain; }
 #scale { background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
 """
 
@@ -89,15 +85,13 @@ def changed(muse: Muse, values: tuple[Any, ...]) -> dict[str, Any]:
 def draw(muse: Muse, asked: dict, n: int) -> Iterator[tuple]:
     """Draw n images, and show each pass."""
     drawing: list[views.Frame] = []
-    names = asked.keys() - {"prompt", "negative", "seed"}
-    most = sum(each.steps for each in muse.sampling(**{name: asked[name] for name in names}))
+    if not asked["prompt"].strip():
+        warn("the prompt is empty: the model draws without a caption")
     for frame in views.frames(muse, n, **asked):
         drawing.append(frame)
         step = len(drawing)
-        status, *images, _ = shown(muse, asked, (asked, drawing), step)
         slider = gr.Slider(maximum=max(2, step), value=step)
-        status = f"<progress value={step} max={most}></progress> {status}"
-        yield status, *images, "", (asked, drawing), slider, None, gr.skip()
+        yield *shown(muse, asked, (asked, drawing), step), (asked, drawing), slider, [], gr.skip()
     images = [Image.fromarray(pixels) for pixels in views.decoded(muse, frame.ids, "high")]
     yield f"Drawn in {step} passes.", *[gr.skip()] * 5, images, images[0]
 
@@ -109,29 +103,21 @@ def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) ->
     """
     asked, drawing = drawn
     frame = drawing[step - 1]
+    kept = frame.kept > 0
     grid = {"low": "the small grid", "high": "the large grid"}[frame.stage]
-    status = f"Pass {frame.number} over {grid}, guidance {frame.guidance:.2g}: "
-    status += f"{(frame.kept[0] == 0).sum()} of {frame.kept.shape[1]} tokens stay hidden."
-    detail = ""
+    status = f"<progress value={kept.mean()}></progress> Pass {frame.number} over {grid}, guidance "
+    status += f"{frame.guidance:.2g}: {kept[0].sum()} of {kept.shape[1]} tokens are kept."
+    codes = []
     if spot is not None:
         b, token = views.token_at(frame.ids, spot)
-        kept, code = frame.kept[b, token], frame.ids[b, token]
-        when = f"kept in pass {kept}" if kept else "hidden again"
-        detail = f"<p>This token: code {code}, {when}. The likeliest codes when it was drawn:</p>"
+        when = f"kept in pass {frame.kept[b, token]}" if kept[b, token] else "hidden again"
+        status += f"<br>The token in the frame has code {frame.ids[b, token]}, {when}."
         p = views.code_probabilities(muse, asked, drawing, frame, b, token)
         order, images = views.all_codes(muse, frame.stage)
-        for other in p.topk(5).indices.tolist():
-            patch = images[order == other][0]
-            caption = f"<figcaption>code {other}<br>{p[other]:.1%}</figcaption>"
-            detail += f"<figure>{tag(patch)}{caption}</figure>"
-    return status, views.guesses(muse, frame, spot), views.heat(frame, spot), detail
-
-
-def tag(pixels: np.ndarray) -> str:
-    """Pixels (H, W, 3) as an image in HTML."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+        for code in p.topk(5).indices.tolist():
+            patch = Image.fromarray(images[order == code][0])
+            codes.append((patch, f"code {code}: {p[code]:.1%}"))
+    return status, views.guesses(muse, frame, spot), views.heat(frame, spot), codes
 
 
 # --- Compare ---
@@ -156,11 +142,13 @@ def take(muse: Muse, asked: dict, path: str) -> tuple:
     return f"An image of {size} pixels, here {image.width}x{image.height}.", image
 
 
-def inpaint(muse: Muse, asked: dict, picture: Any, editor: dict, keep: bool) -> tuple:
+def inpaint(muse: Muse, asked: dict, picture: Any, editor: dict) -> tuple:
     """Draw the painted part anew."""
-    layers = [np.asarray(layer.getchannel("A").resize(picture.size)) for layer in editor["layers"]]
-    mask = Image.fromarray(255 * (np.max(layers, axis=0) > 0).astype(np.uint8))
-    (image,) = edit.inpaint(muse, picture, mask, keep_pixels=keep, **asked)
+    mask = np.zeros((picture.height, picture.width), np.uint8)
+    for layer in editor["layers"]:
+        alpha = layer.getchannel("A").resize(picture.size, Image.Resampling.BOX)
+        mask[np.asarray(alpha) > 0] = 255
+    (image,) = edit.inpaint(muse, picture, Image.fromarray(mask), **asked)
     return "The painted part is drawn anew.", (big(picture), big(image)), image
 
 
@@ -192,7 +180,7 @@ def take_apart(muse: Muse, asked: dict, picture: Any, stage: str) -> tuple:
     small = picture.copy()
     small.thumbnail([muse.config.tokenizer_hi.side] * 2)
     ids = edit.encode(muse, from_pil(small))[stage == "high"].flatten(1).int().cpu().numpy()
-    return of_tokens(muse, asked, ids, stage, None)
+    return *of_tokens(muse, asked, ids, stage, None), big(small)
 
 
 def of_tokens(muse: Muse, asked: dict, ids: np.ndarray, stage: str, spot: Any) -> tuple:
@@ -225,14 +213,10 @@ class Page:
             with gr.Column(scale=3, min_width=340):
                 self.status = gr.HTML("Press Draw.", elem_id="status")
                 self.picture = gr.State()  # which is edited, and taken apart
-                with gr.Tab("Draw"):
-                    self.draw_tab()
-                with gr.Tab("Compare"):
-                    self.compare_tab()
-                with gr.Tab("Edit"):
-                    self.edit_tab()
-                with gr.Tab("Tokenizer") as tab:
-                    self.tokenizer_tab(tab)
+                tabs = self.draw_tab, self.compare_tab, self.edit_tab, self.tokenizer_tab
+                for title, fill in zip(("Draw", "Compare", "Edit", "Tokenizer"), tabs, strict=True):
+                    with gr.Tab(title) as tab:
+                        fill(tab)
 
     def on(self, trigger: Any, function: Callable, extra: list, outputs: list, **options: Any):
         """On an event call function(muse, asked, *extra); see the comment above `draw`.
@@ -241,36 +225,33 @@ class Page:
         first of `extra` is what the function cannot do without.
         """
 
+        def result(name: str, prompt: str, negative: str, seed: int, *values: Any) -> Iterator:
+            settings, own = values[: len(SETTINGS)], values[len(SETTINGS) :]
+            if own and own[0] is None:
+                raise ValueError("there is nothing to work on yet: draw an image, or upload one")
+            muse = self.load(name)
+            asked = {"prompt": prompt, "negative": negative, "seed": seed}
+            returned = function(muse, asked | changed(muse, settings), *own)
+            yield from [returned] if isinstance(returned, tuple) else returned
+
         def run(*values: Any) -> Iterator[list]:
-            (name, prompt, negative, seed), settings = values[:4], values[4 : 4 + len(SETTINGS)]
-            own = values[4 + len(SETTINGS) :]
-            notes: list[str] = []
-            steps = None
+            results, notes = result(*values), []
             while True:
                 try:
-                    # Around one step only, where no other visitor's step can run.
+                    # Around one result only: between two of them, others may be warned.
                     with warnings.catch_warnings(record=True) as heard:
-                        warnings.simplefilter("always")
-                        if steps is None:
-                            if own and own[0] is None:
-                                raise ValueError("there is nothing to work on yet: draw an image")
-                            muse = self.load(name)
-                            asked = {"prompt": prompt, "negative": negative, "seed": seed}
-                            result = function(muse, asked | changed(muse, settings), *own)
-                            steps = iter([result]) if isinstance(result, tuple) else result
-                        status, *updates = next(steps)
+                        warnings.simplefilter("ignore")
+                        warnings.simplefilter("always", UserWarning)
+                        status, *updates = next(results)
                 except StopIteration:
                     return
                 except (ValueError, OSError, MemoryError, RuntimeError) as error:
                     if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                         raise
-                    heard, steps, updates = [], iter(()), [gr.skip()] * len(outputs)
-                    status = f"<b>{html.escape(one_line(error))}</b>"
-                    gr.Warning(status)
+                    status, updates, heard = "", [gr.skip()] * len(outputs), [error]
                 for each in heard:
-                    if each.category is UserWarning:
-                        notes.append(html.escape(one_line(each.message)))
-                        gr.Warning(notes[-1])
+                    notes.append(html.escape(one_line(getattr(each, "message", each))))
+                    gr.Warning(notes[-1])
                 yield ["<br>".join([status, *notes]), *updates]
 
         queue = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
@@ -279,15 +260,13 @@ class Page:
 
     def left_column(self, names: list[str]) -> None:
         """The controls that all tabs use."""
-        text, words, *own = self.about(names[0])[1:]
+        _, text, words, *own = self.about(names[0])
         info = "Which trained model draws. Lesson 00."
         model = gr.Dropdown(names, value=names[0], label="Model", info=info, elem_id="model")
         info = "What the whole image should show. Lesson 00."
         prompt = gr.Textbox(text, label="Prompt", info=info, lines=2, elem_id="prompt")
         samples = [[text] for text in EXAMPLES.get(names[0], [])]
         examples = gr.Dataset(components=[prompt], samples=samples, label="Examples")
-        info = "Words that the captions of its training had. Lesson 03."
-        known = gr.Textbox(words, label="Known words", info=info, max_lines=3)
         info = "What guidance steers away from. Lesson 07."
         negative = gr.Textbox(label="Negative prompt", info=info)
         info = "The same seed draws the same image. Lesson 06."
@@ -295,6 +274,8 @@ class Page:
         with gr.Accordion("Sampling", open=False):
             pairs = zip(SETTINGS, own, strict=True)
             settings = [control(name, value=value, elem_id=name) for name, value in pairs]
+        info = "All words of the captions in its training. Lesson 03."
+        known = gr.Textbox(words, label="Known words", info=info, max_lines=3, elem_id="words")
         self.inputs = [model, prompt, negative, seed, *settings]
         model.change(self.about, model, [examples, prompt, known, *settings])
         examples.click(lambda sample: sample[0], examples, prompt)
@@ -305,11 +286,11 @@ class Page:
         samples = gr.update(samples=[[text] for text in texts])
         return [samples, texts[0], muse.about.get("vocabulary") or "", *defaults(muse)]
 
-    def draw_tab(self) -> None:
+    def draw_tab(self, tab: gr.Tab) -> None:
         """Draw, watch the passes, and look at single tokens."""
-        with gr.Row(equal_height=True):
+        with gr.Row():
             info = "How many to draw; each has the next seed. Lesson 00."
-            n = gr.Radio([1, 2, 4], value=1, label="Images", info=info)
+            n = gr.Radio([1, 2, 4], value=1, label="Images", info=info, elem_id="n")
             button = gr.Button("Draw", variant="primary", elem_id="draw")
         info = (
             "Go back through all passes, and click a token to see its likeliest codes. Lesson 06."
@@ -319,30 +300,32 @@ class Page:
             tokens = image("Guesses of this pass; hatched: hidden again", "tokens")
             heat = image("Probability of each guess; number: pass that kept it", "heat")
         gr.HTML("<b style='color: white'>0</b><b style='float: right'>1</b>", elem_id="scale")
-        detail = gr.HTML(elem_id="detail")
-        drawn = gr.Gallery(label="Drawn", format="png", columns=4, height=240, elem_id="drawn")
+        options = {"format": "png", "columns": 5, "fit_columns": False, "allow_preview": False}
+        label = "The five likeliest codes of the token in the frame, when it was drawn"
+        codes = gr.Gallery(label=label, height=200, elem_id="likely", **options)
+        drawn = gr.Gallery(label="Drawn", height=240, elem_id="drawn", **options)
         drawing, spot = gr.State(), gr.State()
-        outputs = [tokens, heat, detail, drawing, step, drawn, self.picture]
+        outputs = [tokens, heat, codes, drawing, step, drawn, self.picture]
         self.on(button.click, draw, [n], outputs, api_name="draw")
-        looks = shown, [drawing, step, spot], [tokens, heat, detail]
+        looks = shown, [drawing, step, spot], [tokens, heat, codes]
         self.on(step.input, *looks, trigger_mode="always_last")
         for view in (tokens, heat):
             self.on(view.select(pixel_of, None, spot).then, *looks)
 
-    def compare_tab(self) -> None:
+    def compare_tab(self, tab: gr.Tab) -> None:
         """Two samplings beside each other; all else is as at the left."""
         values = []
         with gr.Row():
             for guidance in (0, 8):
                 with gr.Column(min_width=150):
-                    values += [control("sampler", value="confidence")]
-                    values += [control("steps", value=12), control("guidance", value=guidance)]
+                    values += [control("sampler", value="confidence"), control("steps", value=12)]
+                    values += [control("guidance", value=guidance)]
         button = gr.Button("Compare", variant="primary", elem_id="compare")
         with gr.Row():
             images = [image("A", "compare-a"), image("B", "compare-b")]
         self.on(button.click, compare, values, images)
 
-    def edit_tab(self) -> None:
+    def edit_tab(self, tab: gr.Tab) -> None:
         """Inpainting, outpainting, and editing without a mask."""
         upload = gr.UploadButton("Upload an image", file_types=["image"], elem_id="upload")
         brush = gr.Brush(40, colors=["#ff00ff"], color_mode="fixed")
@@ -352,15 +335,13 @@ class Page:
             title = "The image: paint over what to draw anew"
             editor = gr.ImageEditor(label=title, brush=brush, elem_id="editor", **options, **size)
             both = gr.ImageSlider(label="Before | after", format="png", elem_id="both")
-        with gr.Row(equal_height=True):
-            info = "Change no pixel outside of the painted part. Lesson 10."
-            keep = gr.Checkbox(label="Keep pixels", info=info)
-            paint = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
-        with gr.Row(equal_height=True):
-            sides = gr.CheckboxGroup(SIDES, label="Sides", info="Where to add pixels. Lesson 10.")
+        paint = gr.Button("Inpaint the painted part", variant="primary", elem_id="inpaint")
+        with gr.Row():
+            info = "Where to add pixels. Lesson 10."
+            sides = gr.CheckboxGroup(SIDES, value=["right"], label="Sides", info=info)
             pad = gr.Slider(8, 64, 32, step=8, label="New pixels", info="On each side. Lesson 10.")
             beside = gr.Button("Outpaint", elem_id="outpaint")
-        with gr.Row(equal_height=True):
+        with gr.Row():
             info = "More change the image more. Lesson 10."
             count = gr.Slider(1, 100, 50, step=1, label="Iterations", info=info, elem_id="count")
             info = "The fraction of tokens that each draws anew. Lesson 10."
@@ -368,7 +349,7 @@ class Page:
             whole = gr.Button("Edit without a mask", elem_id="edit")
         outputs = [both, self.picture]
         self.on(upload.upload, take, [upload], [self.picture])
-        self.on(paint.click, inpaint, [self.picture, editor, keep], outputs)
+        self.on(paint.click, inpaint, [self.picture, editor], outputs)
         self.on(beside.click, outpaint, [self.picture, sides, pad], outputs)
         self.on(whole.click, change, [self.picture, count, share], outputs)
         self.picture.change(canvas, self.picture, editor)
@@ -376,15 +357,16 @@ class Page:
     def tokenizer_tab(self, tab: gr.Tab) -> None:
         """The image as tokens, which can be changed one by one."""
         info = "Of the small grid, or of the large one. Lesson 01."
-        stage = gr.Radio(["low", "high"], value="high", label="Tokens", info=info)
+        stage = gr.Radio(["low", "high"], value="high", label="Tokens", info=info, elem_id="stage")
         with gr.Row():
-            whole = image("The image, from its tokens: click one", "whole")
+            original = image("The image", "original")
+            whole = image("The image from its tokens: click one", "whole")
             colours = image("The tokens: each code has a colour", "map")
         codes = image("All codes, from dark to bright; pale: not used. Click a new one", "codes")
         ids, spot, clicked = gr.State(), gr.State(), gr.State()
         outputs = [whole, colours, codes, ids, spot]
         for event in (tab.select, stage.change):
-            self.on(event, take_apart, [self.picture, stage], outputs)
+            self.on(event, take_apart, [self.picture, stage], [*outputs, original])
         for view in (whole, colours):
             self.on(view.select(pixel_of, None, spot).then, of_tokens, [ids, stage, spot], outputs)
         picks = codes.select(pixel_of, None, clicked)
@@ -401,10 +383,8 @@ def pixel_of(event: gr.SelectData) -> list[int]:
     return list(event.index)
 
 
-def canvas(image: Image.Image | None) -> dict[str, Any] | None:
+def canvas(image: Image.Image) -> dict[str, Any]:
     """An image for the editor, with nothing painted."""
-    if image is None:
-        return None
     return {"background": big(image), "layers": [], "composite": None}
 
 

@@ -1,7 +1,6 @@
 """`minimuse app`: a page in the browser, for this machine alone unless `--public` is given."""
 
 import argparse
-import ipaddress
 import os
 import threading
 from functools import cache
@@ -14,7 +13,8 @@ from minimuse.runs import parallel
 def run_app(args: argparse.Namespace) -> None:
     """Serve the page until the user stops it."""
     require_packages("app", ("gradio",))
-    check_host(args.host, args.public)
+    if args.host not in ("127.0.0.1", "localhost", "::1") and not args.public:
+        raise ValueError(f"others may reach --host {args.host}, and draw: add --public to allow it")
     # Gradio reads these when it is imported. It then reports nothing and asks no other machine.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     import gradio as gr
@@ -23,7 +23,7 @@ def run_app(args: argparse.Namespace) -> None:
 
     device = parallel.begin(args.device)
     load = cache(lambda name: Muse.load(name, device, args.t5 if name == args.model else None))
-    load(args.model)
+    load(args.model).generate("")  # the first drawing is slow
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     address = {"server_name": args.host, "server_port": args.port, "share": False}
     looks = {"theme": theme, "css": CSS, "footer_links": [], "run_history": False}
@@ -35,16 +35,3 @@ def run_app(args: argparse.Namespace) -> None:
         raise ValueError(f"{where} cannot be had, it may be in use: give another --port") from None
     print(f"minimuse: open {url} in a browser; Ctrl-C stops it", flush=True)
     threading.Event().wait()
-
-
-def check_host(host: str, public: bool) -> None:
-    """Raise a ValueError for a host that other machines can reach, unless that is wanted."""
-    try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback and not public:
-        raise ValueError(
-            f"other machines may reach --host {host}, and everybody who does can draw; "
-            "add --public if that is wanted"
-        )
