@@ -184,7 +184,7 @@ def code_sheet(muse: Muse, stage: str, ids: np.ndarray) -> Image.Image:
     """All codes in rows of ROW; those that `ids` do not have are pale."""
     codes, images = all_codes(muse, stage)
     pale = ~np.isin(codes, ids)[:, None, None, None]
-    images = np.where(pale, images // 2 + 127, images)
+    images = np.where(pale, images // 2 + 128, images)
     white = np.full((-len(codes) % ROW, *images.shape[1:]), 255)
     rows = np.concatenate([images, white])
     return enlarged(rearrange(rows, "(r c) H W C -> (r H) (c W) C", c=ROW), 2)
