@@ -108,7 +108,7 @@ def cell(image, b, token, frame):
 def test_hidden_tokens_are_hatched_and_others_are_only_enlarged(muse, drawing):
     for frame in (drawing[2], drawing[-2]):
         image = views.guesses(muse, frame)
-        pixels = views.decoded(muse, frame.ids, frame.stage)
+        pixels = views.decoded(muse, frame.ids, frame.stage, finetuned=False)
         factor = views.SIDE // pixels.shape[1]
         plain = np.concatenate(list(pixels.repeat(factor, 1).repeat(factor, 2)), axis=1)
         assert np.asarray(image).shape == plain.shape

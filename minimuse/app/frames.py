@@ -94,7 +94,8 @@ def as_ids(muse: Muse, ids: np.ndarray) -> torch.Tensor:
 # --- Images ---
 def guesses(muse: Muse, frame: Frame, picked: list[int] | None = None) -> Image.Image:
     """All guesses, with hidden tokens hatched. The token at the pixel `picked` has a frame."""
-    image = enlarged(tiled(decoded(muse, frame.ids, frame.stage)), len(frame.ids))
+    finished = bool(frame.kept.all())  # only then the large decoder is worth its time
+    image = enlarged(tiled(decoded(muse, frame.ids, frame.stage, finished)), len(frame.ids))
     hidden = enlarged(191 * on_grid(frame.kept == 0), len(frame.ids))
     stripes = np.add(*np.indices(hidden.size[::-1])) // 4 % 3 == 0
     image.paste(Image.fromarray(np.where(stripes, 110, 165).astype(np.uint8)), mask=hidden)
@@ -123,9 +124,10 @@ def id_map(ids: np.ndarray) -> Image.Image:
     return enlarged(127.5 + 127.5 * np.sin(on_grid(ids)[..., None] * np.array([2.4, 5.9, 9.1])))
 
 
-def decoded(muse: Muse, ids: np.ndarray, stage: str) -> np.ndarray:
-    """Ids (B, N) -> (B, H, W, 3) uint8: the pixels of `Muse.generate`."""
-    return np.stack([np.asarray(image) for image in to_pil(muse.pixels(as_ids(muse, ids), stage))])
+def decoded(muse: Muse, ids: np.ndarray, stage: str, finetuned: bool = True) -> np.ndarray:
+    """Ids (B, N) -> (B, H, W, 3) uint8: with `finetuned` the pixels of `Muse.generate`."""
+    images = to_pil(muse.pixels(as_ids(muse, ids), stage, finetuned))
+    return np.stack([np.asarray(image) for image in images])
 
 
 def tiled(images: np.ndarray) -> np.ndarray:

@@ -136,7 +136,10 @@ def compare(muse: Muse, asked: dict, *both: Any) -> Iterator[tuple]:
 # --- Edit: the status, the images before and after, and the image to edit next ---
 def take(muse: Muse, asked: dict, path: str) -> tuple:
     """Read an image, and scale it to the size of the model's images."""
-    image = read_image(Path(path))
+    try:
+        image = read_image(Path(path))
+    except ValueError as error:  # of a file in a folder of Gradio's, which nobody knows
+        raise ValueError(str(error).replace(str(Path(path).parent) + "/", "")) from None
     size = f"{image.width}x{image.height}"
     image.thumbnail([muse.config.tokenizer_hi.side] * 2, Image.Resampling.LANCZOS)
     return f"An image of {size} pixels, here {image.width}x{image.height}.", image
@@ -252,7 +255,7 @@ class Page:
                 for each in heard:
                     notes.append(html.escape(one_line(getattr(each, "message", each))))
                     gr.Warning(notes[-1])
-                yield ["<br>".join([status, *notes]), *updates]
+                yield ["<br>".join(filter(None, [status, *notes])), *updates]
 
         queue = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
         inputs = [*self.inputs, *extra]
