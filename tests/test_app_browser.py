@@ -2,6 +2,7 @@
 
     pip install -e '.[app]' playwright && apt-get install chromium
     pytest tests/test_app_browser.py
+    pytest tests/test_app_browser.py -m slow      # 50 drawings for 5 clients
 
 Playwright drives a Chromium that is on the PATH. Where one of them is missing the tests are skipped
 and say which. `pytest -s` prints what was measured.
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -348,10 +350,12 @@ def test_change_a_token(visitor, muse):
 
 
 # --- Many at once ---
+@pytest.mark.slow
 def test_fifty_drawings_by_five_clients(server, muse):
     """All are answered, each with its own seed, and the memory stays."""
     gradio_client = pytest.importorskip("gradio_client")
-    clients = [gradio_client.Client(server.url, verbose=False) for _ in range(5)]
+    options = {"verbose": False, "download_files": False}
+    clients = [gradio_client.Client(server.url, **options) for _ in range(5)]
     memory, seconds = [], []
 
     def ask(number):
@@ -359,7 +363,8 @@ def test_fifty_drawings_by_five_clients(server, muse):
         *_, gallery = clients[number % 5].predict(*arguments(muse, number), api_name="/draw")
         seconds.append(time.perf_counter() - start)
         memory.append(server.megabytes())
-        return np.asarray(Image.open(gallery[0]["image"]).convert("RGB"))
+        with urllib.request.urlopen(gallery[0]["image"]["url"]) as file:
+            return np.asarray(Image.open(file).convert("RGB"))
 
     with ThreadPoolExecutor(5) as pool:
         drawn = list(pool.map(ask, range(50)))

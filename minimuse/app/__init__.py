@@ -1,1 +1,1 @@
-"""The page of `minimuse app`: `frames.py` computes what it shows, `page.py` lays it out."""
+"""The page of `minimuse app`: `page.py` lays it out, `events.py` acts, `frames.py` makes images."""

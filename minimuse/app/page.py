@@ -1,23 +1,17 @@
 """The page: what all tabs share at the left, and four tabs. `frames.py` makes their images."""
 
 import html
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
-from PIL import Image
 
-from minimuse import edit
-from minimuse.app import frames as views
-from minimuse.data import from_pil, to_pil
-from minimuse.datasets.image_files import read_image
+from minimuse.app import events
+from minimuse.app.frames import SIDE
 from minimuse.decode import SAMPLERS
 from minimuse.muse import Muse
-from minimuse.plumbing.messages import one_line, warn
+from minimuse.plumbing.messages import one_line
 from minimuse.runs.rehearsal import is_out_of_memory
 from minimuse.schedule import LAWS
 
@@ -43,7 +37,6 @@ EXAMPLES = {
         "two small blue squares on a grey background",
     ],
 }
-SIDES = ["left", "top", "right", "bottom"]
 CSS = """
 img { image-rendering: pixelated; }
 [data-testid="block-label"] { position: static; }
@@ -79,131 +72,6 @@ def changed(muse: Muse, values: tuple[Any, ...]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value != own[name]}
 
 
-# --- Draw ---
-# These functions return, or yield, the status line and what the outputs of an event become. `asked`
-# has the prompt, the negative prompt, the seed and the settings: arguments of `Muse.generate`.
-def draw(muse: Muse, asked: dict, n: int) -> Iterator[tuple]:
-    """Draw n images, and show each pass."""
-    drawing: list[views.Frame] = []
-    if not asked["prompt"].strip():
-        warn("the prompt is empty: the model draws without a caption")
-    for frame in views.frames(muse, n, **asked):
-        drawing.append(frame)
-        step = len(drawing)
-        slider = gr.Slider(maximum=max(2, step), value=step)
-        yield *shown(muse, asked, (asked, drawing), step), (asked, drawing), slider, [], gr.skip()
-    images = [Image.fromarray(pixels) for pixels in views.decoded(muse, frame.ids, "high")]
-    yield f"Drawn in {step} passes.", *[gr.skip()] * 5, images, images[0]
-
-
-def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) -> tuple:
-    """The status of one pass, its guesses, its probabilities, and the codes of the token at `spot`.
-
-    `drawn` is what was asked for a drawing, and its passes.
-    """
-    asked, drawing = drawn
-    frame = drawing[step - 1]
-    kept = frame.kept > 0
-    grid = {"low": "the small grid", "high": "the large grid"}[frame.stage]
-    status = f"<progress value={kept.mean()}></progress> Pass {frame.number} over {grid}, guidance "
-    status += f"{frame.guidance:.2g}: {kept[0].sum()} of {kept.shape[1]} tokens are kept."
-    codes = []
-    if spot is not None:
-        b, token = views.token_at(frame.ids, spot)
-        when = f"kept in pass {frame.kept[b, token]}" if kept[b, token] else "hidden again"
-        status += f"<br>The token in the frame has code {frame.ids[b, token]}, {when}."
-        p = views.code_probabilities(muse, asked, drawing, frame, b, token)
-        order, images = views.all_codes(muse, frame.stage)
-        for code in p.topk(5).indices.tolist():
-            patch = Image.fromarray(images[order == code][0])
-            codes.append((patch, f"code {code}: {p[code]:.1%}"))
-    return status, views.guesses(muse, frame, spot), views.heat(frame, spot), codes
-
-
-# --- Compare ---
-def compare(muse: Muse, asked: dict, *both: Any) -> Iterator[tuple]:
-    """Draw with two samplings, and tell how long each takes."""
-    images: list[Any] = [gr.skip(), gr.skip()]
-    for i, values in enumerate((both[:3], both[3:])):
-        settings = dict(zip(("sampler", "steps", "guidance"), values, strict=True))
-        start = time.perf_counter()
-        drawing = list(views.frames(muse, 1, **asked | settings))
-        label = f"{len(drawing)} passes, {time.perf_counter() - start:.1f} s"
-        images[i] = gr.Image(views.guesses(muse, drawing[-1]), label=label)
-        yield f"{'AB'[i]} is drawn.", *images
-
-
-# --- Edit: the status, the images before and after, and the image to edit next ---
-def take(muse: Muse, asked: dict, path: str) -> tuple:
-    """Read an image, and scale it to the size of the model's images."""
-    try:
-        image = read_image(Path(path))
-    except ValueError as error:  # of a file in a folder of Gradio's, which nobody knows
-        raise ValueError(str(error).replace(str(Path(path).parent) + "/", "")) from None
-    size = f"{image.width}x{image.height}"
-    image.thumbnail([muse.config.tokenizer_hi.side] * 2, Image.Resampling.LANCZOS)
-    return f"An image of {size} pixels, here {image.width}x{image.height}.", image
-
-
-def inpaint(muse: Muse, asked: dict, picture: Any, editor: dict) -> tuple:
-    """Draw the painted part anew."""
-    mask = np.zeros((picture.height, picture.width), np.uint8)
-    for layer in editor["layers"]:
-        alpha = layer.getchannel("A").resize(picture.size, Image.Resampling.BOX)
-        mask[np.asarray(alpha) > 0] = 255
-    (image,) = edit.inpaint(muse, picture, Image.fromarray(mask), **asked)
-    return "The painted part is drawn anew.", (big(picture), big(image)), image
-
-
-def outpaint(muse: Muse, asked: dict, picture: Any, sides: list[str], pad: int) -> tuple:
-    """Draw beside the image."""
-    around = tuple(pad if side in sides else 0 for side in SIDES)
-    (image,) = edit.outpaint(muse, picture, pad=around, **asked)
-    return f"Now {image.width}x{image.height} pixels.", (big(picture), big(image)), image
-
-
-def change(muse: Muse, asked: dict, picture: Any, count: int, share: float) -> Iterator[tuple]:
-    """Change the whole image without a mask, and show each iteration."""
-    for i, low in enumerate(edit.edits(muse, picture, iterations=count, share=share, **asked)):
-        (image,) = to_pil(muse.pixels(low, "low"))
-        status = f"<progress value={i} max={count}></progress> Iteration {i} of {count}."
-        yield status, (big(picture), big(image)), gr.skip()
-    (image,) = edit.finish(muse, picture, low=low, **asked)
-    yield f"Changed in {count} iterations.", (big(picture), big(image)), image
-
-
-def big(image: Image.Image) -> Image.Image:
-    """An image of any shape, enlarged."""
-    return views.enlarged(np.asarray(image))
-
-
-# --- Tokenizer ---
-def take_apart(muse: Muse, asked: dict, picture: Any, stage: str) -> tuple:
-    """Turn the image into tokens, and these into an image."""
-    small = picture.copy()
-    small.thumbnail([muse.config.tokenizer_hi.side] * 2)
-    ids = edit.encode(muse, from_pil(small))[stage == "high"].flatten(1).int().cpu().numpy()
-    return *of_tokens(muse, asked, ids, stage, None), big(small)
-
-
-def of_tokens(muse: Muse, asked: dict, ids: np.ndarray, stage: str, spot: Any) -> tuple:
-    """What the tab shows of ids (1, N), with a frame around the token at `spot`."""
-    image = views.framed(views.enlarged(views.decoded(muse, ids, stage)[0]), ids, spot)
-    status = f"{len(np.unique(ids))} different codes in {ids.shape[1]} tokens."
-    if spot is not None:
-        code = ids[views.token_at(ids, spot)]
-        status += f" This token has code {code}: click another code below to change it."
-    codes = views.code_sheet(muse, stage, ids)
-    return status, image, views.framed(views.id_map(ids), ids, spot), codes, ids, spot
-
-
-def replace(muse: Muse, asked: dict, spot: Any, ids: Any, stage: str, clicked: Any) -> tuple:
-    """Give the token at `spot` the code that was clicked."""
-    ids = ids.copy()
-    ids[views.token_at(ids, spot)] = views.code_at(muse, stage, clicked)
-    return of_tokens(muse, asked, ids, stage, spot)
-
-
 # --- Layout ---
 class Page:
     """The components that tabs share, and the tabs."""
@@ -222,7 +90,7 @@ class Page:
                         fill(tab)
 
     def on(self, trigger: Any, function: Callable, extra: list, outputs: list, **options: Any):
-        """On an event call function(muse, asked, *extra); see the comment above `draw`.
+        """On an event call function(muse, asked, *extra); see `events.py`.
 
         The model works for one visitor at a time. What goes wrong becomes one line in the page. The
         first of `extra` is what the function cannot do without.
@@ -295,9 +163,7 @@ class Page:
             info = "How many to draw; each has the next seed. Lesson 00."
             n = gr.Radio([1, 2, 4], value=1, label="Images", info=info, elem_id="n")
             button = gr.Button("Draw", variant="primary", elem_id="draw")
-        info = (
-            "Go back through all passes, and click a token to see its likeliest codes. Lesson 06."
-        )
+        info = "Go back through the passes; click a token for its likeliest codes. Lesson 06."
         step = gr.Slider(1, 2, step=1, label="Pass", info=info, elem_id="step")
         with gr.Row():
             tokens = image("Guesses of this pass; hatched: hidden again", "tokens")
@@ -309,8 +175,8 @@ class Page:
         drawn = gr.Gallery(label="Drawn", height=240, elem_id="drawn", **options)
         drawing, spot = gr.State(), gr.State()
         outputs = [tokens, heat, codes, drawing, step, drawn, self.picture]
-        self.on(button.click, draw, [n], outputs, api_name="draw")
-        looks = shown, [drawing, step, spot], [tokens, heat, codes]
+        self.on(button.click, events.draw, [n], outputs, api_name="draw")
+        looks = events.shown, [drawing, step, spot], [tokens, heat, codes]
         self.on(step.input, *looks, trigger_mode="always_last")
         for view in (tokens, heat):
             self.on(view.select(pixel_of, None, spot).then, *looks)
@@ -326,14 +192,14 @@ class Page:
         button = gr.Button("Compare", variant="primary", elem_id="compare")
         with gr.Row():
             images = [image("A", "compare-a"), image("B", "compare-b")]
-        self.on(button.click, compare, values, images)
+        self.on(button.click, events.compare, values, images)
 
     def edit_tab(self, tab: gr.Tab) -> None:
         """Inpainting, outpainting, and editing without a mask."""
         upload = gr.UploadButton("Upload an image", file_types=["image"], elem_id="upload")
         brush = gr.Brush(40, colors=["#ff00ff"], color_mode="fixed")
         options = {"type": "pil", "format": "png", "sources": (), "transforms": (), "layers": False}
-        size = {"canvas_size": (views.SIDE, views.SIDE), "height": 480}
+        size = {"canvas_size": (SIDE, SIDE), "height": 480}
         with gr.Row():
             title = "The image: paint over what to draw anew"
             editor = gr.ImageEditor(label=title, brush=brush, elem_id="editor", **options, **size)
@@ -341,7 +207,7 @@ class Page:
         paint = gr.Button("Inpaint the painted part", variant="primary", elem_id="inpaint")
         with gr.Row():
             info = "Where to add pixels. Lesson 10."
-            sides = gr.CheckboxGroup(SIDES, value=["right"], label="Sides", info=info)
+            sides = gr.CheckboxGroup(events.SIDES, value=["right"], label="Sides", info=info)
             pad = gr.Slider(8, 64, 32, step=8, label="New pixels", info="On each side. Lesson 10.")
             beside = gr.Button("Outpaint", elem_id="outpaint")
         with gr.Row():
@@ -351,11 +217,11 @@ class Page:
             share = gr.Slider(0.02, 0.5, 0.08, step=0.02, label="Share", info=info)
             whole = gr.Button("Edit without a mask", elem_id="edit")
         outputs = [both, self.picture]
-        self.on(upload.upload, take, [upload], [self.picture])
-        self.on(paint.click, inpaint, [self.picture, editor], outputs)
-        self.on(beside.click, outpaint, [self.picture, sides, pad], outputs)
-        self.on(whole.click, change, [self.picture, count, share], outputs)
-        self.picture.change(canvas, self.picture, editor)
+        self.on(upload.upload, events.take, [upload], [self.picture])
+        self.on(paint.click, events.inpaint, [self.picture, editor], outputs)
+        self.on(beside.click, events.outpaint, [self.picture, sides, pad], outputs)
+        self.on(whole.click, events.change, [self.picture, count, share], outputs)
+        self.picture.change(events.canvas, self.picture, editor)
 
     def tokenizer_tab(self, tab: gr.Tab) -> None:
         """The image as tokens, which can be changed one by one."""
@@ -369,11 +235,16 @@ class Page:
         ids, spot, clicked = gr.State(), gr.State(), gr.State()
         outputs = [whole, colours, codes, ids, spot]
         for event in (tab.select, stage.change):
-            self.on(event, take_apart, [self.picture, stage], [*outputs, original])
+            self.on(event, events.take_apart, [self.picture, stage], [*outputs, original])
         for view in (whole, colours):
-            self.on(view.select(pixel_of, None, spot).then, of_tokens, [ids, stage, spot], outputs)
+            self.on(
+                view.select(pixel_of, None, spot).then,
+                events.of_tokens,
+                [ids, stage, spot],
+                outputs,
+            )
         picks = codes.select(pixel_of, None, clicked)
-        self.on(picks.then, replace, [spot, ids, stage, clicked], outputs)
+        self.on(picks.then, events.replace, [spot, ids, stage, clicked], outputs)
 
 
 def image(label: str, name: str) -> gr.Image:
@@ -384,11 +255,6 @@ def image(label: str, name: str) -> gr.Image:
 def pixel_of(event: gr.SelectData) -> list[int]:
     """Where an image was clicked."""
     return list(event.index)
-
-
-def canvas(image: Image.Image) -> dict[str, Any]:
-    """An image for the editor, with nothing painted."""
-    return {"background": big(image), "layers": [], "composite": None}
 
 
 def build(load: Callable[[str], Muse], first: str) -> gr.Blocks:
