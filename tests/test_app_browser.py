@@ -190,7 +190,7 @@ def test_draw_step_back_and_pick_a_token(visitor, server, muse):
     assert f"has code {frame.ids[0, 6]}," in line
     visitor.page.wait_for_selector("#likely img")
     captions = visitor.page.inner_text("#likely")
-    codes = [int(code) for code in re.findall(r"code (\d+):", captions)]
+    codes = [int(code) for code in re.findall(r"\((\d+)\)", captions)]
     shares = [float(share) for share in re.findall(r"([\d.]+)%", captions)]
     assert len(codes) == 5 and shares == sorted(shares, reverse=True)
     if frame.ids[0, 6] in codes:

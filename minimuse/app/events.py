@@ -58,7 +58,7 @@ def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) ->
         order, images = views.all_codes(muse, frame.stage)
         for code in p.topk(5).indices.tolist():
             patch = Image.fromarray(images[order == code][0])
-            codes.append((patch, f"code {code}: {p[code]:.1%}"))
+            codes.append((patch, f"{p[code]:.1%} ({code})"))
     return status, views.guesses(muse, frame, spot), views.heat(frame, spot), codes
 
 

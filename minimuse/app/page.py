@@ -40,6 +40,7 @@ EXAMPLES = {
 CSS = """
 img { image-rendering: pixelated; }
 [data-testid="block-label"] { position: static; }
+#likely .caption-label { white-space: normal; max-width: 100%; inset: auto 0 0 auto; padding: 2px; }
 #drawn img { object-fit: contain; }
 #scale { background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
 """
@@ -170,7 +171,7 @@ class Page:
             heat = image("Probability of each guess; number: pass that kept it", "heat")
         gr.HTML("<b style='color: white'>0</b><b style='float: right'>1</b>", elem_id="scale")
         options = {"format": "png", "columns": 5, "fit_columns": False, "allow_preview": False}
-        label = "The five likeliest codes of the token in the frame, when it was drawn"
+        label = "Likeliest codes of the token in the frame, when it was drawn: probability (code)"
         codes = gr.Gallery(label=label, height=200, elem_id="likely", **options)
         drawn = gr.Gallery(label="Drawn", height=240, elem_id="drawn", **options)
         drawing, spot = gr.State(), gr.State()
