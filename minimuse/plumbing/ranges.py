@@ -192,6 +192,7 @@ ARGUMENTS: dict[str, Range] = {
     "resume": SWITCH,
     "generator": GENERATOR,
     "ratio": number(0, 1, above=True),
+    "port": whole(1, 65_535),
 }
 
 

@@ -1,0 +1,1 @@
+"""The page of `minimuse app`: `page.py` lays it out, `events.py` acts, `frames.py` makes images."""

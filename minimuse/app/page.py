@@ -1,0 +1,265 @@
+"""The page: what all tabs share at the left, and four tabs. `frames.py` makes their images."""
+
+import html
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from minimuse.app import events
+from minimuse.app.frames import SIDE
+from minimuse.decode import SAMPLERS
+from minimuse.muse import Muse
+from minimuse.plumbing.messages import one_line
+from minimuse.runs.rehearsal import is_out_of_memory
+from minimuse.schedule import LAWS
+
+# For each setting its name on the page, what it is, the lesson that explains it, and what it may
+# be: the smallest and largest value and the step of a slider, or a list to choose from.
+SETTINGS = {
+    "steps": ("Passes", "How many over the small grid. Lesson 06.", (1, 64, 1)),
+    "guidance": ("Guidance", "How strongly to follow the prompt; 0: off. Lesson 07.", (0, 10, 0.5)),
+    "sampler": ("Sampler", "Which guesses a pass keeps. Lessons 06 and 13.", list(SAMPLERS)),
+    "temperature": ("Temperature", "0 draws the likeliest codes. Lesson 06.", (0, 2, 0.05)),
+    "choice_temperature": ("Choice temperature", "Noise on confidence. Lesson 06.", (0, 10, 0.1)),
+    "top_k": ("Top k", "Draw from the k likeliest codes; 0: all. Lesson 06.", (0, 100, 1)),
+    "ramp": ("Ramp", "Whether guidance rises from pass to pass. Lesson 07.", [True, False]),
+    "guided_from": ("Guided from", "Fraction at which guidance starts. Lesson 07.", (0, 1, 0.05)),
+    "guided_to": ("Guided to", "Fraction at which guidance ends. Lesson 07.", (0, 1, 0.05)),
+    "entropy_bound": ("Entropy bound", "In nats, sampler entropy only. Lesson 13.", (0, 20, 0.5)),
+    "law": ("Schedule", "How many tokens each pass reveals. Lesson 04.", list(LAWS)),
+}
+EXAMPLES = {
+    "toy": ["a red apple, noto style", "a smiling cat face, fluent 3d style"],
+    "toy-shapes": [
+        "a large red circle on a white background",
+        "two small blue squares on a grey background",
+    ],
+}
+CSS = """
+img { image-rendering: pixelated; }
+[data-testid="block-label"] { position: static; }
+#likely .caption-label { white-space: normal; max-width: 100%; inset: auto 0 0 auto; padding: 2px; }
+#drawn img { object-fit: contain; }
+#scale { background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
+"""
+
+
+# --- Settings ---
+def control(name: str, **options: Any) -> gr.Slider | gr.Dropdown:
+    """The component of one of SETTINGS."""
+    label, info, values = SETTINGS[name]
+    if isinstance(values, list):
+        return gr.Dropdown(values, label=label, info=info, **options)
+    return gr.Slider(*values[:2], step=values[2], label=label, info=info, **options)
+
+
+def defaults(muse: Muse) -> list[Any]:
+    """The model's own value of each of SETTINGS."""
+    own = vars(muse.config.sampling)
+    own = own | {"guided_from": own["guided"][0], "guided_to": own["guided"][1]}
+    return [own[name] for name in SETTINGS]
+
+
+def changed(muse: Muse, values: tuple[Any, ...]) -> dict[str, Any]:
+    """Those of SETTINGS that differ from the model's, as arguments of `Muse.generate`.
+
+    The model's own are left out, since super-resolution has others.
+    """
+    given, own = (dict(zip(SETTINGS, each, strict=True)) for each in (values, defaults(muse)))
+    for settings in (given, own):
+        settings["guided"] = settings.pop("guided_from"), settings.pop("guided_to")
+    return {name: value for name, value in given.items() if value != own[name]}
+
+
+# --- Layout ---
+class Page:
+    """The components that tabs share, and the tabs."""
+
+    def __init__(self, load: Callable[[str], Muse], first: str):
+        self.load = load
+        with gr.Row():
+            with gr.Column(min_width=300):
+                self.left_column(list(dict.fromkeys([first, *EXAMPLES])))
+            with gr.Column(scale=3, min_width=340):
+                self.status = gr.HTML("Press Draw.", elem_id="status")
+                self.picture = gr.State()  # which is edited, and taken apart
+                tabs = self.draw_tab, self.compare_tab, self.edit_tab, self.tokenizer_tab
+                for title, fill in zip(("Draw", "Compare", "Edit", "Tokenizer"), tabs, strict=True):
+                    with gr.Tab(title) as tab:
+                        fill(tab)
+
+    def on(self, trigger: Any, function: Callable, extra: list, outputs: list, **options: Any):
+        """On an event call function(muse, asked, *extra); see `events.py`.
+
+        The model works for one visitor at a time. What goes wrong becomes one line in the page. The
+        first of `extra` is what the function cannot do without.
+        """
+
+        def result(name: str, prompt: str, negative: str, seed: int, *values: Any) -> Iterator:
+            settings, own = values[: len(SETTINGS)], values[len(SETTINGS) :]
+            if own and own[0] is None:
+                raise ValueError("there is nothing to work on yet: draw an image, or upload one")
+            muse = self.load(name)
+            asked = {"prompt": prompt, "negative": negative, "seed": seed}
+            returned = function(muse, asked | changed(muse, settings), *own)
+            yield from [returned] if isinstance(returned, tuple) else returned
+
+        def run(*values: Any) -> Iterator[list]:
+            results, notes = result(*values), []
+            while True:
+                try:
+                    # Around one result only: between two of them, others may be warned.
+                    with warnings.catch_warnings(record=True) as heard:
+                        warnings.simplefilter("ignore")
+                        warnings.simplefilter("always", UserWarning)
+                        status, *updates = next(results)
+                except StopIteration:
+                    return
+                except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                    if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                        raise
+                    status, updates, heard = "", [gr.skip()] * len(outputs), [error]
+                for each in heard:
+                    notes.append(html.escape(one_line(getattr(each, "message", each))))
+                    gr.Warning(notes[-1])
+                yield ["<br>".join(filter(None, [status, *notes])), *updates]
+
+        queue = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+        inputs = [*self.inputs, *extra]
+        return trigger(run, inputs, [self.status, *outputs], **queue, **options)
+
+    def left_column(self, names: list[str]) -> None:
+        """The controls that all tabs use."""
+        _, text, words, *own = self.about(names[0])
+        info = "Which trained model draws. Lesson 00."
+        model = gr.Dropdown(names, value=names[0], label="Model", info=info, elem_id="model")
+        info = "What the whole image should show. Lesson 00."
+        prompt = gr.Textbox(text, label="Prompt", info=info, lines=2, elem_id="prompt")
+        samples = [[text] for text in EXAMPLES.get(names[0], [])]
+        examples = gr.Dataset(components=[prompt], samples=samples, label="Examples")
+        info = "What guidance steers away from. Lesson 07."
+        negative = gr.Textbox(label="Negative prompt", info=info)
+        info = "The same seed draws the same image. Lesson 06."
+        seed = gr.Number(0, precision=0, label="Seed", info=info, elem_id="seed")
+        with gr.Accordion("Sampling", open=False):
+            pairs = zip(SETTINGS, own, strict=True)
+            settings = [control(name, value=value, elem_id=name) for name, value in pairs]
+        info = "All words of the captions in its training. Lesson 03."
+        known = gr.Textbox(words, label="Known words", info=info, max_lines=3, elem_id="words")
+        self.inputs = [model, prompt, negative, seed, *settings]
+        model.change(self.about, model, [examples, prompt, known, *settings])
+        examples.click(lambda sample: sample[0], examples, prompt)
+
+    def about(self, name: str) -> list:
+        """The examples of a model, the first of them, the words that it knows, and its settings."""
+        muse, texts = self.load(name), EXAMPLES.get(name, [""])
+        samples = gr.update(samples=[[text] for text in texts])
+        return [samples, texts[0], muse.about.get("vocabulary") or "", *defaults(muse)]
+
+    def draw_tab(self, tab: gr.Tab) -> None:
+        """Draw, watch the passes, and look at single tokens."""
+        with gr.Row():
+            info = "How many to draw; each has the next seed. Lesson 00."
+            n = gr.Radio([1, 2, 4], value=1, label="Images", info=info, elem_id="n")
+            button = gr.Button("Draw", variant="primary", elem_id="draw")
+        info = "Go back through the passes; click a token for its likeliest codes. Lesson 06."
+        step = gr.Slider(1, 2, step=1, label="Pass", info=info, elem_id="step")
+        with gr.Row():
+            tokens = image("Guesses of this pass; hatched: hidden again", "tokens")
+            heat = image("Probability of each guess; number: pass that kept it", "heat")
+        gr.HTML("<b style='color: white'>0</b><b style='float: right'>1</b>", elem_id="scale")
+        options = {"format": "png", "columns": 5, "fit_columns": False, "allow_preview": False}
+        label = "Likeliest codes of the token in the frame, when it was drawn: probability (code)"
+        codes = gr.Gallery(label=label, height=200, elem_id="likely", **options)
+        drawn = gr.Gallery(label="Drawn", height=240, elem_id="drawn", **options)
+        drawing, spot = gr.State(), gr.State()
+        outputs = [tokens, heat, codes, drawing, step, drawn, self.picture]
+        self.on(button.click, events.draw, [n], outputs, api_name="draw")
+        looks = events.shown, [drawing, step, spot], [tokens, heat, codes]
+        self.on(step.input, *looks, trigger_mode="always_last")
+        for view in (tokens, heat):
+            self.on(view.select(pixel_of, None, spot).then, *looks)
+
+    def compare_tab(self, tab: gr.Tab) -> None:
+        """Two samplings beside each other; all else is as at the left."""
+        values = []
+        with gr.Row():
+            for guidance in (0, 8):
+                with gr.Column(min_width=150):
+                    values += [control("sampler", value="confidence"), control("steps", value=12)]
+                    values += [control("guidance", value=guidance)]
+        button = gr.Button("Compare", variant="primary", elem_id="compare")
+        with gr.Row():
+            images = [image("A", "compare-a"), image("B", "compare-b")]
+        self.on(button.click, events.compare, values, images)
+
+    def edit_tab(self, tab: gr.Tab) -> None:
+        """Inpainting, outpainting, and editing without a mask."""
+        upload = gr.UploadButton("Upload an image", file_types=["image"], elem_id="upload")
+        brush = gr.Brush(40, colors=["#ff00ff"], color_mode="fixed")
+        options = {"type": "pil", "format": "png", "sources": (), "transforms": (), "layers": False}
+        size = {"canvas_size": (SIDE, SIDE), "height": 480}
+        with gr.Row():
+            title = "The image: paint over what to draw anew"
+            editor = gr.ImageEditor(label=title, brush=brush, elem_id="editor", **options, **size)
+            both = gr.ImageSlider(label="Before | after", format="png", elem_id="both")
+        paint = gr.Button("Inpaint the painted part", variant="primary", elem_id="inpaint")
+        with gr.Row():
+            info = "Where to add pixels. Lesson 10."
+            sides = gr.CheckboxGroup(events.SIDES, value=["right"], label="Sides", info=info)
+            pad = gr.Slider(8, 64, 32, step=8, label="New pixels", info="On each side. Lesson 10.")
+            beside = gr.Button("Outpaint", elem_id="outpaint")
+        with gr.Row():
+            info = "More change the image more. Lesson 10."
+            count = gr.Slider(1, 100, 50, step=1, label="Iterations", info=info, elem_id="count")
+            info = "The fraction of tokens that each draws anew. Lesson 10."
+            share = gr.Slider(0.02, 0.5, 0.08, step=0.02, label="Share", info=info)
+            whole = gr.Button("Edit without a mask", elem_id="edit")
+        outputs = [both, self.picture]
+        self.on(upload.upload, events.take, [upload], [self.picture])
+        self.on(paint.click, events.inpaint, [self.picture, editor], outputs)
+        self.on(beside.click, events.outpaint, [self.picture, sides, pad], outputs)
+        self.on(whole.click, events.change, [self.picture, count, share], outputs)
+        self.picture.change(events.canvas, self.picture, editor)
+
+    def tokenizer_tab(self, tab: gr.Tab) -> None:
+        """The image as tokens, which can be changed one by one."""
+        info = "Of the small grid, or of the large one. Lesson 01."
+        stage = gr.Radio(["low", "high"], value="high", label="Tokens", info=info, elem_id="stage")
+        with gr.Row():
+            original = image("The image", "original")
+            whole = image("The image from its tokens: click one", "whole")
+            colours = image("The tokens: each code has a colour", "map")
+        codes = image("All codes, from dark to bright; pale: not used. Click a new one", "codes")
+        ids, spot, clicked = gr.State(), gr.State(), gr.State()
+        outputs = [whole, colours, codes, ids, spot]
+        for event in (tab.select, stage.change):
+            self.on(event, events.take_apart, [self.picture, stage], [*outputs, original])
+        for view in (whole, colours):
+            self.on(
+                view.select(pixel_of, None, spot).then,
+                events.of_tokens,
+                [ids, stage, spot],
+                outputs,
+            )
+        picks = codes.select(pixel_of, None, clicked)
+        self.on(picks.then, events.replace, [spot, ids, stage, clicked], outputs)
+
+
+def image(label: str, name: str) -> gr.Image:
+    """An image that the page shows."""
+    return gr.Image(label=label, elem_id=name, format="png", interactive=False, buttons=[])
+
+
+def pixel_of(event: gr.SelectData) -> list[int]:
+    """Where an image was clicked."""
+    return list(event.index)
+
+
+def build(load: Callable[[str], Muse], first: str) -> gr.Blocks:
+    """The page; `load` gives a model by name, and `first` is the one to begin with."""
+    with gr.Blocks(title="minimuse", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        Page(load, first)
+    return blocks

@@ -1,0 +1,276 @@
+"""`minimuse app`: what its page shows, its controls, and its command. No browser is needed.
+
+    pytest tests/test_app.py
+    pytest tests/test_app_browser.py      # the same in a browser
+
+What needs Gradio is skipped where that is not installed.
+"""
+
+import importlib.util
+import re
+import socket
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minimuse import Muse
+from minimuse.app import frames as views
+from minimuse.decode import Sampling
+from minimuse.plumbing.config import PRESETS
+
+LESSONS = Path(__file__).parents[1] / "lessons"
+CAPTION = "a large red circle on a white background"
+ASKED = {"prompt": CAPTION, "negative": "", "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def muse():
+    return Muse.load("toy-shapes")
+
+
+@pytest.fixture(scope="module")
+def drawing(muse):
+    return list(views.frames(muse, 2, **ASKED, guidance=2.0))
+
+
+# --- Passes ---
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ASKED,
+        ASKED | {"negative": "a blue ring on a white background", "guidance": 4.0, "steps": 5},
+        ASKED | {"sampler": "halton", "temperature": 0.7, "guided": (0.5, 1.0)},
+        ASKED | {"sampler": "entropy", "entropy_bound": 5.0},
+    ],
+)
+def test_the_last_frame_is_what_generate_draws(muse, asked):
+    *_, last = views.frames(muse, 2, **asked)
+    expected = [np.asarray(image) for image in muse.generate(n=2, **asked)]
+    assert (views.decoded(muse, last.ids, "high") == np.stack(expected)).all()
+
+
+def test_a_token_has_the_number_of_the_pass_that_kept_it(muse, drawing):
+    steps = list(muse.steps([CAPTION] * 2, "", *muse.sampling(guidance=2.0), seed=3))
+    assert len(steps) == len(drawing)
+    for stage in ("low", "high"):
+        of_stage = [frame for frame in drawing if frame.stage == stage]
+        hidden = [step.hidden.numpy() for name, step in steps if name == stage]
+        assert [frame.number for frame in of_stage] == list(range(1, len(of_stage) + 1))
+        for i, frame in enumerate(of_stage):
+            for place in np.ndindex(frame.kept.shape):
+                visible = [k + 1 for k in range(i + 1) if not hidden[k][place]]
+                assert frame.kept[place] == (visible[0] if visible else 0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"guidance": 3.0},
+        {"negative": "a blue ring", "guidance": 1.0, "ramp": False, "steps": 6},
+        {"sampler": "entropy", "entropy_bound": 6.0, "guidance": 2.0},
+        {"prompt": f"{CAPTION} AND a blue ring:0.5", "guidance": 0.0},
+    ],
+)
+def test_likely_codes_have_the_probabilities_that_decoding_used(muse, more):
+    """Decoding notes the probability of each code it draws; the page computes that pass anew."""
+    asked = ASKED | more
+    passes = list(views.frames(muse, 2, **asked))
+    torch.manual_seed(0)
+    for frame in passes[:: max(1, len(passes) // 8)] + passes[-1:]:
+        b, token = int(torch.randint(2, ())), int(torch.randint(frame.ids.shape[1], ()))
+        p = views.code_probabilities(muse, asked, passes, frame, b, token)
+        assert p.sum() == pytest.approx(1, abs=1e-4)
+        code = frame.ids[b, token]
+        assert float(p[code]) == pytest.approx(frame.probability[b, token], abs=1e-4)
+
+
+def test_the_recorded_probability_stays_that_of_the_pass_that_drew_the_code(drawing):
+    for before, after in zip(drawing, drawing[1:], strict=False):
+        if before.stage == after.stage:
+            known = before.kept > 0
+            assert (after.probability[known] == before.probability[known]).all()
+            assert (after.ids[known] == before.ids[known]).all()
+
+
+# --- Images ---
+def cell(image, b, token, frame):
+    """The pixels of one token of an enlarged image of two."""
+    h = int(frame.ids.shape[1] ** 0.5)
+    size = views.SIDE // h
+    y, x = token // h * size, token % h * size + b * views.SIDE
+    return np.asarray(image)[y : y + size, x : x + size].astype(int)
+
+
+def test_hidden_tokens_are_hatched_and_others_are_only_enlarged(muse, drawing):
+    for frame in (drawing[2], drawing[-2]):
+        image = views.guesses(muse, frame)
+        pixels = views.decoded(muse, frame.ids, frame.stage, finetuned=False)
+        factor = views.SIDE // pixels.shape[1]
+        plain = np.concatenate(list(pixels.repeat(factor, 1).repeat(factor, 2)), axis=1)
+        assert np.asarray(image).shape == plain.shape
+        for b, token in np.ndindex(frame.ids.shape):
+            same = cell(image, b, token, frame) == cell(plain, b, token, frame)
+            assert same.all() == (frame.kept[b, token] > 0)
+
+
+def test_the_heat_map_is_brighter_where_the_model_is_surer_and_frames_this_pass(drawing):
+    frame = drawing[4]
+    image = views.heat(frame)
+    luminance = [views.HEAT @ [0.299, 0.587, 0.114]][0]
+    assert (np.diff(luminance) > 20).all()
+    for b, token in np.ndindex(frame.ids.shape):
+        pixels = cell(image, b, token, frame)
+        is_framed = (pixels[0, 0] == (255, 0, 0)).all()
+        assert is_framed == (frame.kept[b, token] == frame.number)
+        expected = np.interp(frame.probability[b, token], np.linspace(0, 1, 5), views.HEAT[:, 1])
+        assert abs(pixels[5, 5, 1] - expected) <= 1
+
+
+@pytest.mark.parametrize("B", [1, 2, 4])
+def test_a_click_finds_the_token_under_it(B):
+    ids = np.arange(B * 16).reshape(B, 16)
+    page = np.asarray(views.enlarged(views.on_grid(ids), B))
+    for y in range(3, page.shape[0], 48):
+        for x in range(3, page.shape[1], 48):
+            assert ids[views.token_at(ids, [x, y])] == page[y, x]
+
+
+def test_the_frame_is_around_the_token_that_was_clicked(muse, drawing):
+    frame = drawing[0]
+    image = views.guesses(muse, frame, [views.SIDE + 100, 3])  # of image 1, token 1
+    assert (cell(image, 1, 1, frame)[0, 0] == (255, 0, 255)).all()
+    others = [place for place in np.ndindex(frame.ids.shape) if place != (1, 1)]
+    assert not any((cell(image, *place, frame)[0, 0] == (255, 0, 255)).all() for place in others)
+
+
+# --- Codes ---
+@pytest.mark.parametrize("stage", ["low", "high"])
+def test_a_click_on_the_sheet_of_codes_finds_each_code_once(muse, stage):
+    order, images = views.all_codes(muse, stage)
+    assert sorted(order) == list(range(len(order)))
+    sheet = np.asarray(views.code_sheet(muse, stage, order))  # all are used, so none is pale
+    size = 2 * views.SIDE // views.ROW
+    for i, code in enumerate(order):
+        x, y = i % views.ROW * size, i // views.ROW * size
+        assert views.code_at(muse, stage, [x + 5, y + 5]) == code
+        patch = Image.fromarray(images[i]).resize((size, size), Image.Resampling.NEAREST)
+        assert abs(sheet[y : y + size, x : x + size].astype(int) - np.asarray(patch)).max() <= 1
+    brightness = images.mean((1, 2, 3))
+    assert (np.diff(brightness) >= 0).all()
+
+
+def test_codes_that_no_token_has_are_pale(muse):
+    order, _ = views.all_codes(muse, "low")
+    sheets = [np.asarray(views.code_sheet(muse, "low", ids)) for ids in (order, order[:5])]
+    size = 2 * views.SIDE // views.ROW
+    differ = (sheets[0] != sheets[1]).any(-1)
+    assert not differ[:size, : 5 * size].any()
+    assert differ[size:].mean() > 0.5
+    assert (sheets[1] >= sheets[0]).all()
+
+
+# --- The command ---
+def test_without_gradio_the_command_says_how_to_install_it(fails, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name)
+    )
+    assert "pip install -e '.[app]'" in fails("app")
+
+
+def test_a_host_that_others_reach_must_be_wanted(fails):
+    pytest.importorskip("gradio", reason="needs pip install -e '.[app]'")
+    for host in ("0.0.0.0", "192.168.0.7", "127.0.0.1.example.org", ""):
+        assert "--public" in fails("app", "--host", host)
+
+
+def test_a_port_in_use_is_one_line(fails):
+    pytest.importorskip("gradio", reason="needs pip install -e '.[app]'")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = fails("app", "--model", "toy-shapes", "--port", port)
+    assert str(port) in line and "--port" in line
+
+
+def test_mistakes_in_flags_are_one_line(fails):
+    pytest.importorskip("gradio", reason="needs pip install -e '.[app]'")
+    assert "no model 'nosuch'" in fails("app", "--model", "nosuch")
+
+
+# --- The controls ---
+@pytest.fixture(scope="module")
+def page():
+    pytest.importorskip("gradio", reason="needs pip install -e '.[app]'")
+    from minimuse.app import page
+
+    return page
+
+
+@pytest.fixture(scope="module")
+def blocks(page, muse):
+    return page.build(lambda name: muse, "toy-shapes")
+
+
+def test_every_control_says_what_it_is_and_names_a_lesson(blocks):
+    import gradio as gr
+
+    kinds = (gr.Slider, gr.Dropdown, gr.Textbox, gr.Number, gr.Radio, gr.Checkbox, gr.CheckboxGroup)
+    controls = [block for block in blocks.blocks.values() if isinstance(block, kinds)]
+    assert len(controls) >= 20
+    for control in controls:
+        numbers = re.findall(r"\d\d", control.info.partition("Lesson")[2])
+        assert control.label and numbers, (control.label, control.info)
+        assert all(list(LESSONS.glob(f"{number}-*.md")) for number in numbers)
+        assert len(control.info) < 100
+
+
+def test_there_is_a_control_for_every_field_of_sampling(page):
+    names = {field.name for field in fields(Sampling)} - {"guided"}
+    assert set(page.SETTINGS) == names | {"guided_from", "guided_to"}
+
+
+def test_all_values_of_controls_are_allowed(page):
+    base = {"sampler": "confidence", "guided": (0.0, 1.0)}
+    for name, (_, _, values) in page.SETTINGS.items():
+        for value in values if isinstance(values, list) else values[:2]:
+            settings = {name: value}
+            if name == "guided_from":
+                settings = {"guided": (value, 1.0)}
+            if name == "guided_to":
+                settings = {"guided": (0.0, value)}
+            Sampling(**base | settings)
+
+
+def test_the_sampling_of_every_preset_fits_the_controls(page):
+    for name, config in PRESETS.items():
+        for value, (_, _, values) in zip(
+            page.defaults(HasConfig(config)), page.SETTINGS.values(), strict=True
+        ):
+            fits = value in values if isinstance(values, list) else values[0] <= value <= values[1]
+            assert fits, (name, value, values)
+
+
+class HasConfig:
+    """What `defaults` looks at of a model."""
+
+    def __init__(self, config):
+        self.config = config
+
+
+def test_settings_that_are_the_models_are_left_to_the_model(page, muse):
+    """Super-resolution has other ones, so to give them would change the image."""
+    own = page.defaults(muse)
+    assert page.changed(muse, own) == {}
+    names = list(page.SETTINGS)
+    values = list(own)
+    values[names.index("temperature")] = 0.35
+    values[names.index("guided_from")] = 0.25
+    assert page.changed(muse, values) == {"temperature": 0.35, "guided": (0.25, 1.0)}
+    other = HasConfig(replace(muse.config, sampling=replace(muse.config.sampling, top_k=5)))
+    assert page.changed(other, own) == {"top_k": 0}
