@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 
 from faults import CASES, with_fault
-from minimuse.checks.overture import first_fault
 
 
 def main() -> int:
@@ -41,6 +40,8 @@ def write_case(args: argparse.Namespace) -> int:
 
 def check_file(args: argparse.Namespace) -> int:
     """Say whether every function of a file is right, without training."""
+    from minimuse.checks.overture import first_fault  # with PyTorch, which takes seconds to import
+
     try:
         module = load(args.file)
     except (OSError, SyntaxError) as error:

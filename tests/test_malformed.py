@@ -211,14 +211,14 @@ def test_captions(tmp_path, name, text):
     try_all(tmp_path / name, whole, read, 600)
 
 
-def test_packs(tmp_path):
-    """Packs, index and captions of three emoji in each style."""
+def small_packs(tmp_path):
+    """Packs, index and captions of three emoji in each style; their folder."""
     shipped = ASSETS / "emoji"
     folder = tmp_path / "emoji"
     folder.mkdir()
     index = json.loads((shipped / "index.json").read_text())
     words = json.loads((shipped / "captions.json").read_text())
-    known = set()
+    known = {}  # in the order of the packs, so that each run damages the same bytes
     for style in emoji.STYLES:
         blobs = dict(list(index[style]["blobs"].items())[:3])
         end = max(offset + length for offset, length, _ in blobs.values())
@@ -226,9 +226,26 @@ def test_packs(tmp_path):
         (folder / f"{style}.pack").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         index[style] |= {"blobs": blobs, "bytes": len(data), "sha256": digest}
-        known |= blobs.keys()
+        known |= {name: words[name] for name in blobs}
     (folder / "index.json").write_text(json.dumps(index))
-    (folder / "captions.json").write_text(json.dumps({name: words[name] for name in known}))
+    (folder / "captions.json").write_text(json.dumps(known))
+    return folder
+
+
+@pytest.mark.parametrize("key", ["label", "things"])
+@pytest.mark.parametrize("text", ["", " ", " of "])
+def test_a_label_without_a_noun_is_refused(tmp_path, key, text):
+    path = small_packs(tmp_path) / "captions.json"
+    words = json.loads(path.read_text())
+    for concept in words.values():
+        concept[key] = [text] * 3 if key == "things" else text
+    path.write_text(json.dumps(words))
+    with pytest.raises(ValueError, match="captions.json are damaged"):
+        emoji.find_emoji("train", 32, tmp_path)
+
+
+def test_packs(tmp_path):
+    folder = small_packs(tmp_path)
 
     def read():
         for split in ("train", "heldout", "heldout-concept"):

@@ -62,7 +62,8 @@ def find_emoji(split: str, side: int, data_dir: Path) -> list[Entry]:
     for style in STYLES:
         try:
             entries += _entries_of_style(style, split, side, folder, index, words)
-        except (KeyError, TypeError, AttributeError) as error:
+        # A label or a thing without a noun, such as "", is an IndexError.
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{folder}: index.json and captions.json are damaged at {style} ({error!r}): "
                 f"{_RESTORE}"
