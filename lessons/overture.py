@@ -28,7 +28,7 @@ K, T = 1024, 15  # no caption has more words than T
 MASK = K  # the id of a hidden token: one more than the last code
 D, LAYERS, HEADS = 96, 2, 8  # a head for each neighbour
 SCENES, STEPS, BATCH, LEARNING_RATE = 20_000, 800, 96, 6e-3
-PASSES, GUIDANCE, TOP, CHOICE = 12, 1.0, 30, 20.0  # decoding: see there
+PASSES, GUIDANCE, TOP, CHOICE = 12, 1.0, 30, 20.0  # of decode()
 VOCABULARY = ["", *sorted(set(shapes.every_word().split()))]  # word 0 means no word
 
 
