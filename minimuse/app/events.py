@@ -43,6 +43,7 @@ def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) ->
 
     `drawn` is what was asked for a drawing, and its passes.
     """
+    # The controls may have changed since, so the prompt of the drawing counts.
     asked, drawing = drawn
     frame = drawing[step - 1]
     kept = frame.kept > 0
