@@ -44,6 +44,20 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
+def verdicts_again(claims, tmp_path, monkeypatch, capsys):
+    """What verdicts.py prints of the figures in a folder."""
+    script = claims("verdicts")
+    monkeypatch.setattr(sys, "argv", ["verdicts.py", "--results", str(tmp_path)])
+    capsys.readouterr()
+    script.main()
+    return capsys.readouterr().out.splitlines()
+
+
+def verdict_lines(path):
+    """The verdicts of a report in Markdown: its lists."""
+    return [line for line in path.read_text().splitlines() if line.startswith("- ")]
+
+
 @pytest.fixture
 def claims(monkeypatch):
     """Import a script of lessons/claims; they import each other."""
@@ -186,6 +200,8 @@ def test_laws(claims, tmp_path, monkeypatch, capsys):
     run_in_process(laws, monkeypatch, *options)
     assert (tmp_path / "laws.json").read_text() == first
     assert "cosine against 15 %" in capsys.readouterr().out
+    again = verdicts_again(claims, tmp_path, monkeypatch, capsys)
+    assert again == ["laws:", *verdict_lines(tmp_path / "laws.md"), ""]
 
 
 def test_pieces(claims, tmp_path, monkeypatch, capsys):
@@ -217,7 +233,7 @@ def check_rival(claim, rival, tmp_path):
     assert (tmp_path / f"{claim}.png").is_file()
 
 
-def test_rivals(claims, tmp_path, monkeypatch):
+def test_rivals(claims, tmp_path, monkeypatch, capsys):
     """One step of training, one setting to tune.
 
     The second script finds the masked models of the first one.
@@ -239,6 +255,11 @@ def test_rivals(claims, tmp_path, monkeypatch):
             dates.add((tmp_path / "masked-0-0-0s.safetensors").stat().st_mtime_ns)
         check_rival(claim, script.RIVAL.name, tmp_path)
     assert len(dates) == 1
+    again = verdicts_again(claims, tmp_path, monkeypatch, capsys)
+    expected = []
+    for claim in ("autoregression", "diffusion"):
+        expected += [f"{claim}:", *verdict_lines(tmp_path / f"{claim}.md"), ""]
+    assert again == expected
 
 
 def test_encoders(claims, tmp_path, monkeypatch, capsys):
@@ -340,6 +361,23 @@ def test_verdicts(claims):
     assert verdict([1.0, 1.1, 0.9], [3.0, 3.1, 2.9]) == "does not hold"
     assert verdict([1.0, 2.0, 3.0], [1.2, 1.9, 2.8]) == "cannot be told"
     assert verdict([float("nan")] * 2, [1.0, 1.0]) == "cannot be told"
+
+
+def test_every_claim_can_be_judged_again(claims):
+    """Each script that writes a report makes its verdicts from the figures alone."""
+    judged = []
+    for path in sorted((ROOT / "lessons" / "claims").glob("*.py")):
+        if "verdict," in path.read_text() and path.stem != "direct":
+            judged.append(path.stem)
+            assert callable(claims(path.stem).verdicts), path.stem
+    assert len(judged) == 8, judged
+    for rival in ("autoregression", "diffusion"):
+        assert claims(rival).RIVAL.name, rival
+
+
+def test_without_figures_there_are_no_verdicts(claims, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="has no figures yet"):
+        verdicts_again(claims, tmp_path, monkeypatch, capsys)
 
 
 def test_a_training_that_was_cut_short_ends_the_same(claims, tmp_path, monkeypatch):

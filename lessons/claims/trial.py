@@ -5,6 +5,9 @@ shipped model's tokenizers: many small models, each trained in minutes. Every re
 OUT/CLAIM.json as soon as it is there. A run that is cut short continues from its last checkpoint:
 give the same command again. By default two variants train at the same time, in processes of one
 thread each. Compare times only within such a pair, and not on a busy machine.
+
+OUT/CLAIM.json has the figures of each seed. Commit it as lessons/claims/results/CLAIM.json, from
+which `verdicts.py` makes the verdicts again.
 """
 
 import json
