@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,10 +45,25 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
+def verdicts_again(claims, tmp_path, monkeypatch, capsys):
+    """What verdicts.py prints of the figures in a folder."""
+    script = claims("verdicts")
+    monkeypatch.setattr(sys, "argv", ["verdicts.py", "--results", str(tmp_path)])
+    capsys.readouterr()
+    script.main()
+    return capsys.readouterr().out.splitlines()
+
+
+def verdict_lines(path):
+    """The verdicts of a report in Markdown: its lists."""
+    return [line for line in path.read_text().splitlines() if line.startswith("- ")]
+
+
 @pytest.fixture
 def claims(monkeypatch):
     """Import a script of lessons/claims; they import each other."""
-    pytest.importorskip("matplotlib", reason="pip install 'minimuse[lessons]' brings it")
+    for library in ("matplotlib", "scipy"):
+        pytest.importorskip(library, reason="pip install 'minimuse[lessons]' brings it")
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.syspath_prepend(ROOT / "lessons" / "claims")
     return importlib.import_module
@@ -186,6 +202,8 @@ def test_laws(claims, tmp_path, monkeypatch, capsys):
     run_in_process(laws, monkeypatch, *options)
     assert (tmp_path / "laws.json").read_text() == first
     assert "cosine against 15 %" in capsys.readouterr().out
+    again = verdicts_again(claims, tmp_path, monkeypatch, capsys)
+    assert again == ["laws:", *verdict_lines(tmp_path / "laws.md"), ""]
 
 
 def test_pieces(claims, tmp_path, monkeypatch, capsys):
@@ -217,7 +235,7 @@ def check_rival(claim, rival, tmp_path):
     assert (tmp_path / f"{claim}.png").is_file()
 
 
-def test_rivals(claims, tmp_path, monkeypatch):
+def test_rivals(claims, tmp_path, monkeypatch, capsys):
     """One step of training, one setting to tune.
 
     The second script finds the masked models of the first one.
@@ -239,6 +257,11 @@ def test_rivals(claims, tmp_path, monkeypatch):
             dates.add((tmp_path / "masked-0-0-0s.safetensors").stat().st_mtime_ns)
         check_rival(claim, script.RIVAL.name, tmp_path)
     assert len(dates) == 1
+    again = verdicts_again(claims, tmp_path, monkeypatch, capsys)
+    expected = []
+    for claim in ("autoregression", "diffusion"):
+        expected += [f"{claim}:", *verdict_lines(tmp_path / f"{claim}.md"), ""]
+    assert again == expected
 
 
 def test_encoders(claims, tmp_path, monkeypatch, capsys):
@@ -342,6 +365,112 @@ def test_verdicts(claims):
     assert verdict([float("nan")] * 2, [1.0, 1.0]) == "cannot be told"
 
 
+@pytest.mark.filterwarnings("error")
+def test_verdicts_without_a_spread(claims):
+    """One seed, or seeds that change nothing, cannot tell; one constant group can."""
+    verdict = claims("trial").verdict
+    assert verdict([3.0], [1.0]) == "cannot be told"
+    assert verdict([3.0], [1.0, 1.1, 0.9]) == "cannot be told"
+    assert verdict([3.0, 3.1, 2.9], [1.0]) == "cannot be told"
+    # The mean of three times .1 is not .1 in floating point.
+    assert verdict([0.2, 0.2, 0.2], [0.1, 0.1, 0.1]) == "cannot be told"
+    assert verdict([0.1, 0.1, 0.1], [0.1, 0.1, 0.1]) == "cannot be told"
+    # t = 5.2 and 2.6 with 2 degrees of freedom, whose limit is 4.3.
+    assert verdict([0.2, 0.3, 0.4], [0.0, 0.0, 0.0]) == "holds"
+    assert verdict([0.1, 0.3, 0.5], [0.0, 0.0, 0.0]) == "cannot be told"
+
+
+def two_standard_errors(better, worse):
+    """The rule of before, which has too many false verdicts."""
+    error = sum(np.var(group, ddof=1) / len(group) for group in (better, worse)) ** 0.5
+    difference = np.mean(better) - np.mean(worse)
+    if abs(difference) <= 2 * error:
+        return "cannot be told"
+    return "holds" if difference > 0 else "does not hold"
+
+
+def rates(rule, seeds, scale, shift, trials=3000):
+    """How often a rule says each answer, of normal figures: N(shift, 1) and N(0, scale^2)."""
+    generator = np.random.default_rng(0)
+    better = shift + generator.standard_normal((trials, seeds))
+    worse = scale * generator.standard_normal((trials, seeds))
+    answers = [rule(*groups) for groups in zip(better.tolist(), worse.tolist(), strict=True)]
+    names = ("holds", "does not hold", "cannot be told")
+    return [answers.count(name) / trials for name in names]
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("scale", [1, 10])
+def test_one_verdict_in_twenty_is_false(claims, seeds, scale):
+    """Of equal means, 5 % seem to differ, as often in one direction as in the other.
+
+    With three seeds and equal variances, Welch's test is a little more careful than it says (3 %).
+    """
+    larger, smaller, _ = rates(claims("trial").verdict, seeds, scale, shift=0)
+    assert 0.02 < larger + smaller < 0.07
+    assert abs(larger - smaller) < 0.02
+    larger, smaller, _ = rates(two_standard_errors, seeds, scale, shift=0)
+    assert larger + smaller > 0.07
+
+
+@pytest.mark.parametrize("shift, expected", [(6, [1, 0, 0]), (-6, [0, 1, 0])])
+def test_a_difference_of_six_standard_deviations_is_found(claims, shift, expected):
+    found = rates(claims("trial").verdict, 3, 1, shift, trials=1000)
+    assert found == pytest.approx(expected, abs=0.03)
+
+
+def slow_p_value(a, b):
+    """Welch's test written out: t, its degrees of freedom, and the area of both tails.
+
+    With x = sqrt(f) tan(angle), the density of Student's t becomes cos(angle)^(f - 1).
+    """
+    u, v = (np.var(group, ddof=1) / len(group) for group in (a, b))
+    t = abs(np.mean(a) - np.mean(b)) / (u + v) ** 0.5
+    freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
+    angles = (np.arange(20_000) + 0.5) / 20_000 * np.pi / 2
+    density = np.cos(angles) ** (freedom - 1)
+    return density[angles > np.arctan(t / freedom**0.5)].sum() / density.sum()
+
+
+def test_the_verdict_is_that_of_welchs_formula(claims):
+    """Of samples whose sizes and variances differ, where Student's test has other answers."""
+    from scipy.stats import ttest_ind
+
+    verdict = claims("trial").verdict
+    generator = np.random.default_rng(0)
+    told = others = 0
+    for _ in range(300):
+        sizes = generator.integers(3, 7, size=2)
+        better = generator.normal(2, 1, sizes[0]).tolist()
+        worse = generator.normal(0, 2, sizes[1]).tolist()
+        expected = "cannot be told"
+        if slow_p_value(better, worse) < 0.05:
+            expected = "holds" if np.mean(better) > np.mean(worse) else "does not hold"
+        assert verdict(better, worse) == expected, (better, worse)
+        told += expected != "cannot be told"
+        others += (ttest_ind(better, worse).pvalue < 0.05) != (expected != "cannot be told")
+    # The samples must be such that a wrong test shows.
+    assert 60 < told < 240
+    assert others > 10
+
+
+def test_every_claim_can_be_judged_again(claims):
+    """Each script that writes a report makes its verdicts from the figures alone."""
+    judged = []
+    for path in sorted((ROOT / "lessons" / "claims").glob("*.py")):
+        if "verdict," in path.read_text() and path.stem != "direct":
+            judged.append(path.stem)
+            assert callable(claims(path.stem).verdicts), path.stem
+    assert len(judged) == 8, judged
+    for rival in ("autoregression", "diffusion"):
+        assert claims(rival).RIVAL.name, rival
+
+
+def test_without_figures_there_are_no_verdicts(claims, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="has no figures yet"):
+        verdicts_again(claims, tmp_path, monkeypatch, capsys)
+
+
 def test_a_training_that_was_cut_short_ends_the_same(claims, tmp_path, monkeypatch):
     """Stopped in the middle and started again: as many steps, the same weights.
 
@@ -437,7 +566,6 @@ def test_finished_rows_are_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # one seed has no standard deviation
 def test_optimizers(claims, tmp_path, monkeypatch, capsys):
     script = claims("optimizers")
     monkeypatch.setattr(script, "SEEDS", (0,))

@@ -48,6 +48,15 @@ def row(done: dict, way: Way) -> list[str]:
     return [way.name, f"{trainings[0]['parameters']:,}", steps, passes, *right]
 
 
+def verdicts(done: dict) -> list[str]:
+    lines = []
+    for attribute in ("shape", "count", "all"):
+        cascade = fraction_right(done, CASCADE, attribute)
+        masked = fraction_right(done, MASKED, attribute)
+        lines.append(f"- the cascade is better in {attribute}: {verdict(cascade, masked)}")
+    return lines
+
+
 def draw_figure(args: Namespace, done: dict, ways: tuple[Way, ...]) -> None:
     figure, axis = plt.subplots(figsize=(8, 3))
     series = {way.name: [fraction_right(done, way, a) for a in ATTRIBUTES] for way in ways}
@@ -63,15 +72,10 @@ def main():
     cached_tokens(Muse.load("toy-shapes"), "shapes", "train", args.pictures, args.out)
     jobs = {f"{way.name}/{seed}": (way, seed, args) for seed in SEEDS for way in ways}
     done = run_jobs(args.out / "cascade.json", jobs, measure, args.workers)
-    verdicts = []
-    for attribute in ("shape", "count", "all"):
-        cascade = fraction_right(done, CASCADE, attribute)
-        masked = fraction_right(done, MASKED, attribute)
-        verdicts.append(f"- the cascade is better in {attribute}: {verdict(cascade, masked)}")
     draw_figure(args, done, ways)
     head = ["", "parameters", "steps", "passes", *ATTRIBUTES]
     rows = [row(done, way) for way in ways]
-    write_report(args.out, "cascade", done, table(head, rows), "\n".join(verdicts))
+    write_report(args.out, "cascade", done, table(head, rows), "\n".join(verdicts(done)))
 
 
 if __name__ == "__main__":

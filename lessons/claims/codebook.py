@@ -118,6 +118,7 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
     entropy, used = perplexity(ids, codes)
     real = halve(heldout.batch(range(n)))
     return results | {
+        "captions": n,
         "seconds": fitted.seconds + base.seconds,
         "psnr": psnr(images_of["reconstructed"], real),
         "perplexity": entropy,
@@ -155,20 +156,27 @@ def draw_figure(args: Namespace, done: dict) -> None:
     figure.savefig(args.out / "codebook.png", dpi=110, bbox_inches="tight")
 
 
-def verdict_line(done: dict, n: int) -> str:
-    """Whether the largest codebook does not help. The error is that of two fractions of n."""
+def verdicts(done: dict) -> list[str]:
+    """Whether the largest codebook does not help, by the standard error of two fractions.
+
+    It speaks of other captions only: with one training each, nothing is said about another
+    training. All sizes get the same captions, so a paired test (McNemar's) would be a better one,
+    but the answer to each caption is not kept.
+    """
     small, middle, large = (done[str(codes)]["drawn"]["all"] for codes in SIZES)
-    error = (2 * middle * (1 - middle) / n) ** 0.5
+    captions = done[str(SIZES[1])]["captions"]
+    error = (2 * middle * (1 - middle) / captions) ** 0.5
     if abs(large - middle) <= 2 * error:
         answer = "cannot be told"
     elif large > middle:
         answer = "does not hold"
     else:
         answer = "holds"
-    return (
+    line = (
         f"- {SIZES[2]:,} codes do not help against {SIZES[1]}: {answer} (right in all: "
         f"{small:.2f}, {middle:.2f}, {large:.2f}; one seed, standard error {error:.2f})"
     )
+    return [line]
 
 
 def main():
@@ -180,7 +188,7 @@ def main():
     done = run_jobs(args.out / "codebook.json", jobs, work, args.workers)
     draw_figure(args, done)
     tables = size_table(done), attribute_table(done)
-    write_report(args.out, "codebook", done, *tables, verdict_line(done, args.n))
+    write_report(args.out, "codebook", done, *tables, "\n".join(verdicts(done)))
 
 
 if __name__ == "__main__":

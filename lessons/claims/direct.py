@@ -495,8 +495,13 @@ class Comparison:
             axis.annotate(str(passes), place, xytext=(2, 3), textcoords="offset points", fontsize=7)
 
 
+def comparison(rival: Way, done: dict, times: dict) -> Comparison:
+    """A rival against parallel decoding, direct and in a cascade."""
+    return Comparison((rival, MASKED, CASCADE), done, times)
+
+
 def compare(args: Namespace, claim: str, rival: Way) -> None:
-    """A rival against parallel decoding, direct and in a cascade: tables, verdicts and figure."""
+    """Train, tune and time a rival, the masked model and the cascade; write the report."""
     torch.set_num_threads(1)
     # Make the tokens before the processes start, or two of them would write the same file.
     cached_tokens(Muse.load("toy-shapes"), "shapes", "train", args.pictures, args.out)
@@ -509,6 +514,6 @@ def compare(args: Namespace, claim: str, rival: Way) -> None:
     timing_jobs = {str(batch): (ways, done, batch, args) for batch in BATCHES}
     times_file = args.out / f"{claim}-{args.device}-times.json"
     times = run_jobs(times_file, timing_jobs, measure_times, 1)
-    comparison = Comparison(ways, done, times)
-    comparison.figure().savefig(args.out / f"{claim}.png", dpi=110, bbox_inches="tight")
-    write_report(args.out, claim, done, comparison.table(), "\n".join(comparison.verdicts()))
+    compared = comparison(rival, done, times)
+    compared.figure().savefig(args.out / f"{claim}.png", dpi=110, bbox_inches="tight")
+    write_report(args.out, claim, done, compared.table(), "\n".join(compared.verdicts()))

@@ -163,6 +163,11 @@ def verdict_line(done: dict, kind: str, split: str) -> str:
     return f"- {SPLITS[split]}: pretrained better than {kind}: {verdict(pretrained, other)}"
 
 
+def verdicts(done: dict) -> list[str]:
+    others = [kind for kind in ENCODERS if kind != PRETRAINED]
+    return [verdict_line(done, kind, split) for split in SPLITS for kind in others]
+
+
 def draw_figure(args: Namespace, done: dict) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
     names = [kind.replace(", ", "\n") for kind in ENCODERS]
@@ -185,8 +190,6 @@ def main():
     done = run_jobs(args.out / "encoders.json", jobs, work, args.workers)
     draw_figure(args, done)
     rows = [row(done, kind, split) for split in SPLITS for kind in ENCODERS]
-    others = [kind for kind in ENCODERS if kind != PRETRAINED]
-    verdicts = [verdict_line(done, kind, split) for split in SPLITS for kind in others]
     head = [
         "nats per hidden token, all hidden",
         "own caption",
@@ -194,7 +197,7 @@ def main():
         "another's",
         "own caption saves",
     ]
-    write_report(args.out, "encoders", done, table(head, rows), "\n".join(verdicts))
+    write_report(args.out, "encoders", done, table(head, rows), "\n".join(verdicts(done)))
 
 
 if __name__ == "__main__":

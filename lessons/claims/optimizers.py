@@ -188,6 +188,17 @@ def work(kind: str, way: str, seed: int, steps: int, *rest) -> dict:
     return function(way, seed, steps, *rest)
 
 
+def verdicts(done: dict) -> list[str]:
+    lines = []
+    first, *others = BASE_WAYS
+    for way in others:
+        right = [values(done, f"base/{w}", "drawn", "all") for w in (way, first)]
+        lines.append(f"- right in all, {way} above {first}: {verdict(*right)}")
+    right = [values(done, f"tokenizer/{way}", "psnr") for way in ("a norm each", "one norm")]
+    lines.append(f"- PSNR, a norm each above one norm: {verdict(*right)}")
+    return lines
+
+
 def report(out: Path, done: dict) -> None:
     rows = []
     for way in BASE_WAYS:
@@ -200,14 +211,7 @@ def report(out: Path, done: dict) -> None:
         for way in TOKENIZER_WAYS
     ]
     of_tokenizer = table(["tokenizer", *measures], rows)
-    lines = []
-    first, *others = BASE_WAYS
-    for way in others:
-        right = [values(done, f"base/{w}", "drawn", "all") for w in (way, first)]
-        lines.append(f"- right in all, {way} above {first}: {verdict(*right)}")
-    right = [values(done, f"tokenizer/{way}", "psnr") for way in ("a norm each", "one norm")]
-    lines.append(f"- PSNR, a norm each above one norm: {verdict(*right)}")
-    write_report(out, "optimizers", done, of_base, of_tokenizer, "\n".join(lines))
+    write_report(out, "optimizers", done, of_base, of_tokenizer, "\n".join(verdicts(done)))
 
 
 def main():

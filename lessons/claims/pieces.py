@@ -79,6 +79,12 @@ def work(way: str, seed: int, steps: int, pictures: int, n: int, out: Path) -> d
     return {"steps": steps, "seconds": seconds, "drawn": drawn}
 
 
+def verdicts(done: dict) -> list[str]:
+    whole = values(done, "whole images", "drawn", "shape")
+    pieces = values(done, "pieces", "drawn", "shape")
+    return [f"- pieces are better than whole images, right shapes: {verdict(pieces, whole)}"]
+
+
 def main():
     args = arguments(__doc__, steps=800, pictures=20_000, n=256)
     jobs = {
@@ -92,11 +98,8 @@ def main():
         seconds = np.mean(values(done, way, "seconds"))
         right = [mean_and_std(values(done, way, "drawn", a)) for a in ATTRIBUTES]
         rows.append([way, f"{seconds:.0f}", *right])
-    whole = values(done, "whole images", "drawn", "shape")
-    pieces = values(done, "pieces", "drawn", "shape")
-    line = f"- pieces are better than whole images, right shapes: {verdict(pieces, whole)}"
     head = ["drawn, right in", "seconds", *ATTRIBUTES]
-    write_report(args.out, "pieces", done, table(head, rows), line)
+    write_report(args.out, "pieces", done, table(head, rows), "\n".join(verdicts(done)))
 
 
 if __name__ == "__main__":

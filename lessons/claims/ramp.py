@@ -110,6 +110,19 @@ def recall_gains(done: dict, model: str) -> list[float]:
     return gains
 
 
+def verdicts(done: dict) -> list[str]:
+    """Whether the ramp is more diverse: a paired test, since the gains are differences."""
+    lines = []
+    for model in MODELS:
+        gains = recall_gains(done, model)
+        answer = verdict(gains, [0.0] * len(SEEDS))
+        lines.append(
+            f"- {model}: as faithful, the ramp is more diverse: {answer} "
+            f"(recall {mean_and_std(gains)})"
+        )
+    return lines
+
+
 def draw_figure(args: Namespace, done: dict) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for axis, model in zip(axes, MODELS, strict=True):
@@ -133,17 +146,9 @@ def main():
     }
     done = run_jobs(args.out / "ramp.json", jobs, work, args.workers)
     draw_figure(args, done)
-    verdicts = []
-    for model in MODELS:
-        gains = recall_gains(done, model)
-        answer = verdict(gains, [0.0] * len(SEEDS))
-        verdicts.append(
-            f"- {model}: as faithful, the ramp is more diverse: {answer} "
-            f"(recall {mean_and_std(gains)})"
-        )
     lines = [line for model in MODELS for line in rows(done, model)]
     head = ["guidance", *MEASURES]
-    write_report(args.out, "ramp", done, table(head, lines), "\n".join(verdicts))
+    write_report(args.out, "ramp", done, table(head, lines), "\n".join(verdicts(done)))
 
 
 if __name__ == "__main__":

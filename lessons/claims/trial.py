@@ -5,6 +5,9 @@ shipped model's tokenizers: many small models, each trained in minutes. Every re
 OUT/CLAIM.json as soon as it is there. A run that is cut short continues from its last checkpoint:
 give the same command again. By default two variants train at the same time, in processes of one
 thread each. Compare times only within such a pair, and not on a busy machine.
+
+OUT/CLAIM.json has the figures of each seed. Commit it as lessons/claims/results/CLAIM.json, from
+which `verdicts.py` makes the verdicts again.
 """
 
 import json
@@ -20,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from scipy.stats import ttest_ind_from_stats
 from torch import nn
 from tqdm import tqdm
 
@@ -37,6 +41,7 @@ from minimuse.superres import SuperRes
 from minimuse.train import training_loop
 
 SEEDS = (0, 1, 2)
+LEVEL = 0.05  # of the test behind a verdict: how often equal means seem to differ
 PACE_STEPS = 16  # steps to measure how long a step takes; the first five warm up
 # A time budget is checked at these fractions of it, since the speed of a machine changes.
 CORRECT_AT = (0.3, 0.6, 0.8, 0.95)
@@ -270,17 +275,27 @@ def mean_and_std(values: list[float]) -> str:
 
 
 def verdict(better: list[float], worse: list[float]) -> str:
-    """Is the first mean larger by two standard errors of the difference of means?
+    """Is the first mean larger? Welch's t test, two-sided, at 5 % (Biometrika 34, 1947).
 
-    Returns "holds", "does not hold" (it is smaller by as much) or "cannot be told".
+    better, worse: one figure for each seed. The variances and the numbers of seeds may differ.
+    Returns "holds", "does not hold" (the first mean is smaller) or "cannot be told".
+
+    A single seed has no spread, so it cannot be told. The same is so if neither group has a spread:
+    then the seed changes nothing, and three seeds say no more than one. If one group has none, the
+    test has the degrees of freedom of the other. So with zeros as `worse`, and the differences of
+    pairs as `better`, this is the paired test.
     """
-    variances = [np.var(values, ddof=1) / len(values) for values in (better, worse)]
-    error = sum(variances) ** 0.5
-    difference = np.mean(better) - np.mean(worse)
-    if difference > 2 * error:
-        return "holds"
-    if difference < -2 * error:
-        return "does not hold"
+    groups = (better, worse)
+    one_seed = min(len(group) for group in groups) < 2
+    no_spread = all(min(group) == max(group) for group in groups)
+    if one_seed or no_spread:
+        return "cannot be told"
+    statistics = []
+    for group in groups:
+        statistics += [np.mean(group), np.std(group, ddof=1), len(group)]
+    test = ttest_ind_from_stats(*statistics, equal_var=False)
+    if test.pvalue < LEVEL:  # not so if it is no number
+        return "holds" if test.statistic > 0 else "does not hold"
     return "cannot be told"
 
 
