@@ -319,8 +319,10 @@ def test_turns_are_had_in_the_order_of_asking():
         order.append("first")
         for number, visitor in enumerate(visitors, start=2):
             visitor.start()
-            while len(turns.queue) < number:
+            deadline = time.monotonic() + 30
+            while len(turns.queue) < number and time.monotonic() < deadline:
                 time.sleep(0.001)
+        assert len(turns.queue) == 3 and order == ["first"]
     ask("first")  # at once, and still after all who wait
     for visitor in visitors:
         visitor.join()
@@ -344,32 +346,35 @@ def draw(blocks, page, muse, monkeypatch):
     return lambda prompt, seed: event("toy-shapes", prompt, "", seed, *settings.values(), 1)
 
 
-def draw_at_once(draw, asked):
-    """Two visitors draw: the order of their results, and for each of them the last one."""
+def draw_at_once(draw, asked, muse, monkeypatch):
+    """Two visitors draw: whose passes the model runs, in order, and the last result of each."""
     order, start = [], threading.Barrier(2)
+    one_pass = muse.run_pass
+
+    def run_pass(*arguments):
+        order.append(threading.get_ident())
+        return one_pass(*arguments)
 
     def visit(prompt, seed):
         start.wait()
-        results = []
-        for result in draw(prompt, seed):
-            order.append(seed)
-            results.append(result)
-        return results[-1]
+        return list(draw(prompt, seed))[-1]
 
+    monkeypatch.setattr(muse, "run_pass", run_pass)
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(visit, *zip(*asked, strict=True)))
+    monkeypatch.undo()
     return order, results
 
 
 def take_turns(order):
-    """Whether the next result was mostly another visitor's."""
+    """Whether the next pass was mostly another visitor's."""
     changes = sum(one != next_one for one, next_one in pairwise(order))
     return changes > len(order) / 2
 
 
-def test_two_events_at_once_take_turns_and_each_draws_what_it_draws_alone(draw, muse):
+def test_two_events_at_once_take_turns_and_each_draws_what_it_draws_alone(draw, muse, monkeypatch):
     asked = [(CAPTION, 3), ("a large red zebra on a white background", 4)]
-    order, results = draw_at_once(draw, asked)
+    order, results = draw_at_once(draw, asked, muse, monkeypatch)
     assert take_turns(order), order
     for (prompt, seed), (_, *_, picture) in zip(asked, results, strict=True):
         with pytest.warns(UserWarning) if "zebra" in prompt else nullcontext():
@@ -379,14 +384,15 @@ def test_two_events_at_once_take_turns_and_each_draws_what_it_draws_alone(draw, 
     assert ["zebra" in status for status, *_ in results] == [False, True]
 
 
-def test_events_that_run_one_after_the_other_are_found(draw):
+def test_events_that_run_one_after_the_other_are_found(draw, muse, monkeypatch):
     lock = threading.Lock()
 
     def draw_alone(prompt, seed):
         with lock:
             yield from draw(prompt, seed)
 
-    order, _ = draw_at_once(draw_alone, [(CAPTION, 3), (CAPTION, 4)])
+    asked = [(CAPTION, 3), (CAPTION, 4)]
+    order, _ = draw_at_once(draw_alone, asked, muse, monkeypatch)
     assert not take_turns(order), order
 
 
