@@ -43,6 +43,7 @@ EXAMPLES = {
 AT_ONCE = 20
 CSS = """
 .info { color: var(--block-info-text-color); font-size: var(--block-info-text-size); }
+.info { margin-top: -8px; }
 img { image-rendering: pixelated; }
 [data-testid="block-label"] { position: static; }
 #likely .caption-label { white-space: normal; max-width: 100%; inset: auto 0 0 auto; padding: 2px; }
@@ -155,7 +156,7 @@ class Page:
         negative = gr.Textbox(label="Negative prompt", info=info)
         info = "The same seed draws the same image. Lesson 06."
         seed = gr.Number(0, precision=0, label="Seed", info=info, elem_id="seed")
-        with gr.Accordion("Sampling: how a drawing chooses its tokens", open=False):
+        with gr.Accordion("Sampling: how tokens are drawn", open=False):
             pairs = zip(SETTINGS, own, strict=True)
             settings = [control(name, value=value, elem_id=name) for name, value in pairs]
         info = "All words of the captions in its training. Lesson 03."
@@ -278,7 +279,7 @@ def button(text: str, name: str, info: str, kind: type = gr.Button, **options: A
     """A button, and below it one line: what it does, and the lesson that explains it."""
     with gr.Column(min_width=160):
         made = kind(text, elem_id=name, **options)
-        gr.HTML(info, elem_classes="info")
+        gr.HTML(info, padding=False, elem_classes="info")
     return made
 
 
