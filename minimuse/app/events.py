@@ -100,7 +100,8 @@ def take(muse: Muse, asked: dict, path: str) -> tuple:
 
 def fitted(muse: Muse, image: Image.Image) -> Image.Image:
     """The image, shrunk to the size of training images if it is larger. A warning says so."""
-    side, small = muse.config.tokenizer_hi.side, image.copy()
+    side = muse.config.tokenizer_hi.side
+    small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     if small.size != image.size:
         sizes = f"from {image.width}x{image.height} to {small.width}x{small.height} pixels"

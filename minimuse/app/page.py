@@ -110,9 +110,7 @@ class Page:
             asked = {"prompt": prompt, "negative": negative, "seed": seed}
             try:
                 if own and own[0] is None:
-                    raise ValueError(
-                        "there is nothing to work on yet: draw an image, or upload one"
-                    )
+                    raise ValueError("there is no image yet: draw one, or upload one")
                 muse = self.load(name)
                 returned = function(muse, asked | changed(muse, settings), *own)
                 yield from [returned] if isinstance(returned, tuple) else returned
@@ -123,13 +121,13 @@ class Page:
                 yield "", *[gr.skip()] * len(outputs)
 
         def run(*values: Any) -> Iterator[list]:
-            waiting, notes = results(*values), []
+            returned, notes = results(*values), []
             while True:
-                # Python catches the warnings of all threads, so this must not leave the turn.
+                # Warnings are recorded for all threads at once, so only one may do this: in a turn.
                 with self.turns.turn(), warnings.catch_warnings(record=True) as heard:
                     warnings.simplefilter("ignore")
                     warnings.simplefilter("always", UserWarning)
-                    result = next(waiting, None)
+                    result = next(returned, None)
                 if result is None:
                     return
                 for each in heard:
@@ -167,7 +165,9 @@ class Page:
 
     def about(self, name: str) -> list:
         """The examples of a model, the first of them, the words that it knows, and its settings."""
-        muse, texts = self.load(name), EXAMPLES.get(name, [""])
+        with self.turns.turn():
+            muse = self.load(name)
+        texts = EXAMPLES.get(name, [""])
         samples = gr.update(samples=[[text] for text in texts])
         return [samples, texts[0], muse.about.get("vocabulary") or "", *defaults(muse)]
 
