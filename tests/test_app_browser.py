@@ -172,9 +172,11 @@ def big(image):
 # --- Draw ---
 def test_draw_step_back_and_pick_a_token(visitor, server, muse):
     visitor.draw(seed=7)
-    visitor.says("tokens are kept")
+    clicked = time.perf_counter()
+    visitor.page.wait_for_selector("#tokens img")
+    print(f"\nfrom the click to the first tokens: {time.perf_counter() - clicked:.1f} s")
     visitor.says("Drawn in")
-    print(f"\nfrom the command to a drawing: {time.perf_counter() - server.start:.1f} s", end="")
+    print(f"from the command to a drawing: {time.perf_counter() - server.start:.1f} s", end="")
     print(f" ({server.seconds:.1f} s to the address)")
     assert (visitor.image("drawn") == drawn_by_generate(muse, seed=7)).all()
 
