@@ -204,7 +204,7 @@ class Page:
                 with gr.Column(min_width=150):
                     values += [control("sampler", value="confidence"), control("steps", value=12)]
                     values += [control("guidance", value=guidance)]
-        info = "Draw one seed twice, with the settings of A and of B. Lessons 06 and 07."
+        info = "Draw one seed with the left settings (A) and the right ones (B). Lessons 06 and 07."
         compare = button("Compare", "compare", info, variant="primary")
         with gr.Row():
             images = [image("A", "compare-a"), image("B", "compare-b")]
