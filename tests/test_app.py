@@ -9,7 +9,13 @@ What needs Gradio is skipped where that is not installed.
 import importlib.util
 import re
 import socket
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +23,10 @@ import pytest
 import torch
 from PIL import Image
 
-from minimuse import Muse
+from minimuse import Muse, edit
 from minimuse.app import frames as views
+from minimuse.app.turns import Turns
+from minimuse.data import to_pil
 from minimuse.decode import Sampling
 from minimuse.plumbing.config import PRESETS
 
@@ -237,6 +245,21 @@ def test_every_control_says_what_it_is_and_names_a_lesson(blocks):
         assert len(control.info) < 100
 
 
+def test_every_button_says_below_what_it_does_and_names_a_lesson(blocks):
+    import gradio as gr
+
+    kinds = (gr.Button, gr.UploadButton)
+    buttons = [block for block in blocks.blocks.values() if isinstance(block, kinds)]
+    assert len(buttons) == 6
+    for button in buttons:
+        column = button.parent.children
+        line = column[column.index(button) + 1].value
+        numbers = re.findall(r"\d\d", line.partition("Lesson")[2])
+        assert numbers, (button.value, line)
+        assert all(list(LESSONS.glob(f"{number}-*.md")) for number in numbers)
+        assert len(line) < 100
+
+
 def test_there_is_a_control_for_every_field_of_sampling(page):
     names = {field.name for field in fields(Sampling)} - {"guided"}
     assert set(page.SETTINGS) == names | {"guided_from", "guided_to"}
@@ -281,3 +304,145 @@ def test_settings_that_are_the_models_are_left_to_the_model(page, muse):
     assert page.changed(muse, values) == {"temperature": 0.35, "guided": (0.25, 1.0)}
     other = HasConfig(replace(muse.config, sampling=replace(muse.config.sampling, top_k=5)))
     assert page.changed(other, own) == {"top_k": 0}
+
+
+# --- Visitors at once ---
+def test_turns_are_had_in_the_order_of_asking():
+    turns, order = Turns(), []
+
+    def ask(name):
+        with turns.turn():
+            order.append(name)
+
+    visitors = [threading.Thread(target=ask, args=(name,)) for name in ("second", "third")]
+    with turns.turn():
+        order.append("first")
+        for number, visitor in enumerate(visitors, start=2):
+            visitor.start()
+            deadline = time.monotonic() + 30
+            while len(turns.queue) < number and time.monotonic() < deadline:
+                time.sleep(0.001)
+        assert len(turns.queue) == 3 and order == ["first"]
+    ask("first")  # at once, and still after all who wait
+    for visitor in visitors:
+        visitor.join()
+    assert order == ["first", "second", "third", "first"]
+
+
+def test_a_turn_that_fails_is_given_back():
+    turns = Turns()
+    with pytest.raises(ValueError), turns.turn():
+        raise ValueError
+    assert not turns.queue
+
+
+@pytest.fixture
+def draw(blocks, page, muse, monkeypatch):
+    """The event of the button Draw: its results, for a prompt and a seed."""
+    (event,) = [each.fn for each in blocks.fns.values() if each.api_name == "draw"]
+    # Without a browser, Gradio would make it a warning again, which the other visitor may hear.
+    monkeypatch.setattr(page.gr, "Warning", lambda message: None)
+    settings = dict(zip(page.SETTINGS, page.defaults(muse), strict=True)) | {"steps": 6}
+    return lambda prompt, seed: event("toy-shapes", prompt, "", seed, *settings.values(), 1)
+
+
+def draw_at_once(draw, asked, muse, monkeypatch):
+    """Two visitors draw: whose passes the model runs, in order, and the last result of each."""
+    order, start = [], threading.Barrier(2)
+    one_pass = muse.run_pass
+
+    def run_pass(*arguments):
+        order.append(threading.get_ident())
+        return one_pass(*arguments)
+
+    def visit(prompt, seed):
+        start.wait()
+        return list(draw(prompt, seed))[-1]
+
+    monkeypatch.setattr(muse, "run_pass", run_pass)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(visit, *zip(*asked, strict=True)))
+    monkeypatch.undo()
+    return order, results
+
+
+def take_turns(order):
+    """Whether the next pass was mostly another visitor's."""
+    changes = sum(one != next_one for one, next_one in pairwise(order))
+    return changes > len(order) / 2
+
+
+def test_two_events_at_once_take_turns_and_each_draws_what_it_draws_alone(draw, muse, monkeypatch):
+    asked = [(CAPTION, 3), ("a large red zebra on a white background", 4)]
+    order, results = draw_at_once(draw, asked, muse, monkeypatch)
+    assert take_turns(order), order
+    for (prompt, seed), (_, *_, picture) in zip(asked, results, strict=True):
+        with pytest.warns(UserWarning) if "zebra" in prompt else nullcontext():
+            (expected,) = muse.generate(prompt, seed=seed, steps=6)
+        assert (np.asarray(picture) == np.asarray(expected)).all()
+    # Each hears only its own warnings.
+    assert ["zebra" in status for status, *_ in results] == [False, True]
+
+
+def test_events_that_run_one_after_the_other_are_found(draw, muse, monkeypatch):
+    lock = threading.Lock()
+
+    def draw_alone(prompt, seed):
+        with lock:
+            yield from draw(prompt, seed)
+
+    asked = [(CAPTION, 3), (CAPTION, 4)]
+    order, _ = draw_at_once(draw_alone, asked, muse, monkeypatch)
+    assert not take_turns(order), order
+
+
+# --- Editing ---
+@pytest.fixture(scope="module")
+def events(page):
+    return page.events
+
+
+@pytest.fixture(scope="module")
+def wide(muse):
+    """An image as outpainting makes it: wider than those of training."""
+    (image,) = muse.generate(CAPTION, seed=3, steps=4)
+    (image,) = edit.outpaint(muse, image, CAPTION, pad=(0, 0, 32, 0), steps=4)
+    return image
+
+
+def test_all_iterations_of_an_edit_can_be_looked_at(events, muse):
+    (image,) = muse.generate(CAPTION, seed=3, steps=4)
+    asked = {"prompt": "a large blue circle on a white background", "negative": "", "seed": 5}
+    results = list(events.change(muse, asked, image, 6, 0.2))
+    *_, picture, edited, _ = results[-1]
+    expected = list(edit.edits(muse, image, iterations=6, share=0.2, **asked))
+    finished = edit.finish(muse, image, low=expected[-1], **asked)
+    images = [to_pil(muse.pixels(low, "low"))[0] for low in expected] + finished
+    assert len(results) == len(images) == 8
+    assert (np.asarray(picture) == np.asarray(finished[0])).all()
+    for i, each in enumerate(images):
+        status, (before, after) = events.iteration(muse, asked, edited, i)
+        assert (np.asarray(before) == np.asarray(events.big(image))).all()
+        assert (np.asarray(after) == np.asarray(events.big(each))).all()
+        assert f"Iteration {i} of 6" in status or i == 7
+
+
+def test_a_large_image_is_shrunk_with_a_warning(events, muse, wide):
+    assert wide.size == (96, 64)
+    with pytest.warns(UserWarning, match="shrunk from 96x64 to 64x43 pixels"):
+        *_, (_, (before, after), picture, *_) = events.change(muse, ASKED, wide, 1, 0.1)
+    assert picture.size == (64, 43)
+    assert before.size == after.size == (views.SIDE, views.SIDE * 43 // 64)
+    with pytest.warns(UserWarning) as heard:
+        *_, original = events.take_apart(muse, ASKED, wide, "high")
+    assert "from 96x64 to 64x43" in str(heard[0].message)
+    assert "edge of the image is repeated" in str(heard[1].message)
+    assert original.size == (views.SIDE, views.SIDE * 43 // 64)
+
+
+def test_an_image_of_the_right_size_is_taken_as_it_is(events, muse, wide):
+    image = wide.crop((0, 0, 64, 64))
+    assert (np.asarray(events.fitted(muse, image)) == np.asarray(image)).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        events.take_apart(muse, ASKED, image, "low")

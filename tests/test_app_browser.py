@@ -27,6 +27,7 @@ from PIL import Image
 
 from minimuse import Muse, edit
 from minimuse.app.frames import SIDE, enlarged, frames, guesses
+from minimuse.data import to_pil
 
 pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[app]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install it")
@@ -171,9 +172,11 @@ def big(image):
 # --- Draw ---
 def test_draw_step_back_and_pick_a_token(visitor, server, muse):
     visitor.draw(seed=7)
-    visitor.says("tokens are kept")
+    clicked = time.perf_counter()
+    visitor.page.wait_for_selector("#tokens img")
+    print(f"\nfrom the click to the first tokens: {time.perf_counter() - clicked:.1f} s")
     visitor.says("Drawn in")
-    print(f"\nfrom the command to a drawing: {time.perf_counter() - server.start:.1f} s", end="")
+    print(f"from the command to a drawing: {time.perf_counter() - server.start:.1f} s", end="")
     print(f" ({server.seconds:.1f} s to the address)")
     assert (visitor.image("drawn") == drawn_by_generate(muse, seed=7)).all()
 
@@ -217,9 +220,21 @@ def test_two_visitors_get_their_own_drawings(browser, server, muse):
     visitors = [Visitor(browser, server) for _ in range(2)]
     for seed, each in enumerate(visitors):
         each.draw(seed=100 + seed)
-    for seed, each in enumerate(visitors):
+    for each in visitors:
         each.says("Drawn in")
-        assert (each.image("drawn") == drawn_by_generate(muse, seed=100 + seed)).all()
+    # What is kept of a drawing is each visitor's own, too: its passes, and the image.
+    for seed, each in enumerate(visitors, start=100):
+        drawn = drawn_by_generate(muse, seed=seed)
+        assert (each.image("drawn") == drawn).all()
+        each.set_number("step", 3)
+        each.says("Pass 3 over the small grid")
+        each.page.wait_for_timeout(300)
+        passes = list(frames(muse, 1, CAPTION, "", seed))
+        assert (each.image("tokens") == np.asarray(guesses(muse, passes[2]))).all()
+        each.tab("Tokenizer")
+        each.says("different codes")
+        assert (each.image("original") == big(drawn)).all()
+    for each in visitors:
         each.page.context.close()
 
 
@@ -244,7 +259,9 @@ def test_what_goes_wrong_is_one_line(visitor, tmp_path):
         assert "cannot be read" in line and line.count("\n") == 0
     Image.new("RGB", (300, 150), "red").save(tmp_path / "wide.png")
     visitor.upload(tmp_path / "wide.png")
-    visitor.says("An image of 300x150 pixels, here 64x32")
+    visitor.says("shrunk from 300x150 to 64x32 pixels")
+    visitor.tab("Tokenizer")
+    visitor.says("edge of the image is repeated")
 
 
 # --- Compare ---
@@ -252,7 +269,7 @@ def test_compare_two_settings(visitor, muse):
     visitor.page.fill("#seed input", "5")
     visitor.tab("Compare")
     visitor.page.click("#compare")
-    visitor.says("B is drawn")
+    visitor.says("Both are drawn")
     for name, guidance in (("compare-a", 0), ("compare-b", 8)):
         settings = {"steps": 12, "guidance": guidance, "sampler": "confidence", "seed": 5}
         expected = big(drawn_by_generate(muse, prompt=CAPTION, **settings))
@@ -305,6 +322,17 @@ def test_paint_a_mask_and_inpaint(visitor, muse):
     visitor.says("Now 96x64 pixels")
     wide = visitor.image("both", last=True)
     assert wide.shape[1] == 1.5 * wide.shape[0]
+    # Images of any shape are SIDE pixels wide here. The new pixels are at the right.
+    old = np.asarray(Image.fromarray(after).resize((SIDE * 2 // 3,) * 2))
+    assert np.abs(wide[:, : SIDE * 2 // 3].astype(int) - old).mean() < 10
+
+    # That is larger than the training images, which is said where it matters.
+    visitor.tab("Tokenizer")
+    visitor.says("shrunk from 96x64 to 64x43 pixels")
+    visitor.tab("Edit")
+    visitor.set_number("count", 2)
+    visitor.page.click("#edit")
+    assert "shrunk from 96x64" in visitor.says("Changed in 2 iterations")
 
 
 def test_edit_without_a_mask_shows_its_iterations(visitor, muse):
@@ -327,6 +355,15 @@ def test_edit_without_a_mask_shows_its_iterations(visitor, muse):
     visitor.page.wait_for_timeout(500)
     (expected,) = edit.edit(muse, before, prompt, iterations=12, seed=7)
     assert (visitor.image("both", last=True) == big(expected)).all()
+
+    # Each iteration can be looked at again.
+    states = list(edit.edits(muse, before, prompt, iterations=12, seed=7))
+    for i in (4, 0, 12):
+        visitor.set_number("iteration", i)
+        visitor.says(f"Iteration {i} of 12")
+        visitor.page.wait_for_timeout(500)
+        (expected,) = to_pil(muse.pixels(states[i], "low"))
+        assert (visitor.image("both", last=True) == big(expected)).all()
 
 
 # --- Tokenizer ---

@@ -66,14 +66,25 @@ def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) ->
 # --- Compare ---
 def compare(muse: Muse, asked: dict, *both: Any) -> Iterator[tuple]:
     """Draw with two samplings, and tell how long each takes."""
-    images: list[Any] = [gr.skip(), gr.skip()]
     for i, values in enumerate((both[:3], both[3:])):
         settings = dict(zip(("sampler", "steps", "guidance"), values, strict=True))
+        passes = timed(views.frames(muse, 1, **asked | settings))
+        for number, (frame, seconds) in enumerate(passes, start=1):
+            images = [gr.skip(), gr.skip()]
+            label = f"{'AB'[i]}: {number} passes, {seconds:.1f} s"
+            images[i] = gr.Image(views.guesses(muse, frame), label=label)
+            yield f"{'AB'[i]}: pass {number}.", *images
+    yield "Both are drawn.", gr.skip(), gr.skip()
+
+
+def timed(items: Iterator) -> Iterator[tuple[Any, float]]:
+    """Yield each item, and the seconds that all so far took, without waiting for a turn."""
+    seconds = 0.0
+    start = time.perf_counter()
+    for item in items:
+        seconds += time.perf_counter() - start
+        yield item, seconds
         start = time.perf_counter()
-        drawing = list(views.frames(muse, 1, **asked | settings))
-        label = f"{len(drawing)} passes, {time.perf_counter() - start:.1f} s"
-        images[i] = gr.Image(views.guesses(muse, drawing[-1]), label=label)
-        yield f"{'AB'[i]} is drawn.", *images
 
 
 # --- Edit: the status, the images before and after, and the image to edit next ---
@@ -83,9 +94,19 @@ def take(muse: Muse, asked: dict, path: str) -> tuple:
         image = read_image(Path(path))
     except ValueError as error:  # of a file in a folder of Gradio's, which nobody knows
         raise ValueError(str(error).replace(str(Path(path).parent) + "/", "")) from None
-    size = f"{image.width}x{image.height}"
-    image.thumbnail([muse.config.tokenizer_hi.side] * 2, Image.Resampling.LANCZOS)
-    return f"An image of {size} pixels, here {image.width}x{image.height}.", image
+    image = fitted(muse, image)
+    return f"The image is {image.width}x{image.height} pixels.", image
+
+
+def fitted(muse: Muse, image: Image.Image) -> Image.Image:
+    """The image, shrunk to the size of training images if it is larger. A warning says so."""
+    side = muse.config.tokenizer_hi.side
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    if small.size != image.size:
+        sizes = f"from {image.width}x{image.height} to {small.width}x{small.height} pixels"
+        warn(f"the image is shrunk {sizes}: the model was trained on {side}x{side}")
+    return small
 
 
 def inpaint(muse: Muse, asked: dict, picture: Any, editor: dict) -> tuple:
@@ -107,12 +128,31 @@ def outpaint(muse: Muse, asked: dict, picture: Any, sides: list[str], pad: int) 
 
 def change(muse: Muse, asked: dict, picture: Any, count: int, share: float) -> Iterator[tuple]:
     """Change the whole image without a mask, and show each iteration."""
+    picture = fitted(muse, picture)
+    images: list[Image.Image] = []
+    edited = picture, count, images
     for i, low in enumerate(edit.edits(muse, picture, iterations=count, share=share, **asked)):
-        (image,) = to_pil(muse.pixels(low, "low"))
-        status = f"<progress value={i} max={count}></progress> Iteration {i} of {count}."
-        yield status, (big(picture), big(image)), gr.skip()
-    (image,) = edit.finish(muse, picture, low=low, **asked)
-    yield f"Changed in {count} iterations.", (big(picture), big(image)), image
+        # A low-res image has half as many pixels. What was added to fill the grid is cut off.
+        size = (picture.width + 1) // 2, (picture.height + 1) // 2
+        images.append(to_pil(muse.pixels(low, "low"))[0].crop((0, 0, *size)))
+        slider = gr.Slider(maximum=max(1, i), value=i)
+        yield *iteration(muse, asked, edited, i), gr.skip(), edited, slider
+    images += edit.finish(muse, picture, low=low, **asked)
+    slider = gr.Slider(maximum=count + 1, value=count + 1)
+    yield *iteration(muse, asked, edited, count + 1), images[-1], edited, slider
+
+
+def iteration(muse: Muse, asked: dict, edited: tuple, i: int) -> tuple:
+    """The status, and the images before and after iteration i.
+
+    `edited` is the image before, the number of iterations, and the images after them. One more, the
+    last, is the finished image.
+    """
+    before, count, images = edited
+    status = f"<progress value={i} max={count}></progress> Iteration {i} of {count}."
+    if i > count:
+        status = f"Changed in {count} iterations, and finished by super-resolution."
+    return status, (big(before), big(images[i]))
 
 
 def big(image: Image.Image) -> Image.Image:
@@ -128,8 +168,10 @@ def canvas(image: Image.Image) -> dict[str, Any]:
 # --- Tokenizer ---
 def take_apart(muse: Muse, asked: dict, picture: Any, stage: str) -> tuple:
     """Turn the image into tokens, and these into an image."""
-    small = picture.copy()
-    small.thumbnail([muse.config.tokenizer_hi.side] * 2)
+    small = fitted(muse, picture)
+    side = muse.config.tokenizer_hi.side
+    if small.size != (side, side):
+        warn("the right or lower edge of the image is repeated, to fill the grid of tokens")
     ids = edit.encode(muse, from_pil(small))[stage == "high"].flatten(1).int().cpu().numpy()
     return *of_tokens(muse, asked, ids, stage, None), big(small)
 

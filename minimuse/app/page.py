@@ -9,9 +9,10 @@ import gradio as gr
 
 from minimuse.app import events
 from minimuse.app.frames import SIDE
+from minimuse.app.turns import Turns
 from minimuse.decode import SAMPLERS
 from minimuse.muse import Muse
-from minimuse.plumbing.messages import one_line
+from minimuse.plumbing.messages import one_line, warn
 from minimuse.runs.rehearsal import is_out_of_memory
 from minimuse.schedule import LAWS
 
@@ -37,7 +38,12 @@ EXAMPLES = {
         "two small blue squares on a grey background",
     ],
 }
+# So many events run at once and take turns. Each holds one of Gradio's 40 threads; the others are
+# for what is quick, such as noting where an image was clicked.
+AT_ONCE = 20
 CSS = """
+.info { color: var(--block-info-text-color); font-size: var(--block-info-text-size); }
+.info { margin-top: -8px; }
 img { image-rendering: pixelated; }
 [data-testid="block-label"] { position: static; }
 #likely .caption-label { white-space: normal; max-width: 100%; inset: auto 0 0 auto; padding: 2px; }
@@ -79,6 +85,7 @@ class Page:
 
     def __init__(self, load: Callable[[str], Muse], first: str):
         self.load = load
+        self.turns = Turns()
         with gr.Row():
             with gr.Column(min_width=300):
                 self.left_column(list(dict.fromkeys([first, *EXAMPLES])))
@@ -93,40 +100,43 @@ class Page:
     def on(self, trigger: Any, function: Callable, extra: list, outputs: list, **options: Any):
         """On an event call function(muse, asked, *extra); see `events.py`.
 
-        The model works for one visitor at a time. What goes wrong becomes one line in the page. The
-        first of `extra` is what the function cannot do without.
+        Several events run at once, and each takes a turn at the model for each of its results. What
+        goes wrong becomes one line in the page. The first of `extra` is what the function cannot do
+        without.
         """
 
-        def result(name: str, prompt: str, negative: str, seed: int, *values: Any) -> Iterator:
+        def results(name: str, prompt: str, negative: str, seed: int, *values: Any) -> Iterator:
             settings, own = values[: len(SETTINGS)], values[len(SETTINGS) :]
-            if own and own[0] is None:
-                raise ValueError("there is nothing to work on yet: draw an image, or upload one")
-            muse = self.load(name)
             asked = {"prompt": prompt, "negative": negative, "seed": seed}
-            returned = function(muse, asked | changed(muse, settings), *own)
-            yield from [returned] if isinstance(returned, tuple) else returned
+            try:
+                if own and own[0] is None:
+                    raise ValueError("there is no image yet: draw one, or upload one")
+                muse = self.load(name)
+                returned = function(muse, asked | changed(muse, settings), *own)
+                yield from [returned] if isinstance(returned, tuple) else returned
+            except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                    raise
+                warn(str(error))
+                yield "", *[gr.skip()] * len(outputs)
 
         def run(*values: Any) -> Iterator[list]:
-            results, notes = result(*values), []
+            returned, notes = results(*values), []
             while True:
-                try:
-                    # Around one result only: between two of them, others may be warned.
-                    with warnings.catch_warnings(record=True) as heard:
-                        warnings.simplefilter("ignore")
-                        warnings.simplefilter("always", UserWarning)
-                        status, *updates = next(results)
-                except StopIteration:
+                # Warnings are recorded for all threads at once, so only one may do this: in a turn.
+                with self.turns.turn(), warnings.catch_warnings(record=True) as heard:
+                    warnings.simplefilter("ignore")
+                    warnings.simplefilter("always", UserWarning)
+                    result = next(returned, None)
+                if result is None:
                     return
-                except (ValueError, OSError, MemoryError, RuntimeError) as error:
-                    if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                        raise
-                    status, updates, heard = "", [gr.skip()] * len(outputs), [error]
                 for each in heard:
-                    notes.append(html.escape(one_line(getattr(each, "message", each))))
+                    notes.append(html.escape(one_line(each.message)))
                     gr.Warning(notes[-1])
+                status, *updates = result
                 yield ["<br>".join(filter(None, [status, *notes])), *updates]
 
-        queue = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+        queue = {"concurrency_id": "model", "concurrency_limit": AT_ONCE, "show_progress": "hidden"}
         inputs = [*self.inputs, *extra]
         return trigger(run, inputs, [self.status, *outputs], **queue, **options)
 
@@ -138,12 +148,13 @@ class Page:
         info = "What the whole image should show. Lesson 00."
         prompt = gr.Textbox(text, label="Prompt", info=info, lines=2, elem_id="prompt")
         samples = [[text] for text in EXAMPLES.get(names[0], [])]
-        examples = gr.Dataset(components=[prompt], samples=samples, label="Examples")
+        title = "Examples: click one to make it the prompt"
+        examples = gr.Dataset(components=[prompt], samples=samples, label=title)
         info = "What guidance steers away from. Lesson 07."
         negative = gr.Textbox(label="Negative prompt", info=info)
         info = "The same seed draws the same image. Lesson 06."
         seed = gr.Number(0, precision=0, label="Seed", info=info, elem_id="seed")
-        with gr.Accordion("Sampling", open=False):
+        with gr.Accordion("Sampling: how tokens are drawn", open=False):
             pairs = zip(SETTINGS, own, strict=True)
             settings = [control(name, value=value, elem_id=name) for name, value in pairs]
         info = "All words of the captions in its training. Lesson 03."
@@ -154,7 +165,9 @@ class Page:
 
     def about(self, name: str) -> list:
         """The examples of a model, the first of them, the words that it knows, and its settings."""
-        muse, texts = self.load(name), EXAMPLES.get(name, [""])
+        with self.turns.turn():
+            muse = self.load(name)
+        texts = EXAMPLES.get(name, [""])
         samples = gr.update(samples=[[text] for text in texts])
         return [samples, texts[0], muse.about.get("vocabulary") or "", *defaults(muse)]
 
@@ -163,7 +176,8 @@ class Page:
         with gr.Row():
             info = "How many to draw; each has the next seed. Lesson 00."
             n = gr.Radio([1, 2, 4], value=1, label="Images", info=info, elem_id="n")
-            button = gr.Button("Draw", variant="primary", elem_id="draw")
+            info = "Draw the prompt, and watch each pass. Lesson 06."
+            draw = button("Draw", "draw", info, variant="primary")
         info = "Go back through the passes; click a token for its likeliest codes. Lesson 06."
         step = gr.Slider(1, 2, step=1, label="Pass", info=info, elem_id="step")
         with gr.Row():
@@ -176,7 +190,7 @@ class Page:
         drawn = gr.Gallery(label="Drawn", height=240, elem_id="drawn", **options)
         drawing, spot = gr.State(), gr.State()
         outputs = [tokens, heat, codes, drawing, step, drawn, self.picture]
-        self.on(button.click, events.draw, [n], outputs, api_name="draw")
+        self.on(draw.click, events.draw, [n], outputs, api_name="draw")
         looks = events.shown, [drawing, step, spot], [tokens, heat, codes]
         self.on(step.input, *looks, trigger_mode="always_last")
         for view in (tokens, heat):
@@ -190,14 +204,17 @@ class Page:
                 with gr.Column(min_width=150):
                     values += [control("sampler", value="confidence"), control("steps", value=12)]
                     values += [control("guidance", value=guidance)]
-        button = gr.Button("Compare", variant="primary", elem_id="compare")
+        info = "Draw one seed with the left settings (A) and the right ones (B). Lessons 06 and 07."
+        compare = button("Compare", "compare", info, variant="primary")
         with gr.Row():
             images = [image("A", "compare-a"), image("B", "compare-b")]
-        self.on(button.click, events.compare, values, images)
+        self.on(compare.click, events.compare, values, images)
 
     def edit_tab(self, tab: gr.Tab) -> None:
         """Inpainting, outpainting, and editing without a mask."""
-        upload = gr.UploadButton("Upload an image", file_types=["image"], elem_id="upload")
+        info = "Edit an image of your own instead of the last drawing. Lesson 10."
+        files = {"kind": gr.UploadButton, "file_types": ["image"]}
+        upload = button("Upload an image", "upload", info, **files)
         brush = gr.Brush(40, colors=["#ff00ff"], color_mode="fixed")
         options = {"type": "pil", "format": "png", "sources": (), "transforms": (), "layers": False}
         size = {"canvas_size": (SIDE, SIDE), "height": 480}
@@ -205,23 +222,32 @@ class Page:
             title = "The image: paint over what to draw anew"
             editor = gr.ImageEditor(label=title, brush=brush, elem_id="editor", **options, **size)
             both = gr.ImageSlider(label="Before | after", format="png", elem_id="both")
-        paint = gr.Button("Inpaint the painted part", variant="primary", elem_id="inpaint")
+        info = "Draw the painted part anew, for the prompt. Lesson 10."
+        paint = button("Inpaint the painted part", "inpaint", info, variant="primary")
         with gr.Row():
             info = "Where to add pixels. Lesson 10."
             sides = gr.CheckboxGroup(events.SIDES, value=["right"], label="Sides", info=info)
             pad = gr.Slider(8, 64, 32, step=8, label="New pixels", info="On each side. Lesson 10.")
-            beside = gr.Button("Outpaint", elem_id="outpaint")
+            info = "Draw new pixels at these sides, for the prompt. Lesson 10."
+            beside = button("Outpaint", "outpaint", info)
         with gr.Row():
             info = "More change the image more. Lesson 10."
             count = gr.Slider(1, 100, 50, step=1, label="Iterations", info=info, elem_id="count")
             info = "The fraction of tokens that each draws anew. Lesson 10."
             share = gr.Slider(0.02, 0.5, 0.08, step=0.02, label="Share", info=info)
-            whole = gr.Button("Edit without a mask", elem_id="edit")
+            info = "Draw some tokens anew again and again, for the prompt. Lesson 10."
+            whole = button("Edit without a mask", "edit", info)
+        info = "Go back through the iterations; the last is the finished image. Lesson 10."
+        step = gr.Slider(0, 1, step=1, label="Iteration", info=info, elem_id="iteration")
+        edited = gr.State()  # the last one without a mask
         outputs = [both, self.picture]
         self.on(upload.upload, events.take, [upload], [self.picture])
         self.on(paint.click, events.inpaint, [self.picture, editor], outputs)
         self.on(beside.click, events.outpaint, [self.picture, sides, pad], outputs)
-        self.on(whole.click, events.change, [self.picture, count, share], outputs)
+        inputs = [self.picture, count, share]
+        self.on(whole.click, events.change, inputs, [*outputs, edited, step])
+        looks = events.iteration, [edited, step], [both]
+        self.on(step.input, *looks, trigger_mode="always_last")
         self.picture.change(events.canvas, self.picture, editor)
 
     def tokenizer_tab(self, tab: gr.Tab) -> None:
@@ -238,19 +264,23 @@ class Page:
         for event in (tab.select, stage.change):
             self.on(event, events.take_apart, [self.picture, stage], [*outputs, original])
         for view in (whole, colours):
-            self.on(
-                view.select(pixel_of, None, spot).then,
-                events.of_tokens,
-                [ids, stage, spot],
-                outputs,
-            )
-        picks = codes.select(pixel_of, None, clicked)
-        self.on(picks.then, events.replace, [spot, ids, stage, clicked], outputs)
+            picked = view.select(pixel_of, None, spot)
+            self.on(picked.then, events.of_tokens, [ids, stage, spot], outputs)
+        picked = codes.select(pixel_of, None, clicked)
+        self.on(picked.then, events.replace, [spot, ids, stage, clicked], outputs)
 
 
 def image(label: str, name: str) -> gr.Image:
     """An image that the page shows."""
     return gr.Image(label=label, elem_id=name, format="png", interactive=False, buttons=[])
+
+
+def button(text: str, name: str, info: str, kind: type = gr.Button, **options: Any) -> gr.Button:
+    """A button, and below it one line: what it does, and the lesson that explains it."""
+    with gr.Column(min_width=160):
+        made = kind(text, elem_id=name, **options)
+        gr.HTML(info, padding=False, elem_classes="info")
+    return made
 
 
 def pixel_of(event: gr.SelectData) -> list[int]:
