@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from minimuse import schedule
-from minimuse.device import autocast
 from minimuse.guidance import Conditions, conditions_of, guided_logits
+from minimuse.maskgit import partly_random
 from minimuse.plumbing.arguments import check_choice, check_generators
+from minimuse.plumbing.device import autocast
 from minimuse.plumbing.ranges import check_arguments, check_settings
 from minimuse.plumbing.remembered import remembers_tensors
 from minimuse.transformer import Context
@@ -53,6 +54,7 @@ class Sampling:
     choice_temperature: float = 4.5  # of the noise on confidences; it is annealed to 0
     entropy_bound: float = 0.5  # of the entropy sampler, in nats
     law: str = "cosine"  # the schedule: see schedule.LAWS
+    random_codes: float = 0.0  # fraction of an empty grid, for a model distilled into one pass
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -66,6 +68,8 @@ class Sampling:
                 "choice_temperature is 0, and the random sampler sorts tokens by that noise: "
                 "give more than 0"
             )
+        if self.random_codes > 0 and self.steps > 1:
+            raise ValueError(f"steps is {self.steps}; with random_codes above 0 it must be 1")
 
 
 class Step(NamedTuple):
@@ -120,7 +124,10 @@ def decode(
             k, sampling.steps, sampling.guidance, sampling.ramp, sampling.guided
         )
         choice_noise *= schedule.noise_at(k, sampling.steps, sampling.choice_temperature)
-        state = (ids, mask_id, hidden, left[k])
+        inputs = ids.masked_fill(hidden, mask_id)  # B N, without guesses that are hidden again
+        if sampling.random_codes > 0:
+            inputs = random_start(ids, mask_id, sampling.random_codes, generators)  # B N
+        state = (ids, inputs, hidden, left[k])
         drawn = (token_noise, choice_noise if order is None else order)
         # Around the whole loop, autocast would stay on between two steps, in the caller's code.
         with autocast(ids.device):
@@ -133,7 +140,7 @@ def decode(
 def one_pass(
     model: Callable[..., Tensor],
     ids: Tensor,
-    mask_id: int,
+    inputs: Tensor,
     hidden: Tensor,
     left: Tensor,
     conditions: Conditions,
@@ -144,10 +151,10 @@ def one_pass(
 ) -> Step:
     """All that the device computes in one step: logits with guidance t, then `step`.
 
-    `left` (B,) is how many tokens stay hidden by the schedule. On a GPU the CPU waits for nothing
-    in here, and no shape depends on a value, so that it can be compiled whole.
+    `inputs` (B, N) is what the model sees. `left` (B,) is how many tokens stay hidden by the
+    schedule. On a GPU the CPU waits for nothing in here, and no shape depends on a value, so that
+    it can be compiled whole.
     """
-    inputs = ids.masked_fill(hidden, mask_id)  # B N, without guesses that are hidden again
     logits = guided_logits(model, inputs, hidden, conditions, t)  # B N K
     left = torch.minimum(left, hidden.sum(dim=-1))  # B, if more than scheduled are known already
     return step(logits, ids, hidden, left, token_noise, choice_noise, sampling)
@@ -168,6 +175,21 @@ def fixed_order(sampler: str, ids: Tensor) -> Tensor | None:
         return None
     B, N = ids.shape
     return -ORDERS[sampler](N).to(ids.device, torch.float32).expand(B, N)
+
+
+def random_start(
+    ids: Tensor, mask_id: int, fraction: float, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """What a model that draws in one pass sees in place of an empty grid: ids (B, N) -> (B, N).
+
+    It cannot tell random codes from known ones, so a grid with some known tokens is a ValueError.
+    """
+    B, N = ids.shape
+    hidden = (ids == mask_id).sum(dim=-1)  # B
+    if ((hidden > 0) & (hidden < N)).any():
+        raise ValueError("a model with random_codes above 0 fills no holes; take its teacher")
+    rows = [partly_random(1, N, mask_id, 1 - fraction, generator) for generator in generators]
+    return torch.cat(rows)
 
 
 def noise_of(generators: Sequence[torch.Generator], N: int, K: int) -> tuple[Tensor, Tensor]:

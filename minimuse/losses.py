@@ -23,10 +23,10 @@ from einops import rearrange
 from torch import nn
 
 from minimuse.data import Images, Tokens, halve, pad_texts
-from minimuse.device import autocast
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
 from minimuse.plumbing import collectives
 from minimuse.plumbing.config import Config, Stage
+from minimuse.plumbing.device import autocast
 from minimuse.plumbing.precision import full_precision
 from minimuse.vq import ImageTokenizer, perplexity
 

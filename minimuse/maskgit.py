@@ -14,6 +14,7 @@ Letters: B batch, N image tokens, M hidden tokens of the batch, K codes, D width
 E text width, C width of a code vector.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,6 +102,18 @@ def drop_captions(visible: Tensor, fraction: float, generator: torch.Generator) 
     """
     dropped = torch.rand(len(visible), generator=generator, device=generator.device) < fraction
     return visible & ~dropped.to(visible.device)[:, None]
+
+
+def partly_random(B: int, N: int, K: int, fraction: float, generator: torch.Generator) -> Tensor:
+    """Ids (B, N) that show nothing: exactly ceil(fraction N) of each row hidden, random codes else.
+
+    K is the mask id. A model that draws in one pass starts from such a grid (Di[M]O, 2503.15457).
+    The codes mean nothing, but all positions see them, so all can agree on one image.
+    """
+    codes = torch.randint(K, (B, N), generator=generator, device=generator.device)  # B N
+    counts = torch.full((B,), math.ceil(fraction * N))
+    hidden = schedule.random_masks(counts, N, generator)  # B N
+    return codes.masked_fill(hidden.to(codes.device), K)
 
 
 class TokenLoss(NamedTuple):

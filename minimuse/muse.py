@@ -24,11 +24,11 @@ from torch import nn
 
 from minimuse.data import to_pil
 from minimuse.decode import Sampling, Step, decode, one_pass
-from minimuse.device import autocast, generator_at
 from minimuse.plumbing import arguments as checks
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.compiled import compile_pass, round_weights
+from minimuse.plumbing.device import autocast, generator_at
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.parts import PARTS, check_model, find_model, load_part, read_about, save_part
 from minimuse.plumbing.prompts import check_prompts, common_weights, read_prompts

@@ -27,11 +27,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from minimuse.device import generator_at
 from minimuse.plumbing import collectives
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.checkpoint import Checkpoints, nothing_to_save
 from minimuse.plumbing.config import Stage
+from minimuse.plumbing.device import generator_at
 from minimuse.plumbing.optimizers import clip_gradients, make_optimizers
 
 MAX_SKIPPED_IN_A_ROW = 5

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from minimuse.cli import main
 from minimuse.data import Images
-from minimuse.device import generator_at
+from minimuse.plumbing.device import generator_at
 from minimuse.runs import cache, images
 from minimuse.runs.cache import tokens_of
 from minimuse.train import batch_at

@@ -18,10 +18,10 @@ from minimuse import Muse, decode, edit, losses, maskgit
 from minimuse.cli.figures import decoding_frames
 from minimuse.data import Images
 from minimuse.datasets import load
-from minimuse.device import generator_at
 from minimuse.metrics.report import report
 from minimuse.plumbing import config
 from minimuse.plumbing.caller_state import in_usual_state
+from minimuse.plumbing.device import generator_at
 from minimuse.plumbing.parts import build, load_part
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import cache, stages
@@ -297,8 +297,8 @@ def test_a_leak_is_found(code, count):
 
 @pytest.fixture
 def fast_at_bf16(monkeypatch):
-    """As on a CPU with AMX: `minimuse.device.autocast` is bfloat16."""
-    monkeypatch.setattr("minimuse.device.cpu_is_fast_at_bf16", lambda: True)
+    """As on a CPU with AMX: `minimuse.plumbing.device.autocast` is bfloat16."""
+    monkeypatch.setattr("minimuse.plumbing.device.cpu_is_fast_at_bf16", lambda: True)
 
 
 def four_images():

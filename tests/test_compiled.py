@@ -85,7 +85,7 @@ def test_pytorchs_own_compiler_draws_the_same(muse):
 @pytest.mark.parametrize("fast", [False, True])
 def test_rounded_weights_draw_the_same(tiny_model, monkeypatch, fast):
     """Rounding them once gives the numbers that autocast gives in every pass."""
-    for module in ("minimuse.device", "minimuse.plumbing.compiled"):
+    for module in ("minimuse.plumbing.device", "minimuse.plumbing.compiled"):
         monkeypatch.setattr(f"{module}.is_fast_at_bf16", lambda device: fast)
     rounded, plain = Muse.load(tiny_model), Muse.load(tiny_model)
     round_weights(rounded.base, rounded.superres)
@@ -107,7 +107,7 @@ def test_a_model_with_rounded_weights_is_not_saved(tiny_model, tmp_path, monkeyp
 @pytest.mark.slow
 def test_in_bfloat16_nearly_all_tokens_of_the_first_pass_are_the_same(monkeypatch):
     """A compiler adds numbers in another order, and rounds fewer of them to bfloat16."""
-    for module in ("minimuse.device", "minimuse.plumbing.compiled"):
+    for module in ("minimuse.plumbing.device", "minimuse.plumbing.compiled"):
         monkeypatch.setattr(f"{module}.is_fast_at_bf16", lambda device: True)
     prompts = [f"two large {colour} circles on a white background" for colour in COLOURS]
     muse = Muse.load("toy-shapes")

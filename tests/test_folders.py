@@ -26,7 +26,7 @@ from PIL import Image
 from minimuse.cli import main
 from minimuse.datasets import load
 from minimuse.datasets.captions import find_pairs
-from minimuse.device import stable_hash
+from minimuse.plumbing.device import stable_hash
 from minimuse.runs import kept
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"

@@ -22,6 +22,7 @@ LEVELS = [
     {"metrics"},
     {"runs"},
     {"edit"},
+    {"beyond"},
     {"muse", "train", "losses"},
     {"plumbing"},
     {"decode", "superres"},
@@ -31,7 +32,7 @@ LEVELS = [
     {"data"},
     # Arguments are checked, users are warned, and PyTorch is set, wherever it is needed.
     {
-        "device",
+        "plumbing.device",
         "plumbing.arguments",
         "plumbing.caller_state",
         "plumbing.initialization",

@@ -16,12 +16,12 @@ from minimuse import edit
 from minimuse.cli.describe import describe
 from minimuse.data import ASSETS
 from minimuse.datasets import load, shapes
-from minimuse.device import autocast
 from minimuse.metrics import alignment
 from minimuse.metrics.images import psnr
 from minimuse.metrics.likelihood import masked_nll
 from minimuse.metrics.report import token_report
 from minimuse.muse import Muse
+from minimuse.plumbing.device import autocast
 from minimuse.plumbing.parts import load_part
 from minimuse.runs.cache import tokens_of
 from minimuse.runs.rehearsal import check_trainable

@@ -33,8 +33,8 @@ def bf16():
 
 @pytest.fixture
 def fast_at_bf16(monkeypatch):
-    """As on a CPU with AMX: `minimuse.device.autocast` is bfloat16."""
-    monkeypatch.setattr("minimuse.device.cpu_is_fast_at_bf16", lambda: True)
+    """As on a CPU with AMX: `minimuse.plumbing.device.autocast` is bfloat16."""
+    monkeypatch.setattr("minimuse.plumbing.device.cpu_is_fast_at_bf16", lambda: True)
 
 
 # --- The codebook, and autocast ---

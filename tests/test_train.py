@@ -21,10 +21,10 @@ from safetensors.torch import load, load_file, save_file
 
 from minimuse import losses, train, vq
 from minimuse.data import Images, halve
-from minimuse.device import autocast, generator_at
 from minimuse.maskgit import masked_token_loss
 from minimuse.plumbing import checkpoint as checkpoints
 from minimuse.plumbing import config as configs
+from minimuse.plumbing.device import autocast, generator_at
 from minimuse.plumbing.parts import build, load_part
 from minimuse.runs import stages
 from minimuse.runs.cache import tokens_of

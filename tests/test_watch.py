@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from minimuse import schedule
 from minimuse.cli import main
 from minimuse.data import halve
-from minimuse.device import autocast
 from minimuse.maskgit import masked_token_loss
 from minimuse.plumbing import config as configs
+from minimuse.plumbing.device import autocast
 from minimuse.plumbing.parts import load_part
 from minimuse.plumbing.t5_files import LazyT5, load_t5
 from minimuse.runs import stages, watch

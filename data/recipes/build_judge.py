@@ -29,8 +29,8 @@ from torch import nn
 from minimuse import Muse
 from minimuse.data import ASSETS
 from minimuse.datasets import emoji, load
-from minimuse.device import stable_hash
 from minimuse.metrics.judge import PATH, Judge, features
+from minimuse.plumbing.device import stable_hash
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.lite0 import Lite0
 

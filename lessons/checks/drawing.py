@@ -26,8 +26,8 @@ from PIL import Image, ImageDraw, ImageFont
 from minimuse import decode, edit, guidance, muse, schedule, superres, transformer, vq
 from minimuse.cli.draw import check_folder, check_suffix
 from minimuse.data import from_pil, to_pil
-from minimuse.device import autocast
 from minimuse.muse import Muse
+from minimuse.plumbing.device import autocast
 from minimuse.plumbing.files import check_writable, save_image
 from minimuse.runs.sheet import FONT_SIZE, GAP, LINE_HEIGHT, TEXT_COLOUR, WHITE
 

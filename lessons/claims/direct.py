@@ -52,10 +52,10 @@ from minimuse import Muse
 from minimuse.data import Tokens
 from minimuse.datasets import shapes
 from minimuse.decode import Sampling, decode
-from minimuse.device import autocast
 from minimuse.maskgit import BaseConfig, MaskGit
 from minimuse.metrics.alignment import alignment
 from minimuse.muse import Prompts
+from minimuse.plumbing.device import autocast
 from minimuse.plumbing.files import save_tensors
 from minimuse.plumbing.initialization import initialize_weights
 from minimuse.superres import SuperRes, SuperResConfig

@@ -204,7 +204,12 @@ def add_train(commands: Any) -> None:
     parser = add_command(commands, "train", run_train, "train one stage, or all")
     parser.epilog = WATCH_HELP
     stages = [stage.replace("_", "-") for stage in STAGES]
-    parser.add_argument("stage", choices=[*stages, "all"], help="the part to train, or all")
+    parser.add_argument(
+        "stage",
+        choices=[*stages, "all", "distill"],
+        help="the part to train; or all; or distill: a base model that draws in one step, from the "
+        "model in --start",
+    )
     parser.add_argument(
         "--preset",
         choices=PRESETS,

@@ -153,4 +153,5 @@ SAMPLING_HELP = {
     "choice_temperature": "of the noise on confidences; it falls to 0 in the last step",
     "entropy_bound": "of the entropy sampler, in nats",
     "law": "the mask schedule, such as cosine or linear",
+    "random_codes": "the fraction of random codes that a distilled model starts from",
 }

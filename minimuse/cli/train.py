@@ -2,6 +2,7 @@
 
     minimuse train all --preset toy --data emoji --out runs/emoji
     minimuse train base --data my-images --start toy --out runs/mine     # keep the toy's tokenizers
+    minimuse train distill --start toy-shapes --out runs/one-pass        # draws in one pass
     minimuse cache --out runs/emoji
 
 What is not said on the command line is taken from the model in --out, else from the one in --start,
@@ -16,6 +17,7 @@ from typing import Any
 from minimuse.cli.progress import show_progress
 from minimuse.plumbing import collectives
 from minimuse.plumbing import config as configs
+from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.files import copy_file
 from minimuse.plumbing.messages import warn
 from minimuse.plumbing.parts import find_model, read_about
@@ -24,6 +26,7 @@ from minimuse.plumbing.status import status
 from minimuse.plumbing.t5_files import LazyT5
 from minimuse.runs import parallel
 from minimuse.runs.directory import check_resumable
+from minimuse.runs.distillation import begin_distillation, distill
 from minimuse.runs.rehearsal import check_trainable
 from minimuse.runs.stages import STAGES, fill_cache, prepare, train_all
 from minimuse.runs.training_words import keep_start_vocabulary
@@ -38,6 +41,9 @@ DEFAULT_PRESET = "toy"
 
 def run_train(args: argparse.Namespace) -> None:
     """`minimuse train`: train one stage or all, on one device or in several processes."""
+    if args.stage == "distill":
+        run_distill(args)
+        return
     if args.resume:
         check_resumable(args.out)
     about = about_model(args)
@@ -60,6 +66,20 @@ def run_train(args: argparse.Namespace) -> None:
         text = LazyT5(text_name, device)
         run_steps(train_all(stages, args.out, config, data, text, text_name, seed, device, resume))
     parallel.end()
+
+
+def run_distill(args: argparse.Namespace) -> None:
+    """`minimuse train distill`: a student that draws in one pass what --start draws in many."""
+    for name in ("preset", "data", "t5"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"distill takes what --{name} says from its teacher; leave it out")
+    if args.resume:
+        check_resumable(args.out)
+    elif args.start is None:
+        raise ValueError("distill needs a teacher: a model that draws in many steps, as --start")
+    else:
+        begin_distillation(args.out, find_model(args.start), args.settings, args.seed)
+    show_progress(distill(args.out, chosen_device(args.device)))
 
 
 def chosen_inputs(args: argparse.Namespace, about: dict[str, Any]) -> tuple[str, str, int]:

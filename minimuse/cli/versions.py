@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from minimuse.device import cpu_is_fast_at_bf16
+from minimuse.plumbing.device import cpu_is_fast_at_bf16
 
 PACKAGES = ("numpy", "pillow", "einops", "tqdm", "sentencepiece", "safetensors", "filelock")
 

@@ -22,7 +22,7 @@ from PIL import Image
 from minimuse.datasets.colours import COLOUR_WORDS
 from minimuse.datasets.emoji_captions import emoji_captions
 from minimuse.datasets.image_files import Entry
-from minimuse.device import stable_hash
+from minimuse.plumbing.device import stable_hash
 
 SIDE = 128  # side of the images in the packs, in pixels
 

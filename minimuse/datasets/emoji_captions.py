@@ -23,7 +23,7 @@ from minimuse.datasets.english import (
     thing_with_article,
     with_article,
 )
-from minimuse.device import stable_hash
+from minimuse.plumbing.device import stable_hash
 
 # Words that a caption may put before the label: "a nice red apple".
 BEFORE = (

@@ -18,7 +18,7 @@ from minimuse.datasets.captions import find_pairs, unread_texts
 from minimuse.datasets.image_files import UnusableImage, read_square
 from minimuse.datasets.listing import OTHER_SUFFIXES, Listing, suffix
 from minimuse.datasets.progress import bar
-from minimuse.device import stable_hash
+from minimuse.plumbing.device import stable_hash
 from minimuse.plumbing.messages import warn
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from minimuse.device import generator_at
+from minimuse.plumbing.device import generator_at
 
 
 def mean_of(values: torch.Tensor) -> dict[str, float]:

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from minimuse import schedule
-from minimuse.device import autocast, generator_at
 from minimuse.maskgit import MaskGit
 from minimuse.metrics.intervals import mean_of
+from minimuse.plumbing.device import autocast, generator_at
 from minimuse.plumbing.ranges import check_arguments
 from minimuse.superres import SuperRes
 from minimuse.transformer import Context

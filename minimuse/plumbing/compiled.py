@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minimuse.device import is_fast_at_bf16
+from minimuse.plumbing.device import is_fast_at_bf16
 from minimuse.transformer import Context
 
 # So many programs are kept: two models, with and without guidance, some sizes of batches and texts.
@@ -32,7 +32,7 @@ def compile_pass(one_pass: Callable[..., Any], backend: str = "inductor") -> Cal
     def run(
         model: Any,
         ids: torch.Tensor,
-        mask_id: int,
+        inputs: torch.Tensor,
         hidden: torch.Tensor,
         left: torch.Tensor,
         conditions: Any,
@@ -48,7 +48,7 @@ def compile_pass(one_pass: Callable[..., Any], backend: str = "inductor") -> Cal
             joined=padded(conditions.joined),
         )
         with torch._dynamo.config.patch(recompile_limit=PROGRAMS):
-            step = program(model, ids, mask_id, hidden, left, same_length, guidance, *rest)
+            step = program(model, ids, inputs, hidden, left, same_length, guidance, *rest)
         # The next replay writes to the same memory.
         return type(step)(*(tensor.clone() for tensor in step))
 

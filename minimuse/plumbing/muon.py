@@ -11,7 +11,7 @@ with four times the learning rate. The momentum of every matrix is updated in ev
 
 import torch
 
-from minimuse.device import autocast, cpu_has_amx
+from minimuse.plumbing.device import autocast, cpu_has_amx
 
 
 class Muon(torch.optim.Optimizer):

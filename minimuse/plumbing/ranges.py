@@ -124,6 +124,7 @@ SETTINGS: dict[str, dict[str, Range]] = {
         "choice_temperature": number(0, 1000),
         "entropy_bound": number(0, 1_000_000),
         "law": TEXT,
+        "random_codes": number(0, 1, below=True),
     },
     "Stage": {
         "steps": whole(1, 10**9),

@@ -24,8 +24,8 @@ from torch import nn
 
 from minimuse.data import Images, Tokens, halve, offsets
 from minimuse.datasets.progress import bar
-from minimuse.device import stable_hash
 from minimuse.plumbing.caller_state import in_usual_state
+from minimuse.plumbing.device import stable_hash
 from minimuse.plumbing.files import save_tensors, write_json
 from minimuse.plumbing.parts import PARTS
 from minimuse.plumbing.places import DATA_NAMES

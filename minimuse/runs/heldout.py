@@ -22,11 +22,11 @@ from torch import nn
 from minimuse import schedule
 from minimuse.data import Images, Tokens, halve
 from minimuse.decode import MAY_BE_AHEAD, Sampling, decode
-from minimuse.device import autocast, generator_at
 from minimuse.losses import TokenBatch, draw_token_batch, first_step_with_codes, hidden_logits
 from minimuse.maskgit import masked_token_loss
 from minimuse.plumbing import collectives
 from minimuse.plumbing.config import Config, Stage
+from minimuse.plumbing.device import autocast, generator_at
 from minimuse.vq import ImageTokenizer
 from minimuse.vq_loss import pixel_loss
 

@@ -7,9 +7,9 @@ import torch
 
 from minimuse.data import Images
 from minimuse.datasets import load, part_of
-from minimuse.device import generator_at
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config
+from minimuse.plumbing.device import generator_at
 from minimuse.plumbing.places import DATA_NAMES
 from minimuse.runs import kept
 

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from minimuse.data import Images, Tokens
-from minimuse.device import generator_at
 from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
 from minimuse.plumbing import collectives
 from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config, from_json
+from minimuse.plumbing.device import generator_at
 from minimuse.plumbing.files import check_writable
 from minimuse.plumbing.lite0 import perceptual_network
 from minimuse.plumbing.lock import one_process_at_a_time

@@ -20,8 +20,8 @@ from torch import nn
 
 from minimuse import Muse, decode, guidance, schedule
 from minimuse.decode import Sampling
-from minimuse.device import autocast, generator_at
 from minimuse.muse import Prompts
+from minimuse.plumbing.device import autocast, generator_at
 
 SAVINGS = ("keys once", "one batch", "no idle unconditional rows", "head where hidden")
 PROMPT = "a large red circle left of a small blue square on a white background"

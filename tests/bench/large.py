@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from minimuse.cli.describe import describe
 from minimuse.data import Tokens, offsets
 from minimuse.decode import Sampling, decode, one_pass
-from minimuse.device import autocast, generator_at
 from minimuse.losses import token_loss
 from minimuse.plumbing.compiled import compile_pass, round_weights
 from minimuse.plumbing.config import PRESETS, Config
+from minimuse.plumbing.device import autocast, generator_at
 from minimuse.plumbing.parts import build
 from minimuse.runs import parallel
 from minimuse.train import training_loop

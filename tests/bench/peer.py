@@ -42,9 +42,9 @@ from tqdm import tqdm
 from minimuse import Muse
 from minimuse.data import Images, Tokens
 from minimuse.datasets import load, shapes
-from minimuse.device import autocast, generator_at
 from minimuse.metrics.alignment import alignment
 from minimuse.plumbing.config import PRESETS, Stage
+from minimuse.plumbing.device import autocast, generator_at
 from minimuse.runs.cache import tokens_of
 from minimuse.schedule import mask_counts, random_masks
 from minimuse.train import training_loop

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from minimuse.decode import Sampling, decode
-from minimuse.device import generator_at
 from minimuse.maskgit import BaseConfig, MaskGit, drop_captions, hide, masked_token_loss
 from minimuse.metrics.likelihood import hidden_nll
+from minimuse.plumbing.device import generator_at
 
 TORCHVISION = (
     "torchvision",

@@ -1,0 +1,1 @@
+"""What came after Muse, on the same models."""
