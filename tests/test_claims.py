@@ -187,6 +187,39 @@ def test_frontier_judges_emoji_by_their_own_captions(lite0, claims):
     assert judge(real)["ten"] > judge(real.roll(1, 0))["ten"]
 
 
+# --- Drawing better with the same weights ---
+
+
+def test_corrected(tiny_model, tmp_path, monkeypatch, claims, capsys):
+    options = ("--model", tiny_model, "--out", tmp_path, "--n", 2, "--passes", 4, "--workers", 1)
+    run("lessons/claims/corrected.py", monkeypatch, *options)
+    done = read_json(tmp_path / "corrected-tiny.json")
+    assert {len(result["right"]) for result in done.values()} == {5}
+    assert {key.rpartition("/")[0] for key in done} == {"end", "base/4"}
+    assert capsys.readouterr().out.count("is better than the first") == 4
+
+
+@pytest.mark.parametrize("way", ["confidence", "certainty", "revision"])
+@pytest.mark.parametrize("passes", [4, 8])
+def test_all_ways_have_equally_many_passes(tiny_model, claims, monkeypatch, way, passes):
+    corrected = claims("corrected")
+    muse = corrected.load_muse(tiny_model)
+    run_pass, count = muse.run_pass, []
+    monkeypatch.setattr(muse, "run_pass", lambda *rest: count.append(1) or run_pass(*rest))
+    corrected.low_ids(muse, ["a small red circle on a grey background"], 0, way, passes, (1, 0.25))
+    assert len(count) == passes
+
+
+def test_certainty_does_not_ask_what_was_drawn(claims):
+    """The second position is surer, but an unlikely code was drawn there."""
+    certainty = claims("corrected").certainty
+    logits = torch.tensor([[[1.0, 0.0], [3.0, 0.0]]])
+    log_p = logits.log_softmax(-1)[..., 1]
+    score, _ = certainty(logits, log_p, None, None, torch.zeros(1, 2), None)
+    assert score[0, 1] > score[0, 0]
+    assert log_p[0, 1] < log_p[0, 0]
+
+
 # --- Claims that train models ---
 
 
