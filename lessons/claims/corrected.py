@@ -56,11 +56,10 @@ decode.SAMPLERS["certainty"] = certainty
 
 def draw_low(muse: Muse, captions: list[str], seed: int, sampling: Sampling) -> Tensor:
     """Low-res tokens (B, n) of some captions."""
-    for name, step in muse.steps(captions, seed=seed, sampling=sampling):
-        if name == "high":
-            break
-        ids = step.ids
-    return ids
+    # A high-res grid that is complete already takes no pass.
+    complete = torch.zeros(len(captions), muse.config.tokenizer_hi.grid**2, dtype=torch.long)
+    *_, (_, step) = muse.steps(captions, seed=seed, sampling=sampling, high=complete)
+    return step.ids
 
 
 def revise(
