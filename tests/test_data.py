@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from minimuse import datasets, device
+from minimuse import datasets
 from minimuse.data import ASSETS, Images, halve
 from minimuse.datasets import emoji, folder, load, shapes
 from minimuse.datasets.captions import find_pairs
@@ -31,6 +31,7 @@ from minimuse.datasets.emoji import STYLES, split_of
 from minimuse.datasets.emoji_captions import BEFORE, OF, PICTURE_OF, emoji_captions
 from minimuse.datasets.english import head_of, plural, thing_with_article
 from minimuse.datasets.image_files import read_image
+from minimuse.plumbing import device
 from minimuse.plumbing.config import PRESETS
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import images as runs_images

@@ -15,6 +15,7 @@ from minimuse.cli import main
 from minimuse.data import Tokens
 from minimuse.decode import Sampling
 from minimuse.maskgit import BaseConfig, MaskGit, partly_random
+from minimuse.plumbing.optimizers import make_optimizers
 from minimuse.runs import distillation
 
 CAPTION = "a small red circle on a grey background"
@@ -215,3 +216,13 @@ def test_what_one_pass_cannot_do(one_pass):
     mask.paste(255, (0, 0, 8, 8))
     with pytest.raises(ValueError, match="fills no holes; take its teacher"):
         edit.inpaint(muse, image, mask, CAPTION)
+
+
+def test_the_auxiliary_model_has_a_rate_of_its_own():
+    model = nn.ModuleDict({"student": small_model(0), "auxiliary": small_model(1)})
+    mine, rival = make_optimizers(model, distillation.STUDENT)
+    assert (mine.defaults["lr"], rival.defaults["lr"]) == (3e-4, 6e-4)
+    groups = {"student": mine, "auxiliary": rival}
+    for name, optimizer in groups.items():
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert trained == {id(p) for p in model[name].parameters()}

@@ -40,7 +40,8 @@ class Stage:
     weight_decay: float = 0.045
     # Muse: (0.9, 0.96) for the transformers, (0.9, 0.99) for the tokenizers
     betas: tuple[float, float] = (0.9, 0.96)
-    # The discriminator, which trains with a tokenizer or decoder, has its own. 0: the same as `lr`.
+    # A rival that trains beside the part has its own: a discriminator, or the auxiliary model of a
+    # student that is distilled. 0: the same as `lr`.
     discriminator_lr: float = 0.0
     discriminator_betas: tuple[float, float] = (0.9, 0.99)
     # The fraction of the steps in which the learning rate rises; a cosine decay to 0 follows.

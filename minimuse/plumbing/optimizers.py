@@ -1,7 +1,7 @@
 """The optimizers of a stage: which parameter is trained by which, and which weights decay.
 
     optimizers = make_optimizers(model, settings)      # settings: a `config.Stage`
-    finite = clip_gradients(model)                     # the discriminator apart
+    finite = clip_gradients(model)                     # those of a rival apart
 
 Three kinds of parameters are told apart:
 
@@ -28,14 +28,14 @@ TABLES = (nn.Embedding, GridPositions, OffsetBias)
 
 
 def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optimizer]:
-    """AdamW or Adafactor, then Muon and the discriminator's AdamW or Adafactor, if they are needed.
+    """AdamW or Adafactor, then Muon and the rival's AdamW or Adafactor, if they are needed.
 
     Muse trains its transformers with Adafactor, which in PyTorch has no first moment.
     """
     check_processes(settings)
-    muon_matrices = block_matrices(model) if settings.muon_lr else []
-    discriminator = parameters_inside(model, PatchDiscriminator)
-    others = without(model.parameters(), [*muon_matrices, *discriminator])
+    rival = rival_parameters(model)
+    muon_matrices = without(block_matrices(model), rival) if settings.muon_lr else []
+    others = without(model.parameters(), [*muon_matrices, *rival])
     tables = parameters_inside(model, TABLES)
 
     optimizers = [adaptive(others, tables, settings, settings.lr, settings.betas)]
@@ -44,11 +44,9 @@ def make_optimizers(model: nn.Module, settings: Stage) -> list[torch.optim.Optim
             muon_matrices, settings.muon_lr, settings.weight_decay, every=settings.muon_every
         )
         optimizers.append(muon)
-    if discriminator:
+    if rival:
         lr = settings.discriminator_lr or settings.lr
-        optimizers.append(
-            adaptive(discriminator, tables, settings, lr, settings.discriminator_betas)
-        )
+        optimizers.append(adaptive(rival, tables, settings, lr, settings.discriminator_betas))
     return optimizers
 
 
@@ -75,6 +73,18 @@ def block_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weight matrices inside transformer blocks."""
     inside = [p for p in parameters_inside(model, Block) if p.ndim == 2]
     return without(inside, parameters_inside(model, TABLES))
+
+
+def rival_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the network that trains against a part, if there is one.
+
+    It is a discriminator, or the auxiliary model of a student (`beyond/distill.py`). It has a
+    learning rate of its own, since it must keep up with the part.
+    """
+    rival = parameters_inside(model, PatchDiscriminator)
+    if isinstance(model, nn.ModuleDict) and "auxiliary" in model:
+        rival += list(model["auxiliary"].parameters())
+    return rival
 
 
 def parameters_inside(model: nn.Module, kinds: type | tuple[type, ...]) -> list[nn.Parameter]:
@@ -109,10 +119,10 @@ def check_processes(settings: Stage) -> None:
 def clip_gradients(model: nn.Module) -> bool:
     """Scale the gradients to a norm of at most 1; return whether the norm was finite.
 
-    Those of a discriminator have a norm of their own. In one norm with the tokenizer's, of which
+    Those of a rival have a norm of their own. In one norm with the tokenizer's, of which
     they are most, they would decide how far the tokenizer moves.
     """
-    discriminator = parameters_inside(model, PatchDiscriminator)
-    networks = [without(model.parameters(), discriminator), discriminator]
+    rival = rival_parameters(model)
+    networks = [without(model.parameters(), rival), rival]
     norms = [nn.utils.clip_grad_norm_(network, MAX_GRADIENT_NORM) for network in networks]
     return all(bool(collectives.gather(norm).isfinite()) for norm in norms)

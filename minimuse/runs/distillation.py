@@ -38,7 +38,9 @@ from minimuse.t5_frozen import FrozenT5
 from minimuse.train import Record, training_loop
 
 # How a student trains and draws, unless key=value says otherwise.
-STUDENT = Stage(steps=4000, batch=64, lr=5e-4, weight_decay=0.0, betas=(0.9, 0.99))
+STUDENT = Stage(
+    steps=4000, batch=64, lr=3e-4, discriminator_lr=6e-4, weight_decay=0.0, betas=(0.9, 0.99)
+)
 ONE_PASS = Sampling(steps=1, guidance=0.0, random_codes=0.4)
 
 
