@@ -151,6 +151,7 @@ def shapes_of(config):
         "h, w": grids,
         "N": [grid**2 for grid in grids],
         "K": codes,
+        "C": dict.fromkeys(part.get("code_width", 8) for part in tokenizers),
         "D": [model["width"] for model in models],
         "S": [sampling["steps"] for sampling in samplings],
     }

@@ -297,11 +297,11 @@ def test_tensors_on_two_devices_are_refused(mixed):
     "options",
     [
         ["--guidance", "1"],
-        ["--guidance", "0"],
-        ["--guidance", "1", "--no-ramp", "--top-k", "3"],
         ["--sampler", "halton"],
-        ["--sampler", "random"],
-        ["--n", "3", "--seed", "2"],
+        pytest.param(["--guidance", "0"], marks=pytest.mark.slow),
+        pytest.param(["--guidance", "1", "--no-ramp", "--top-k", "3"], marks=pytest.mark.slow),
+        pytest.param(["--sampler", "random"], marks=pytest.mark.slow),
+        pytest.param(["--n", "3", "--seed", "2"], marks=pytest.mark.slow),
     ],
 )
 def test_a_step_of_decoding_waits_for_nothing(trained, tmp_path, options):

@@ -48,9 +48,6 @@ def certainty(
     return logits.log_softmax(dim=-1).amax(dim=-1) + noise, left
 
 
-decode.SAMPLERS["certainty"] = certainty
-
-
 # --- The base model: three ways, at equal passes ---
 
 
@@ -80,6 +77,8 @@ def low_ids(
     """Low-res tokens (B, n) that one of the WAYS draws in so many passes."""
     temperature, second = setting
     sampling = replace(muse.config.sampling, temperature=temperature, steps=passes)
+    if way == "certainty":
+        decode.SAMPLERS[way] = certainty
     if way != "revision":
         sampling = replace(sampling, sampler=way, choice_temperature=second)
         return draw_low(muse, captions, seed, sampling)

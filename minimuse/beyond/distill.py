@@ -16,6 +16,9 @@ No image is needed to train the student, only captions and the teacher:
 Nothing moves when the student's images have the distribution of the teacher's. All three models
 are base models of the same shape, and all begin with the teacher's weights.
 
+The settings are not tuned yet (`STUDENT` in `runs/distillation.py`). If the auxiliary model does
+not keep up, the student swings from one kind of image to another.
+
     model = nn.ModuleDict({"student": deepcopy(teacher), "auxiliary": deepcopy(teacher)})
     loss_of = distillation_loss(model, teacher, tokens, guidance, random_codes, device)
     training_loop("distill", model, loss_of, ...)

@@ -208,7 +208,7 @@ def add_train(commands: Any) -> None:
         "stage",
         choices=[*stages, "all", "distill"],
         help="the part to train; or all; or distill: a base model that draws in one step, from the "
-        "model in --start",
+        "model in --start (not tuned yet)",
     )
     parser.add_argument(
         "--preset",
