@@ -138,6 +138,9 @@ def test_notation_has_the_shapes_of_the_models():
     for column, config in enumerate((toy, paper)):
         for letter, expected in shapes_of(config).items():
             assert rows[letter][column] == expected
+    # The paper does not say how wide its codes are.
+    widths = (toy["tokenizer"]["code_width"], toy["tokenizer_hi"]["code_width"])
+    assert rows["C"] == ["{}, then {}".format(*widths), ""]
 
 
 def shapes_of(config):
@@ -151,7 +154,6 @@ def shapes_of(config):
         "h, w": grids,
         "N": [grid**2 for grid in grids],
         "K": codes,
-        "C": dict.fromkeys(part.get("code_width", 8) for part in tokenizers),
         "D": [model["width"] for model in models],
         "S": [sampling["steps"] for sampling in samplings],
     }
