@@ -274,7 +274,8 @@ def test_compare_two_settings(visitor, muse):
         settings = {"steps": 12, "guidance": guidance, "sampler": "confidence", "seed": 5}
         expected = big(drawn_by_generate(muse, prompt=CAPTION, **settings))
         assert (visitor.image(name) == expected).all()
-        assert re.search(r"18 passes, [\d.]+ s", visitor.page.inner_text(f"#{name}"))
+        passes = 12 + muse.config.sampling_hi.steps
+        assert re.search(rf"{passes} passes, [\d.]+ s", visitor.page.inner_text(f"#{name}"))
 
 
 # --- Edit ---
@@ -383,7 +384,8 @@ def test_change_a_token(visitor, muse):
     changed = np.abs(visitor.image("whole").astype(int) - before).mean(-1)
     size = SIDE // 16
     inside = changed[5 : size - 5, 8 * size + 5 : 9 * size - 5].mean()
-    assert inside > 50 and changed[SIDE // 2 :].max() == 0
+    # The decoder sees far, so other pixels may change by a level.
+    assert inside > 50 and changed[SIDE // 2 :].max() <= 1
 
 
 # --- Many at once ---

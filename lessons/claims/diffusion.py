@@ -15,6 +15,7 @@ keeps it fair.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -97,7 +98,9 @@ def sample(
 
 def make(muse: Muse, words: torch.Tensor) -> Flow:
     high = muse.tokenizer_hi.config
-    model = Flow(SIZE, high.code_width, high.grid, muse.text.width, WINDOW)
+    # It has no table of codes. So it is wider, to have as many parameters as the others.
+    size = replace(SIZE, width=144)
+    model = Flow(size, high.code_width, high.grid, muse.text.width, WINDOW)
     start_white(model.text[0], words)
     return model
 

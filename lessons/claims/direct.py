@@ -117,7 +117,7 @@ def make_direct(muse: Muse, words: torch.Tensor) -> Direct:
 
 def make_base(muse: Muse, words: torch.Tensor) -> MaskGit:
     low = muse.tokenizer
-    size = BaseConfig(width=96, layers=3, heads=4)
+    size = BaseConfig(width=104, layers=3, heads=4)
     model = MaskGit(size, low.config.codes, low.config.grid, muse.text.width)
     model.start(words, code_vectors(low))
     return model
