@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import logging
 import os
 import threading
 from functools import cache
@@ -37,4 +38,8 @@ def run_app(args: argparse.Namespace) -> None:
         where = f"port {args.port} of {args.host}"
         raise ValueError(f"{where} cannot be had, it may be in use: give another --port") from None
     print(f"minimuse: open {url} in a browser; Ctrl-C stops it", flush=True)
-    threading.Event().wait()
+    try:
+        threading.Event().wait()
+    finally:
+        # Pages that are still open lose their connection, which the server would log as an error.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
