@@ -77,13 +77,8 @@ def distillation_loss(
         # The gradient of this sum with respect to the student's logits is `direction`.
         student_loss = (direction * logits[hidden]).sum(dim=-1).mean()
         divergence = kl(teacher_logits, auxiliary_logits.detach())
-        yield (
-            student_loss + auxiliary_loss,
-            {
-                "auxiliary": auxiliary_loss.detach(),
-                "divergence": divergence,
-            },
-        )
+        metrics = {"auxiliary": auxiliary_loss.detach(), "divergence": divergence}
+        yield student_loss + auxiliary_loss, metrics
 
     return loss_of
 

@@ -26,11 +26,7 @@ from minimuse.plumbing.parts import PARTS, load_part, read_about, save_part
 from minimuse.plumbing.stopping import finish_first
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import cache
-from minimuse.runs.directory import (
-    checkpoint_path,
-    part_path,
-    remove_checkpoints,
-)
+from minimuse.runs.directory import checkpoint_path, part_path, remove_checkpoints
 from minimuse.runs.images import load_images
 from minimuse.runs.rehearsal import explain_out_of_memory
 from minimuse.runs.watch import Watcher
@@ -73,10 +69,8 @@ def begin_distillation(out: Path, start: Path, assignments: list[str], seed: int
 def distill(out: Path, device: str = "cpu") -> Iterator[Record]:
     """Train the student in `out`, from its checkpoint if there is one; yields a record per step."""
     about = read_about(out)
-    config, teacher_config = (
-        from_json(about["config"]),
-        from_json(read_about(out / "start")["config"]),
-    )
+    config = from_json(about["config"])
+    teacher_config = from_json(read_about(out / "start")["config"])
     text = load_t5(about["text"]["name"], device)
     with one_process_at_a_time(out, "base"):
         if part_path(out, "base").is_file():
