@@ -137,7 +137,7 @@ def measures_of(printed: str) -> str:
 
 
 def draw(name: str, printed: str, healthy: str, out: Path) -> None:
-    """Draw the losses of a run and of the healthy one, and the first five images of the run."""
+    """Draw the losses of a run and of the healthy one, and five images of the run."""
     import matplotlib.pyplot as plt
     from PIL import Image
 
@@ -150,7 +150,8 @@ def draw(name: str, printed: str, healthy: str, out: Path) -> None:
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
     left.legend(fontsize=8)
     with Image.open(out / f"{name}-sheet.png") as sheet:
-        right.imshow(sheet.crop((0, 0, 5 * 150, 190)))  # five images of its first row
+        # Five images of the third row, whose captions ask for all three backgrounds.
+        right.imshow(sheet.crop((0, 2 * 190, 5 * 150, 3 * 190)))
     right.set_title(measures_of(printed), fontsize=9)
     right.set_axis_off()
     path = out / figure_name(name)

@@ -205,7 +205,7 @@ def decode(model: Model, words: Tensor, generator: torch.Generator, passes: int 
 def report(captions: list[str], images: Tensor) -> None:
     """Print in how many images a program that reads images finds what their captions say."""
     verdicts = list(map(detector.agree, map(shapes.parse, captions), detector.detect(images)))
-    for part in ("background", "colour", "relation"):
+    for part in ("background", "colour", "relation", "count", "shape"):
         right = [verdict[part] for verdict in verdicts if verdict[part] is not None]
         print(f"{part:10} right in {sum(right) / len(right):.2f} of {len(right)}")
 

@@ -226,7 +226,7 @@ def step(
     sampler = SAMPLERS[sampling.sampler]
     score, left = sampler(logits, log_p, hidden, left, choice_noise, sampling)  # B N, B
     # Known tokens get the highest score, so they always stay. For the scores [.5, inf, .1, .9],
-    # order is [1, 3, 0, 2] and rank is [2, 0, 3, 1]; if 2 are left, ranks 2 and 3 are hidden.
+    # order is [1, 3, 0, 2] and rank is [2, 0, 3, 1]; if 2 are to stay hidden, they have ranks 2, 3.
     score = score.masked_fill(~hidden, float("inf"))  # B N
     order = score.argsort(dim=-1, descending=True, stable=True)  # B N, positions, best first
     rank = order.argsort(dim=-1)  # B N, the place of each position in that order

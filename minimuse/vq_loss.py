@@ -88,8 +88,8 @@ class ImageLoss(nn.Module):
 def pixel_loss(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """The error of pixels, fake and real (B, 3, H, W): ().
 
-    Squares let the few pixels of an object count more than the many of a background; absolute
-    values make edges sharp. The factors are chosen here, not Muse's.
+    Squares weigh large errors more, and those are at objects, not in the background. Absolute
+    values do not prefer a blurred mean. The factors are chosen here, not Muse's.
     """
     error = fake.float() - real  # (B, 3, H, W)
     return 4 * error.square().mean() + 0.5 * error.abs().mean()

@@ -359,7 +359,7 @@ def test_a_few_steps_of_training_lower_the_loss():
 def test_the_script_writes_a_sheet(tmp_path):
     sheet = tmp_path / "sheet.png"
     printed = run_script("--steps", 2, "--out", sheet, timeout=300)
-    assert set(fractions_of(printed)) == set(THRESHOLDS)
+    assert set(fractions_of(printed)) == {*THRESHOLDS, "count", "shape"}
     image = Image.open(sheet)
     assert image.mode == "RGB" and min(image.size) > 500
 
