@@ -42,11 +42,30 @@ def test_random_codes_are_uniform_at_every_position():
 
 
 # --- The loss ---
-def test_the_direction_is_the_gradient_of_the_divergence():
-    teacher, auxiliary = torch.randn(2, 7, 5, generator=seeded(1))
+def test_the_covering_gradient_is_that_of_the_divergence():
+    student, teacher, auxiliary = torch.randn(3, 7, 5, generator=seeded(1))
     auxiliary.requires_grad_(True)
     (expected,) = torch.autograd.grad(7 * kl(teacher, auxiliary), auxiliary)
-    torch.testing.assert_close(matching_gradient(teacher, auxiliary.detach()), expected)
+    found = matching_gradient(student, teacher, auxiliary, seeking=0.0)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_seeking_gradient_is_that_of_the_divergence_of_the_student():
+    """Where the auxiliary model has learnt what the student says, it is KL(s || p)'s gradient."""
+    student, teacher = torch.randn(2, 7, 5, generator=seeded(1))
+    student.requires_grad_(True)
+    (expected,) = torch.autograd.grad(7 * kl(student, teacher), student)
+    found = matching_gradient(student, teacher, student.detach(), seeking=1.0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_code_that_the_teacher_rules_out_weighs_at_most_so_much():
+    even = torch.zeros(1, 2)
+    ruled_out = torch.tensor([[0.0, -math.inf]])
+    found = matching_gradient(even, ruled_out, even, seeking=1.0)
+    excess = torch.tensor([[math.log(0.5), math.log(0.5) - distill.LEAST_LOG_P]])
+    torch.testing.assert_close(found, (excess - excess.mean()) / 2)
 
 
 class AllAlike:
@@ -83,12 +102,12 @@ def one_caption():
     )
 
 
-def raised_by_a_step(monkeypatch):
+def raised_by_a_step(monkeypatch, seeking):
     """How much more likely code 1 becomes after a step, if all tokens that are drawn are 1."""
     model = nn.ModuleDict({"student": small_model(0), "auxiliary": small_model(1)})
     monkeypatch.setattr(distill, "draw", lambda logits, *_, **__: torch.ones(64, 4).long())
     tokens = one_caption()
-    loss_of = distillation_loss(model, AllAlike(), tokens, 0.0, 0.5, "cpu")
+    loss_of = distillation_loss(model, AllAlike(), tokens, 0.0, 0.5, seeking, "cpu")
     student = model["student"]
     text, visible = tokens.captions(torch.zeros(64, dtype=torch.long))
     start = partly_random(64, 4, 2, 0.5, seeded(7))
@@ -105,26 +124,27 @@ def raised_by_a_step(monkeypatch):
     return ones() - before
 
 
-def test_a_step_raises_what_fits_the_tokens_that_are_visible(monkeypatch):
+@pytest.mark.parametrize("seeking", [0.0, 0.5, 1.0])
+def test_a_step_raises_what_fits_the_tokens_that_are_visible(monkeypatch, seeking):
     """The teacher knows that all tokens are alike, and the auxiliary model does not."""
-    assert raised_by_a_step(monkeypatch) > 1e-3
+    assert raised_by_a_step(monkeypatch, seeking) > 1e-3
 
 
 @pytest.mark.parametrize(
     "planted",
     [
-        lambda teacher, auxiliary: -matching_gradient(teacher, auxiliary),
-        lambda teacher, auxiliary: torch.zeros_like(teacher),
+        lambda *models_and_seeking: -matching_gradient(*models_and_seeking),
+        lambda student, *_: torch.zeros_like(student),
     ],
 )
 def test_a_step_the_wrong_way_is_found(monkeypatch, planted):
     monkeypatch.setattr(distill, "matching_gradient", planted)
-    assert raised_by_a_step(monkeypatch) < 1e-3
+    assert raised_by_a_step(monkeypatch, 0.5) < 1e-3
 
 
 def test_only_the_student_learns_from_the_teacher_and_the_auxiliary_from_the_student():
     model = nn.ModuleDict({"student": small_model(0), "auxiliary": small_model(1)})
-    loss_of = distillation_loss(model, AllAlike(), one_caption(), 0.0, 0.5, "cpu")
+    loss_of = distillation_loss(model, AllAlike(), one_caption(), 0.0, 0.5, 0.5, "cpu")
     ((loss, metrics),) = loss_of(torch.zeros(8, dtype=torch.long), seeded(0), 0)
     (loss - metrics["auxiliary"]).backward()
     for name, part in model.items():
@@ -215,8 +235,9 @@ def test_what_one_pass_cannot_do(one_pass):
 
 def test_the_auxiliary_model_has_a_rate_of_its_own():
     model = nn.ModuleDict({"student": small_model(0), "auxiliary": small_model(1)})
-    mine, rival = make_optimizers(model, distillation.STUDENT)
-    assert (mine.defaults["lr"], rival.defaults["lr"]) == (3e-4, 6e-4)
+    settings = distillation.STUDENT
+    mine, rival = make_optimizers(model, settings)
+    assert mine.defaults["lr"] == settings.lr < rival.defaults["lr"] == settings.discriminator_lr
     groups = {"student": mine, "auxiliary": rival}
     for name, optimizer in groups.items():
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}

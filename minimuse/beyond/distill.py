@@ -10,14 +10,11 @@ No image is needed to train the student, only captions and the teacher:
 2. A part of the drawn tokens is hidden, as in the training of any masked model (`maskgit.hide`).
 3. The teacher predicts the hidden tokens: a distribution p for each.
 4. So does an auxiliary model, which learns from the student's images alone: a distribution q.
-5. Where q is larger than p, the student draws this code too often in such an image. So the
-   student's logits at the hidden positions move along p - q.
+5. Where q is larger than p, the student draws this code too often in such an image. So its logits
+   at the hidden positions move, in one of two ways or in a mixture (`matching_gradient`).
 
 Nothing moves when the student's images have the distribution of the teacher's. All three models
 are base models of the same shape, and all begin with the teacher's weights.
-
-The settings are not tuned yet (`STUDENT` in `runs/distillation.py`). If the auxiliary model does
-not keep up, the student swings from one kind of image to another.
 
     model = nn.ModuleDict({"student": deepcopy(teacher), "auxiliary": deepcopy(teacher)})
     loss_of = distillation_loss(model, teacher, tokens, guidance, random_codes, device)
@@ -37,6 +34,9 @@ from minimuse.losses import Losses, LossOf
 from minimuse.maskgit import MaskGit, hide, masked_token_loss, partly_random
 from minimuse.plumbing.device import autocast
 
+# A code that the teacher rules out would weigh without limit.
+LEAST_LOG_P = -15.0
+
 
 def distillation_loss(
     model: nn.ModuleDict,
@@ -44,14 +44,16 @@ def distillation_loss(
     tokens: Tokens,
     guidance: float,
     random_codes: float,
+    seeking: float,
     device: str,
 ) -> LossOf:
     """The losses of student and auxiliary model; `loss_of` yields once (see `losses.py`).
 
     model: {"student": ..., "auxiliary": ...}. teacher: frozen; it predicts with this guidance, so
     the student learns to draw as if guided. tokens: their captions alone are used. random_codes:
-    the fraction of the grid that is random codes. Metrics: `auxiliary`, the auxiliary model's
-    loss, and `divergence`, the mean KL divergence of p and q, in nats for a hidden token.
+    the fraction of the grid that is random codes. seeking: see `matching_gradient`. Metrics:
+    `auxiliary`, the auxiliary model's loss, and `divergence`, the mean KL divergence of p and q, in
+    nats for a hidden token.
     """
     student, auxiliary = model["student"], model["auxiliary"]
     mask_id = student.mask_id
@@ -73,9 +75,12 @@ def distillation_loss(
             auxiliary_logits = auxiliary(masked_ids, context, hidden).float()  # M K
             teacher_logits = predict(teacher, masked_ids, hidden, text, visible, guidance)  # M K
         auxiliary_loss = masked_token_loss(auxiliary_logits, drawn, hidden).loss
-        direction = matching_gradient(teacher_logits, auxiliary_logits.detach())  # M K
-        # The gradient of this sum with respect to the student's logits is `direction`.
-        student_loss = (direction * logits[hidden]).sum(dim=-1).mean()
+        hidden_logits = logits[hidden]  # M K
+        gradient = matching_gradient(
+            hidden_logits, teacher_logits, auxiliary_logits, seeking
+        )  # M K
+        # The derivative of this sum with respect to the student's logits is `gradient`.
+        student_loss = (gradient * hidden_logits).sum(dim=-1).mean()
         divergence = kl(teacher_logits, auxiliary_logits.detach())
         metrics = {"auxiliary": auxiliary_loss.detach(), "divergence": divergence}
         yield student_loss + auxiliary_loss, metrics
@@ -96,13 +101,30 @@ def predict(
     return mixed_logits(teacher, ids, hidden, conditions, guidance).float()
 
 
-def matching_gradient(teacher_logits: Tensor, auxiliary_logits: Tensor) -> Tensor:
-    """How to change the student: q - p, from logits (M, K) of both models -> (M, K).
+@torch.no_grad()
+def matching_gradient(
+    student_logits: Tensor, teacher_logits: Tensor, auxiliary_logits: Tensor, seeking: float
+) -> Tensor:
+    """The gradient for the student's logits (M, K), from those of all three models, each (M, K).
 
-    It is the gradient of KL(p || q) with respect to the logits of q (Di[M]O, section 3). A step of
-    gradient descent raises the codes that the student draws too rarely.
+    Gradient descent on it lowers the codes that the student draws too often. There are two ways
+    (Di[M]O, section 3, has a family of them). With s, p and q for the probabilities of student,
+    teacher and auxiliary model:
+
+    - *Covering*: q - p, the gradient of KL(p || q). The student learns to draw whatever the teacher
+      may draw, and wrong images, too, if it cannot do better.
+    - *Seeking*: the gradient of the sum of s (log q - log p). The student learns to draw only what
+      the teacher may draw, and may leave out some of it.
+
+    seeking: the share of the second, from 0 to 1.
     """
-    return auxiliary_logits.softmax(dim=-1) - teacher_logits.softmax(dim=-1)
+    s, p, q = (
+        logits.softmax(dim=-1) for logits in (student_logits, teacher_logits, auxiliary_logits)
+    )
+    log_p = teacher_logits.log_softmax(dim=-1).clamp(min=LEAST_LOG_P)
+    excess = auxiliary_logits.log_softmax(dim=-1) - log_p  # M K
+    mean_excess = (s * excess).sum(dim=-1, keepdim=True)  # M 1
+    return (1 - seeking) * (q - p) + seeking * s * (excess - mean_excess)
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:

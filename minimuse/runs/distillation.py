@@ -34,9 +34,17 @@ from minimuse.t5_frozen import FrozenT5
 from minimuse.train import Record, training_loop
 
 # How a student trains and draws, unless key=value says otherwise.
+# discriminator_lr is the rate of the auxiliary model, which must keep up with the student.
 STUDENT = Stage(
-    steps=4000, batch=64, lr=3e-4, discriminator_lr=6e-4, weight_decay=0.0, betas=(0.9, 0.99)
+    steps=3000,
+    batch=64,
+    lr=1e-3,
+    discriminator_lr=2e-3,
+    weight_decay=0.0,
+    betas=(0.0, 0.99),
+    discriminator_betas=(0.0, 0.99),
 )
+SEEKING = 0.9  # see `matching_gradient`
 ONE_PASS = Sampling(steps=1, guidance=0.0, random_codes=0.4)
 
 
@@ -89,6 +97,7 @@ def distill(out: Path, device: str = "cpu") -> Iterator[Record]:
             tokens,
             teacher_config.sampling.guidance,
             config.sampling.random_codes,
+            SEEKING,
             device,
         )
         checkpoint = checkpoint_path(out, "base")
