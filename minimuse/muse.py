@@ -101,6 +101,7 @@ class Muse:
         for part_name in PARTS:
             part = load_part(directory, part_name, config, text.width).to(device)
             parts[part_name] = part.eval().requires_grad_(False)
+        about.pop("rest", None)  # all parts are here now, and `save` writes them all
         muse = cls(config, text, parts, about)
         muse.name = str(name)
         return muse

@@ -3,6 +3,7 @@
 pytest tests/test_library.py
 """
 
+import json
 import subprocess
 import sys
 from copy import deepcopy
@@ -217,6 +218,33 @@ def test_weights_that_are_not_finite(muse, tmp_path, value):
 def test_what_ships_is_whole(name):
     assert (ASSETS / name / "base.safetensors").is_file()
     Muse.load(name)
+
+
+def with_rest(directory, rest):
+    """A model directory that has a base model alone, and names another model for the rest."""
+    shipped = ASSETS / "toy-shapes"
+    directory.mkdir()
+    (directory / "base.safetensors").write_bytes((shipped / "base.safetensors").read_bytes())
+    about = json.loads((shipped / "config.json").read_text()) | {"rest": rest}
+    (directory / "config.json").write_text(json.dumps(about))
+    return directory
+
+
+def test_the_rest_of_a_model_is_that_of_another(tmp_path):
+    muse = Muse.load(with_rest(tmp_path / "base-alone", "toy-shapes"))
+    whole = Muse.load("toy-shapes")
+    for name, part in muse.parts.items():
+        for key, tensor in part.state_dict().items():
+            assert torch.equal(tensor, whole.parts[name].state_dict()[key]), f"{name}: {key}"
+    muse.save(tmp_path / "saved")
+    assert "rest" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert all((tmp_path / "saved" / f"{name}.safetensors").is_file() for name in PARTS)
+
+
+@pytest.mark.parametrize("rest", ["nowhere", "../toy-shapes", "", 3])
+def test_a_rest_that_does_not_ship(tmp_path, rest):
+    with pytest.raises(ValueError, match="config.json.*rest is .*no such model ships"):
+        Muse.load(with_rest(tmp_path / "model", rest))
 
 
 # --- Directories ---

@@ -1,6 +1,7 @@
 """The five trained parts of a model: build them, save them, load them.
 
-A model directory holds config.json and one NAME.safetensors for each part.
+A model directory holds config.json and one NAME.safetensors for each part. If config.json names
+another model that ships as its "rest", the parts that are not there are those of the other one.
 """
 
 import json
@@ -69,7 +70,8 @@ def find_model(name: str | Path) -> Path:
 def read_about(directory: Path) -> dict[str, Any]:
     """Read config.json: "config" (settings), "data", "seed", "text" (encoder name and fingerprint).
 
-    Newer ones have a "vocabulary", too (see `plumbing/vocabulary.py`).
+    Newer ones have a "vocabulary", too (see `plumbing/vocabulary.py`), and a distilled model that
+    ships has a "rest" (see `part_file`).
     Settings that an older version did not know get today's defaults, and paths are where data and
     text encoder lie now. A FileNotFoundError or ValueError names the file.
     """
@@ -102,6 +104,8 @@ def check_about(about: Any) -> None:
             raise ValueError(f"text.{key} is missing")
     if not isinstance(about.get("vocabulary", ""), str):
         raise ValueError("vocabulary is not one text")
+    if "rest" in about and shipped(str(about["rest"]), "config.json") is None:
+        raise ValueError(f"rest is {about['rest']!r}, and no such model ships with minimuse")
     ways = about.get("ways", {})
     if not isinstance(ways, dict):
         raise ValueError(f"ways is {ways!r}")
@@ -204,9 +208,18 @@ def check_scale(key: str, tensor: torch.Tensor, scale: torch.Tensor | None) -> N
         )
 
 
+def part_file(directory: Path, name: str) -> Path:
+    """The file of a part: in the directory of the model, or in that of its "rest"."""
+    path = directory / f"{name}.safetensors"
+    if path.is_file():
+        return path
+    rest = read_about(directory).get("rest")
+    return path if rest is None else shipped(rest, "config.json") / path.name
+
+
 def load_part(directory: Path, name: str, config: configs.Config, text_width: int) -> nn.Module:
     """Build a part and load NAME.safetensors into it. Errors name the file and the remedy."""
-    path = directory / f"{name}.safetensors"
+    path = part_file(directory, name)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; "
