@@ -9,6 +9,7 @@ says how the student is trained, and `sampling` how it draws: in one step, witho
 
 from collections.abc import Iterator
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from torch import nn
 from minimuse.beyond.distill import distillation_loss
 from minimuse.data import Tokens
 from minimuse.decode import Sampling
-from minimuse.maskgit import MaskGit
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config, Stage, from_json, override
 from minimuse.plumbing.files import copy_file, write_json
@@ -36,7 +36,7 @@ from minimuse.train import Record, training_loop
 # How a student trains and draws, unless key=value says otherwise.
 # discriminator_lr is the rate of the auxiliary model, which must keep up with the student.
 STUDENT = Stage(
-    steps=3000,
+    steps=2500,
     batch=64,
     lr=1e-3,
     discriminator_lr=2e-3,
@@ -44,8 +44,8 @@ STUDENT = Stage(
     betas=(0.0, 0.99),
     discriminator_betas=(0.0, 0.99),
 )
-SEEKING = 0.9  # see `matching_gradient`
-ONE_PASS = Sampling(steps=1, guidance=0.0, random_codes=0.4)
+SEEKING = 1.0  # see `matching_gradient`
+ONE_PASS = Sampling(steps=1, guidance=0.0, temperature=0.5, random_codes=0.4)
 
 
 def begin_distillation(out: Path, start: Path, assignments: list[str], seed: int | None) -> None:
@@ -83,13 +83,9 @@ def distill(out: Path, device: str = "cpu") -> Iterator[Record]:
     with one_process_at_a_time(out, "base"):
         if part_path(out, "base").is_file():
             return
-        teacher = load_teacher(out, config, text, device).requires_grad_(False)
-        model = nn.ModuleDict(
-            {
-                "student": load_teacher(out, config, text, device),
-                "auxiliary": load_teacher(out, config, text, device),
-            }
-        )
+        teacher = load_part(out / "start", "base", config, text.width).to(device)
+        model = nn.ModuleDict({"student": deepcopy(teacher), "auxiliary": deepcopy(teacher)})
+        teacher.requires_grad_(False)
         tokens = caption_tokens(out, config, about, text, device)
         loss_of = distillation_loss(
             model,
@@ -109,11 +105,6 @@ def distill(out: Path, device: str = "cpu") -> Iterator[Record]:
             yield from training_loop(*arguments, watch=watcher)
             save_part(out, "base", model["student"])
             remove_checkpoints(checkpoint)
-
-
-def load_teacher(out: Path, config: Config, text: FrozenT5, device: str) -> MaskGit:
-    """The base model from which the student in `out` begins."""
-    return load_part(out / "start", "base", config, text.width).to(device)
 
 
 def caption_tokens(out: Path, config: Config, about: dict, text: FrozenT5, device: str) -> Tokens:
