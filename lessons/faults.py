@@ -69,7 +69,7 @@ CASES = {
     ),
     "case-2": Fault(
         "ids.scatter_(-1, confidence.argsort(-1)[:, :count], MASK)",
-        "ids.scatter(-1, confidence.argsort(-1)[:, :count], MASK)",
+        "ids.scatter_(-1, confidence.argsort(-1, descending=True)[:, :count], MASK)",
     ),
     "case-3": Fault("optimizer.zero_grad()", "pass"),
     "case-4": Fault("return (1 + t) * cond - t * uncond", "return (1 + t) * uncond - t * cond"),
