@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from minimuse.checks import Exercise
 
 from minimuse import decode, schedule
+from minimuse.beyond import distill
 from minimuse.decode import Sampling
 
 TITLE = "beyond Muse"
@@ -439,6 +440,69 @@ def is_uniform_over_places_and_codes(partly_random):
     assert same < 0.6, f"neighbouring rows hide the same places in {same:.2f} of the cases"
 
 
+# --- Properties of matching_gradient ---
+
+
+def our_gradient(student, teacher, auxiliary, seeking):
+    with torch.no_grad():
+        return distill.matching_gradient(student, teacher, auxiliary, seeking)
+
+
+def three_models(tokens, codes, scale, seed):
+    """Logits of student, teacher and auxiliary model: three of (tokens, codes)."""
+    logits = scale * torch.randn(3, tokens, codes, generator=seeded(seed), dtype=torch.float64)
+    return tuple(logits.clamp(-10, 10))
+
+
+def some_models(check):
+    """Run a check on models of several sizes, from unsure ones to sure ones."""
+    scales = st.sampled_from([0.1, 1.0, 5.0])
+    cases = given(st.integers(1, 5), st.integers(2, 6), scales, st.integers(0, 99))
+    example(1, 2, 1.0, 0)(cases(check))()
+
+
+def covers_by_the_difference_of_probabilities(matching_gradient):
+    def check(tokens, codes, scale, seed):
+        models = three_models(tokens, codes, scale, seed)
+        _, p, q = (logits.softmax(dim=-1) for logits in models)
+        gradient = matching_gradient(*models, 0.0)
+        case = f"seeking 0, p = {shown(p)}, q = {shown(q)}"
+        assert gradient.shape == p.shape, f"{case}: the shape is {tuple(gradient.shape)}"
+        assert torch.allclose(gradient, q - p, atol=1e-6), f"{case}: {shown(gradient)}"
+
+    some_models(check)
+
+
+def seeks_by_the_derivative(matching_gradient):
+    """The derivative by PyTorch, and a mixture that is half of each."""
+
+    def check(tokens, codes, scale, seed):
+        models = three_models(tokens, codes, scale, seed)
+        student, teacher, auxiliary = models
+        student = student.clone().requires_grad_()
+        excess = auxiliary.log_softmax(dim=-1) - teacher.log_softmax(dim=-1)
+        total = (student.softmax(dim=-1) * excess).sum()
+        (wanted,) = torch.autograd.grad(total, student)
+        gradient = matching_gradient(*models, 1.0)
+        case = f"seeking 1, logits {[shown(logits) for logits in models]}"
+        assert torch.allclose(gradient, wanted, atol=1e-5), (
+            f"{case}: {shown(gradient)}, not {shown(wanted)}"
+        )
+        half = matching_gradient(*models, 0.5)
+        mean = (gradient + matching_gradient(*models, 0.0)) / 2
+        assert torch.allclose(half, mean, atol=1e-5), f"seeking 0.5 is {shown(half)}, not the mean"
+
+    some_models(check)
+
+
+def lets_no_gradient_through(matching_gradient):
+    models = [logits.clone().requires_grad_() for logits in three_models(2, 3, 1.0, 0)]
+    gradient = matching_gradient(*models, 0.5)
+    assert not gradient.requires_grad, (
+        "the result requires a gradient, which would flow into the models"
+    )
+
+
 # --- Planted bugs: picture_weight ---
 
 
@@ -649,6 +713,51 @@ def global_randomness(batch, tokens, codes, share, generator):
     return random_codes(batch, tokens, codes, None).masked_fill(hidden, codes)
 
 
+# --- Planted bugs: matching_gradient ---
+
+
+def seeking_part(student, excess):
+    s = student.softmax(-1)
+    return s * (excess - (s * excess).sum(-1, keepdim=True))
+
+
+def gradient_with(covering=None, excess=None, seek=seeking_part):
+    """The gradient, with another covering part, excess, or seeking part."""
+
+    def gradient(student, teacher, auxiliary, seeking):
+        p, q = teacher.softmax(-1), auxiliary.softmax(-1)
+        cover = q - p if covering is None else covering(p, q)
+        e = q.log() - p.log() if excess is None else excess(p, q)
+        return ((1 - seeking) * cover + seeking * seek(student, e)).detach()
+
+    return gradient
+
+
+def uphill(student, teacher, auxiliary, seeking):
+    return -our_gradient(student, teacher, auxiliary, seeking)
+
+
+def shares_exchanged(student, teacher, auxiliary, seeking):
+    return our_gradient(student, teacher, auxiliary, 1 - seeking)
+
+
+def models_exchanged(student, teacher, auxiliary, seeking):
+    return our_gradient(student, auxiliary, teacher, seeking)
+
+
+def over_the_tokens(student, teacher, auxiliary, seeking):
+    return our_gradient(student.T, teacher.T, auxiliary.T, seeking).T
+
+
+def mean_already(student, teacher, auxiliary, seeking):
+    return our_gradient(student, teacher, auxiliary, seeking) / (1 + len(teacher))
+
+
+def through_the_models(student, teacher, auxiliary, seeking):
+    p, q = teacher.softmax(-1), auxiliary.softmax(-1)
+    return (1 - seeking) * (q - p) + seeking * seeking_part(student, q.log() - p.log())
+
+
 # --- Exercises ---
 
 
@@ -730,6 +839,33 @@ EXERCISES = (
             the_mask_among_them,
             one_code_a_row,
             global_randomness,
+        ),
+    ),
+    Exercise(
+        "matching_gradient",
+        our_gradient,
+        (
+            covers_by_the_difference_of_probabilities,
+            seeks_by_the_derivative,
+            lets_no_gradient_through,
+        ),
+        "softmax over the codes; for the second part, first the mean of e under s for each token "
+        "(sum with keepdim=True), then s times the difference; detach the result",
+        (
+            uphill,
+            shares_exchanged,
+            models_exchanged,
+            over_the_tokens,
+            mean_already,
+            through_the_models,
+            gradient_with(covering=lambda p, q: q.log() - p.log()),
+            gradient_with(covering=lambda p, q: -p),
+            gradient_with(covering=lambda p, q: q),
+            gradient_with(excess=lambda p, q: q - p),
+            gradient_with(excess=lambda p, q: -p.log()),
+            gradient_with(seek=lambda student, e: student.softmax(-1) * e),
+            gradient_with(seek=lambda student, e: e - e.mean(-1, keepdim=True)),
+            gradient_with(seek=lambda student, e: student.softmax(-1) * (e - e.mean())),
         ),
     ),
 )

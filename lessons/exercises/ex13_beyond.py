@@ -78,6 +78,24 @@ def partly_random(
     raise NotImplementedError
 
 
+def matching_gradient(
+    student: torch.Tensor, teacher: torch.Tensor, auxiliary: torch.Tensor, seeking: float
+) -> torch.Tensor:
+    """Lesson 15: the gradient for the student's logits, (M, K), from the logits of three models.
+
+    student, teacher, auxiliary: logits (M, K) of the same M hidden tokens, between -10 and 10. Call
+    their probabilities s, p and q. The result is a mixture of two gradients, `seeking` (from 0 to
+    1) of the second and the rest of the first:
+
+    - covering: q - p;
+    - seeking: s_k (e_k - mean of e under s), where e_k = log q_k - log p_k.
+
+    The second is the derivative of sum_k s_k e_k with respect to the student's logits, if e is
+    kept fixed. No gradient flows back into the models through the result.
+    """
+    raise NotImplementedError
+
+
 def open_question():
-    """Open-ended: see the lesson for five questions, and where in the package each begins."""
+    """Open-ended: see the lesson for three questions, and where in the package each begins."""
     raise NotImplementedError

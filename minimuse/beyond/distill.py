@@ -118,9 +118,8 @@ def matching_gradient(
 
     seeking: the share of the second, from 0 to 1.
     """
-    s, p, q = (
-        logits.softmax(dim=-1) for logits in (student_logits, teacher_logits, auxiliary_logits)
-    )
+    s = student_logits.softmax(dim=-1)
+    p, q = teacher_logits.softmax(dim=-1), auxiliary_logits.softmax(dim=-1)
     log_p = teacher_logits.log_softmax(dim=-1).clamp(min=LEAST_LOG_P)
     excess = auxiliary_logits.log_softmax(dim=-1) - log_p  # M K
     mean_excess = (s * excess).sum(dim=-1, keepdim=True)  # M 1

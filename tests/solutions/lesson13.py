@@ -183,6 +183,39 @@ def start_by_uniform_numbers(batch, tokens, codes, share, generator):
     return ids.scatter(1, places, codes)
 
 
+# --- matching_gradient ---
+@torch.no_grad()
+def gradient_without_grad(student, teacher, auxiliary, seeking):
+    s, p, q = (torch.softmax(x, -1) for x in (student, teacher, auxiliary))
+    excess = torch.log(q / p)
+    mean = torch.einsum("mk,mk->m", s, excess)
+    return (1 - seeking) * (q - p) + seeking * s * (excess - mean[:, None])
+
+
+def gradient_by_autograd(student, teacher, auxiliary, seeking):
+    """The derivative of a cross-entropy, and that of the mean excess."""
+    p = teacher.detach().softmax(-1)
+    logits = auxiliary.detach().requires_grad_()
+    (covering,) = torch.autograd.grad(-(p * logits.log_softmax(-1)).sum(), logits)
+    excess = (auxiliary.log_softmax(-1) - teacher.log_softmax(-1)).detach()
+    mine = student.detach().requires_grad_()
+    (seek,) = torch.autograd.grad((mine.softmax(-1) * excess).sum(), mine)
+    return covering.lerp(seek, seeking)
+
+
+def gradient_token_by_token(student, teacher, auxiliary, seeking):
+    rows = []
+    for logits in zip(student.detach(), teacher.detach(), auxiliary.detach(), strict=True):
+        s, p, q = ((x - x.max()).exp() / (x - x.max()).exp().sum() for x in logits)
+        row = []
+        mean = sum(s[k] * (q[k].log() - p[k].log()) for k in range(len(s)))
+        for k in range(len(s)):
+            own = s[k] * (q[k].log() - p[k].log() - mean)
+            row.append((1 - seeking) * (q[k] - p[k]) + seeking * own)
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
 RIGHT = {
     "picture_weight": (
         weight_by_arcsines,
@@ -195,4 +228,5 @@ RIGHT = {
     "decoded": (decoded_by_conditionals, decoded_by_logarithms, decoded_image_by_image),
     "revised": (revised_by_sums, revised_by_stacking, revised_image_by_image),
     "partly_random": (start_row_by_row, start_by_ranks, start_by_uniform_numbers),
+    "matching_gradient": (gradient_without_grad, gradient_by_autograd, gradient_token_by_token),
 }
