@@ -108,6 +108,9 @@ def test_what_is_taken_for_tar_files(shards, folder):
     assert not is_tars("shapes")
     shutil.copy(shards / "000.tar", folder)
     assert not is_tars(folder)  # its images were read before, and still are
+    (folder / "sub").rename(shards / "sub")
+    assert not is_tars(shards)
+    assert is_tars(shards / "{000..003}.tar")
 
 
 def test_a_pattern_is_stored_absolute_and_found_beside_the_model(shards, tmp_path, monkeypatch):
@@ -586,7 +589,10 @@ def test_a_resumed_training_reads_the_same_images_in_the_same_order(
     assert run_tokenizer(shards, tmp_path / "parts", "--resume") == 0
     assert read[:2] + read[3:] == whole
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-    # 8 steps of 8 images: three epochs of those that are not held out, and the codes' sample.
+    # 8 steps of 8 images, three epochs; besides, 8 batches of 32 to place the codes.
+    images = load(shards, "train", SIDE)
+    steps = [batch_at(0, "tokenizer", k, 8, len(images), images.epoch_order) for k in range(8)]
+    assert [batch for batch in whole if len(batch) == 8] == [step.tolist() for step in steps]
     assert len(whole) == 8 + 8
 
 

@@ -6,8 +6,8 @@
 
 The order of training is known (`epoch_order`, and `train.batch_at`), so a few threads read the
 images of the next steps ahead. PIL decodes and resizes without Python's global lock. In memory are
-the images that are expected, and 40 bytes of each other one; names and captions are in mapped files
-(`runs/stream.py`).
+the images that are expected, and a few numbers of each other one. Where images begin, their names
+and their captions are in mapped files (`runs/tar_index.py`).
 """
 
 from bisect import bisect_right
@@ -26,11 +26,11 @@ from minimuse.datasets.tars import Index, find_tars, index_tar, text_at
 from minimuse.plumbing.device import generator_at
 from minimuse.plumbing.messages import warn
 
-READERS = 4  # threads; with large JPEGs, each reads some hundred images a second
-# Images are shuffled among so many tar files at a time: reading stays near in place, and a disk
-# over the network can keep these files at hand.
+READERS = 4  # threads
+# Images are shuffled within so many tar files at a time. Only these files are read meanwhile, so
+# that a disk or its cache can keep them at hand.
 WINDOW = 16
-# So many images of one tar file may be damaged in a row. Beyond that, something else is wrong.
+# If so many images in a row are damaged, something else is wrong.
 MOST_DAMAGED = 100
 MOST_NAMED = 10  # so many damaged images are named, and then one in a hundred
 

@@ -55,12 +55,15 @@ class Member(NamedTuple):
 def is_tars(data: str | Path) -> bool:
     """Whether --data means tar files: a name or pattern that ends in .tar, or a folder of them.
 
-    A folder that has images beside its tar files is a folder of images.
+    A folder that has images or other folders beside its tar files is a folder of images.
     """
     path = Path(data)
     if not path.is_dir():
         return path.suffix.lower() == ".tar"
-    return bool(tars_in(path)) and not any(suffix(name) in SUFFIXES for name in os.listdir(path))
+    if not tars_in(path):
+        return False
+    others = [other for other in path.iterdir() if not is_hidden(other.name)]
+    return not any(suffix(other.name) in SUFFIXES or other.is_dir() for other in others)
 
 
 def tars_in(folder: Path) -> list[Path]:

@@ -14,8 +14,8 @@
     OUT/tensorboard/                    the log again, where TensorBoard is installed
 
 Only the config and the parts are needed to generate images. images.safetensors, the index and the
-cache may be removed at any time, and are made again where they are needed. The last three are for you to look
-at: nothing is computed from them.
+cache may be removed at any time, and are made again where they are needed. The last three are for
+you to look at: nothing is computed from them.
 """
 
 import dataclasses
