@@ -7,7 +7,8 @@
 The tokenizers and the decoder train on images. The base and the super-resolution model train on
 token ids and text embeddings. The tokenizers and the text encoder are frozen then, so
 `runs/cache.py` runs them once. There is no augmentation but the random crops of `losses.py`. All
-images are in memory, as uint8. Where images come from: `datasets/`.
+images are in memory, as uint8, but those of tar files (`datasets/stream.py`). Where images come
+from: `datasets/`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -168,7 +168,7 @@ def test_token_ids_are_the_same_in_training_and_in_editing(fast_at_bf16):
     net, images = tokenizer(), random_images(side=32)
     pixels = ((images + 1) * 127.5).round().byte()
     data = Images(pixels, [("",)] * len(images), [""] * len(images))
-    ids = cache.token_ids(net, data, torch.arange(len(images)), "cpu", 16, half_size=True)
+    ids = cache.token_ids({"low": net}, data, torch.arange(len(images)), "cpu", 16)["low"]
     halved = F.avg_pool2d(data.batch(range(len(images))), 2)
     assert torch.equal(ids.long(), net.encode(halved).flatten(1))
 

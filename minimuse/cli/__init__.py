@@ -12,6 +12,7 @@ import warnings
 from minimuse.cli.console import escapes_on_console
 from minimuse.cli.flags import make_parser
 from minimuse.cli.lessons import install_hint
+from minimuse.datasets.image_files import ignore_warnings
 from minimuse.plumbing import stopping
 from minimuse.plumbing.messages import one_line, print_warning
 from minimuse.plumbing.vocabulary import each_word_once
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         warnings.showwarning = print_warning
         # Ours are what a user is told. Under `python -W error` they would end the command.
         warnings.simplefilter("default", UserWarning)
+        ignore_warnings()
         return run_command(argv)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from minimuse.cli.figures import decoding_gif, sheet
-from minimuse.datasets.folder import check_is_folder
 from minimuse.metrics.report import report
 from minimuse.muse import Muse
 from minimuse.plumbing.files import check_writable, save_image, write_json, write_text
@@ -22,6 +21,7 @@ from minimuse.plumbing.parts import find_model
 from minimuse.plumbing.places import DATA_NAMES, check_apart, data_place
 from minimuse.plumbing.ranges import check_arguments
 from minimuse.runs import parallel
+from minimuse.runs.images import check_has_images
 from minimuse.runs.rehearsal import gigabytes, memory_of
 
 
@@ -35,7 +35,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.data is not None:
         muse.about = muse.about | {"data": data_place(args.data)}
     if muse.about["data"] not in DATA_NAMES:
-        check_is_folder(Path(muse.about["data"]))
+        check_has_images(muse.about["data"])
         check_apart(args.out, muse.about["data"])
     evaluate(muse, args.out, args.n, home=home, seed=args.seed)
     name = "report.json" if args.json else "report.md"

@@ -1,6 +1,5 @@
 """The commands and their flags: one `add_` function for each command, and its `run_` elsewhere."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,12 @@ from minimuse.cli.describe import run_describe
 from minimuse.cli.draw import parse_pad, run_edit, run_generate, run_inpaint, run_outpaint
 from minimuse.cli.evaluate import run_evaluate
 from minimuse.cli.lessons import run_check, run_notebooks
+from minimuse.cli.pack import add_pack
 from minimuse.cli.recipe import DEFAULTS as RECIPE_DEFAULTS
 from minimuse.cli.shared_flags import (
     PROMPT_HELP,
     Parser,
+    add_command,
     add_device,
     add_drawing_flags,
     add_edit_prompt,
@@ -56,18 +57,12 @@ def make_parser() -> Parser:
     add_evaluate(commands)
     add_train(commands)
     add_curves(commands)
+    add_pack(commands)
     add_cache(commands)
     add_describe(commands)
     add_app(commands)
     add_check(commands)
     add_notebooks(commands)
-    return parser
-
-
-def add_command(commands: Any, name: str, run: Callable, what: str) -> Parser:
-    """Add a command. `commands` is what argparse's `add_subparsers` returned."""
-    parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-    parser.set_defaults(run=run)
     return parser
 
 
@@ -192,8 +187,8 @@ def add_evaluate(commands: Any) -> None:
     add_seed(parser)
     parser.add_argument(
         "--data",
-        help="the folder of the model's images, if it has moved, or other data "
-        "(default: where it was in training)",
+        help="the model's images, if they have moved, or other data "
+        "(default: where they were in training)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print report.json (default: print the table)"
@@ -217,7 +212,8 @@ def add_train(commands: Any) -> None:
     )
     parser.add_argument(
         "--data",
-        help="shapes, emoji, or a folder of images with captions "
+        help="shapes, emoji, a folder of images with captions, or tar files of them: a folder or a "
+        "pattern such as 'tars/{000..331}.tar' "
         "(default: that of the model in --out or --start, else emoji)",
     )
     add_required_out(parser, "the directory of the model")
@@ -268,7 +264,7 @@ def add_cache(commands: Any) -> None:
     )
     add_required_out(parser, "the directory of a model whose tokenizers are trained")
     parser.add_argument(
-        "--data", help="the folder of images, if it has moved (default: where it was in training)"
+        "--data", help="the images, if they have moved (default: where they were in training)"
     )
     parser.add_argument(
         "--t5", help="the text encoder, if it has moved (default: where it was in training)"

@@ -20,6 +20,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"minimuse: {one_line(message)} (see: {self.prog} --help)\n")
 
 
+def add_command(commands: typing.Any, name: str, run: Callable, what: str) -> Parser:
+    """Add a command. `commands` is what argparse's `add_subparsers` returned."""
+    parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
 def in_range(name: str) -> Callable[[str], int | float]:
     """A `type` for argparse: a number in the range that plumbing/ranges.py has for this name."""
 

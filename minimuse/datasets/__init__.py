@@ -1,18 +1,18 @@
-"""The data sets: procedural scenes, the emoji that ship with minimuse, or a folder of your own.
+"""The data sets: procedural scenes, the emoji that ship with minimuse, or images of your own.
 
     from minimuse.datasets import load
     images = load("emoji", "train", side=64)          # also "shapes", or the path of a folder
     images.captions[0]                                # a few captions of the first image
 
 `shapes.py` draws scenes from seed numbers, and `detector.py` reads them back; `emoji.py` reads the
-emoji; `folder.py` reads a folder. On the command line it is `--data shapes`, `--data emoji` or
-`--data PATH`. The splits:
+emoji; `folder.py` reads a folder, and `stream.py` reads tar files, which may be larger than the
+memory. On the command line it is `--data shapes`, `--data emoji` or `--data PATH`. The splits:
 
 - "train": what models learn from.
 - "validation" (shapes): other scenes of the same kind as in training.
 - "heldout": what training never shows. Of shapes, scenes with a combination of shape, colour and
   size that is held out; of emoji, held-out pairs of concept and style, where training has the
-  concept in other styles; of a folder, one image in ten.
+  concept in other styles; of a folder or of tar files, one image in ten.
 - "heldout-concept" (emoji): concepts that training has in no style.
 
 Of emoji and of folders, what is held out follows from a hash of the name. It does not depend on
@@ -30,6 +30,8 @@ from minimuse.data import ASSETS, Images
 from minimuse.datasets import emoji, folder, shapes
 from minimuse.datasets.image_files import Entry
 from minimuse.datasets.progress import bar
+from minimuse.datasets.stream import Stream, open_tars
+from minimuse.datasets.tars import is_tars
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.ranges import check_arguments
 
@@ -57,14 +59,15 @@ def load(
     data_dir: Path = ASSETS,
     smallest: int = 8,
     skip_unreadable: bool = False,
-) -> Images:
+) -> Images | Stream:
     """Load the images of one split, side x side pixels, with their captions.
 
-    source: "shapes", "emoji", or the path of a folder. split: see the top of this file.
+    source: "shapes", "emoji", the path of a folder, or tar files as `tars.py` describes them: of
+    those the images are read when they are asked for. split: see the top of this file.
     count: how many shapes to draw, from `seed`; of the other two, at most how many to take, chosen
     at random by `seed`, or all if it is None. data_dir: where the emoji are.
-    For a folder only: smallest, the least side of an image in pixels (the tokenizer's factor f);
-    skip_unreadable, to leave out damaged images with a warning.
+    For a folder or tar files only: smallest, the least side of an image in pixels (the tokenizer's
+    factor f); skip_unreadable, to leave out damaged images with a warning.
     Raises a ValueError or a FileNotFoundError that names what is wrong.
     """
     source = str(source)
@@ -82,12 +85,25 @@ def load(
         entries = emoji.find_emoji(split, side, Path(data_dir))
         rows = choose(range(len(entries)), count, seed)
         return read_all([entries[i] for i in rows], side)
-    images = folder.read_folder(Path(source), side, smallest, skip_unreadable)
+    if is_tars(source):
+        images = open_tars(source, side, smallest, skip_unreadable)
+    else:
+        images = folder.read_folder(Path(source), side, smallest, skip_unreadable)
     return part_of(images, split, count, seed)
 
 
-def part_of(images: Images, split: str, count: int | None = None, seed: int = 0) -> Images:
-    """One split of all images of a folder, in the order of their names; see `load` for the rest."""
+def part_of(
+    images: Images | Stream, split: str, count: int | None = None, seed: int = 0
+) -> Images | Stream:
+    """One split of all images of a folder, in the order of their names; see `load` for the rest.
+
+    Of tar files it is in the files' order. With a `count` it is read into memory.
+    """
+    if isinstance(images, Stream):
+        rows = images.rows_of_split(split)
+        if count is None:
+            return images.take(rows)
+        return images.take(rows[torch.as_tensor(choose(range(len(rows)), count, seed))]).in_memory()
     rows = choose(folder.rows_of_split(images.names, split), count, seed)
     return Images(
         pixels=images.pixels[rows],

@@ -231,14 +231,23 @@ def real_path(root: Path, file: str) -> str | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8. Spreadsheets put a byte-order mark first, which goes."""
+    """The text of a file in UTF-8, with "\\n" at the end of each line."""
+    text = decoded(path, path.read_bytes())
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decoded(place: Path | str, contents: bytes) -> str:
+    """The text of bytes in UTF-8. Spreadsheets put a byte-order mark first, which goes.
+
+    place: where the bytes are, for messages.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start}); save it again as UTF-8"
+            f"{place} is not UTF-8 (byte {error.start}); save it again as UTF-8"
         ) from None
     # Letters of UTF-16 have a zero byte each, which UTF-8 allows, and no text has.
     if "\0" in text:
-        raise ValueError(f"{path} is not UTF-8 (it has zero bytes); save it again as UTF-8")
+        raise ValueError(f"{place} is not UTF-8 (it has zero bytes); save it again as UTF-8")
     return text

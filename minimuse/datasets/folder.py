@@ -15,7 +15,7 @@ import torch
 
 from minimuse.data import Images
 from minimuse.datasets.captions import find_pairs, unread_texts
-from minimuse.datasets.image_files import UnusableImage, read_square
+from minimuse.datasets.image_files import Member, UnusableImage, read_square
 from minimuse.datasets.listing import OTHER_SUFFIXES, Listing, suffix
 from minimuse.datasets.progress import bar
 from minimuse.plumbing.device import stable_hash
@@ -107,7 +107,7 @@ def heldout_names(names: Iterable[str]) -> set[str]:
     return heldout
 
 
-def read_pixels(path: Path, side: int, smallest: int) -> torch.Tensor:
+def read_pixels(path: Path | Member, side: int, smallest: int) -> torch.Tensor:
     """The middle square of an image file as bytes: (3, side, side) uint8. See `read_square`."""
     square = np.array(read_square(path, side, smallest))  # side side 3
     return torch.from_numpy(square).permute(2, 0, 1)

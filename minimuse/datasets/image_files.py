@@ -6,11 +6,12 @@ image = read_image(Path("cat.jpg"))      # RGB, upright, on white where it was t
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minimuse.data import on_colour, on_white
 
@@ -37,6 +38,18 @@ class UnusableImage(ValueError):
         return "; ".join(self.args)
 
 
+class Member(BytesIO):
+    """The bytes of an image file inside a tar file, read already."""
+
+    def __init__(self, contents: bytes, place: str):
+        """place: the tar file and the name inside it, for messages."""
+        super().__init__(contents)
+        self.place = place
+
+    def __str__(self) -> str:
+        return self.place
+
+
 # A JPEG may be decoded at a half, a quarter or an eighth of its size, which is far faster. What is
 # left has at least this many times the pixels of a side that are needed: LANCZOS then gives nearly
 # the image that it makes of the whole one (tests/test_kept.py).
@@ -44,22 +57,41 @@ SPARE = 2
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path | Member) -> Iterator[Image.Image]:
     """A PNG, JPEG or WebP file as an image, not decoded yet; errors inside become a ValueError."""
-    # PIL only warns of images so large that they may be an attack; here the warning is an error.
-    refuse_huge = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
+    # Members are read in threads, in which Python's filters of warnings must not be changed. The
+    # command line has such filters for the whole process.
+    quiet = nullcontext() if isinstance(path, Member) else without_warnings()
     try:
-        with refuse_huge:
-            # An image whose EXIF is damaged is taken for upright, as by other programs.
-            warnings.filterwarnings("ignore", "Corrupt EXIF data")
-            with Image.open(path, formats=FORMATS) as image:
-                yield image
+        with quiet, Image.open(path, formats=FORMATS) as image:
+            # PIL only warns of images so large that they may be an attack.
+            pixels = image.width * image.height
+            if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"it has {pixels:,} pixels")
+            yield image
     except Exception as error:  # PIL raises errors of many kinds for damaged files
         raise UnusableImage(*explain_unreadable(path, error)) from None
 
 
-def explain_unreadable(path: Path, error: Exception) -> tuple[str, str]:
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Inside, PIL does not warn of what is an error here, or is harmless."""
+    with warnings.catch_warnings():
+        ignore_warnings()
+        yield
+
+
+def ignore_warnings() -> None:
+    """From now on, PIL does not warn of what is an error here, or is harmless."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    # An image whose EXIF is damaged is taken for upright, as by other programs.
+    warnings.filterwarnings("ignore", "Corrupt EXIF data")
+
+
+def explain_unreadable(path: Path | Member, error: Exception) -> tuple[str, str]:
     """Why an image file cannot be read, and what to do."""
+    if isinstance(path, Member):
+        return f"{path} cannot be read ({describe_error(error)})", "pack a sound file instead"
     if isinstance(error, PermissionError):
         return (
             f"{path} cannot be read (Permission denied)",
@@ -80,7 +112,14 @@ def explain_unreadable(path: Path, error: Exception) -> tuple[str, str]:
     return f"{path} cannot be read ({error})", "save it again as a smaller 8-bit PNG"
 
 
-def read_image(path: Path) -> Image.Image:
+def describe_error(error: Exception) -> str:
+    """An error of PIL, without the address in memory that stands for a file without a name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no PNG, JPEG or WebP"
+    return str(error)
+
+
+def read_image(path: Path | Member) -> Image.Image:
     """Read a PNG, JPEG or WebP file as an upright RGB image; a ValueError if that fails."""
     with opened(path) as image:
         # A phone stores the image as its sensor saw it, and beside it how to rotate it.
@@ -93,7 +132,7 @@ def read_mask(path: Path) -> Image.Image:
         return on_colour(ImageOps.exif_transpose(image), "black")
 
 
-def read_square(path: Path, side: int, smallest: int = 1) -> Image.Image:
+def read_square(path: Path | Member, side: int, smallest: int = 1) -> Image.Image:
     """The middle square of an image file, resized to side x side pixels.
 
     A ValueError if the file cannot be read, or if one of its sides is less than `smallest` pixels.

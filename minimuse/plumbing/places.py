@@ -1,6 +1,7 @@
 """Where data, text encoders and models lie: a name that ships with minimuse, or a folder.
 
-"emoji", "shapes" and "t5-toy" are names. Everything else is a path, also "./emoji" and "emoji/".
+"emoji", "shapes" and "t5-toy" are names. Everything else is a path, also "./emoji" and "emoji/", or
+a pattern of paths, such as "shards/{000000..000331}.tar".
 A path is stored absolute, with links resolved, and so means the same in every directory. Beside
 it stands the way there from the model's own directory: both may be moved together, or one may lie
 inside the other.
@@ -13,6 +14,7 @@ from typing import Any
 
 from minimuse.data import ASSETS
 from minimuse.datasets import SPLITS
+from minimuse.datasets.tars import has_tars, is_tars
 
 DATA_NAMES = tuple(name for name in SPLITS if name != "folder")
 
@@ -102,6 +104,6 @@ def find_folder(directory: Path, place: str, way: str | None) -> str:
     elif not os.path.isabs(place):
         candidates += [parent / place for parent in Path(os.path.realpath(directory)).parents]
     for candidate in candidates:
-        if candidate.is_dir():
+        if candidate.is_dir() or (is_tars(candidate) and has_tars(candidate)):
             return os.path.realpath(candidate)
     return place

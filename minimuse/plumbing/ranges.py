@@ -180,6 +180,7 @@ ARGUMENTS: dict[str, Range] = {
     "pad": each(whole(0, 2**20), 4, 4),
     "side": whole(1, 4096),
     "count": whole(1, 10**7),
+    "images_per_tar": whole(1, 10**6),
     "smallest": whole(1, 4096),
     "masked": whole(0, 2**31),
     "steps": whole(1, 10**6),

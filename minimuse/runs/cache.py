@@ -24,6 +24,7 @@ from torch import nn
 
 from minimuse.data import Images, Tokens, halve, offsets
 from minimuse.datasets.progress import bar
+from minimuse.datasets.stream import Stream
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.device import stable_hash
 from minimuse.plumbing.files import save_tensors, write_json
@@ -43,7 +44,7 @@ NO_FILES = stable_hash("[]")
 def tokens_of(
     parts: dict[str, nn.Module],
     text: FrozenT5,
-    images: Images,
+    images: Images | Stream,
     device: str = "cpu",
     batch: int = 64,
 ) -> Tokens:
@@ -56,7 +57,7 @@ def tokens_of(
 def tokenize(
     parts: dict[str, nn.Module],
     text: FrozenT5,
-    images: Images,
+    images: Images | Stream,
     rows: torch.Tensor,
     device: str,
     batch: int = 64,
@@ -65,11 +66,11 @@ def tokenize(
 
     parts: the "tokenizer", and "tokenizer_hi" for high-res ids; without it the shard has none.
     """
-    shard = {"low": token_ids(parts["tokenizer"], images, rows, device, batch, half_size=True)}
+    tokenizers = {"low": parts["tokenizer"]}
     if "tokenizer_hi" in parts:
-        tokenizer = parts["tokenizer_hi"]
-        shard["high"] = token_ids(tokenizer, images, rows, device, batch, half_size=False)
-
+        tokenizers["high"] = parts["tokenizer_hi"]
+    shard = token_ids(tokenizers, images, rows, device, batch)
+    # After the images: in a stream, one that is damaged is only known by then.
     captions_of_images = [images.captions[i] for i in rows.tolist()]
     all_captions = [caption for captions in captions_of_images for caption in captions]
     # Embed a caption once, however many images share it. Captions of similar length stand side by
@@ -86,21 +87,24 @@ def tokenize(
 
 
 def token_ids(
-    tokenizer: nn.Module,
-    images: Images,
+    tokenizers: dict[str, nn.Module],
+    images: Images | Stream,
     rows: torch.Tensor,
     device: str,
     batch: int,
-    half_size: bool,
-) -> torch.Tensor:
-    """Token ids (M, N), int32, of the images `rows` (M,), at full or half size."""
-    ids = []
-    for some_rows in bar(rows.split(batch), "tokens", "batches"):
-        pixels = images.batch(some_rows).to(device)  # B 3 H W
-        if half_size:
-            pixels = halve(pixels)
-        ids.append(tokenizer.encode(pixels).flatten(1).int().cpu())  # B N
-    return torch.cat(ids)
+) -> dict[str, torch.Tensor]:
+    """Token ids (M, N), int32, of the images `rows` (M,): "low" at half size, "high" at full."""
+    ids: dict[str, list[torch.Tensor]] = {name: [] for name in tokenizers}
+    parts = rows.split(batch)
+    for number, part in enumerate(bar(parts, "tokens", "batches")):
+        if isinstance(images, Stream):
+            # Threads read the next batch while the tokenizers encode this one.
+            images.expect(torch.cat(parts[number : number + 2]))
+        pixels = images.batch(part).to(device)  # B 3 H W
+        for name, tokenizer in tokenizers.items():
+            sized = halve(pixels) if name == "low" else pixels
+            ids[name].append(tokenizer.encode(sized).flatten(1).int().cpu())  # B N
+    return {name: torch.cat(batches) for name, batches in ids.items()}
 
 
 def embed_captions(text: FrozenT5, captions: list[str]) -> list[torch.Tensor]:
@@ -157,7 +161,7 @@ def write_cache(
     key: dict,
     parts: dict[str, nn.Module],
     text: FrozenT5,
-    images: Images,
+    images: Images | Stream,
     device: str,
     per_shard: int = 4096,
     heldout: Images | None = None,

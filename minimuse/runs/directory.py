@@ -3,6 +3,7 @@
     OUT/config.json                     settings, data, seed, text encoder, words of the captions
     OUT/images.json                     the images of a folder, see `runs/manifest.py`
     OUT/images.safetensors              the same images, decoded
+    OUT/index/                          where images begin in tar files, see `runs/tar_index.py`
     OUT/base.safetensors                a finished part
     OUT/base.checkpoint.safetensors     the last checkpoint of a stage that is not finished
     OUT/base.checkpoint.before          the checkpoint before it
@@ -12,9 +13,9 @@
     OUT/watch/base-000230.png           what a stage made of held-out images, see `runs/watch.py`
     OUT/tensorboard/                    the log again, where TensorBoard is installed
 
-Only the config and the parts are needed to generate images. images.safetensors and the cache may be
-removed at any time, and are made again where they are needed. The last three are for you to look
-at: nothing is computed from them.
+Only the config and the parts are needed to generate images. images.safetensors, the index and the
+cache may be removed at any time, and are made again where they are needed. The last three are for
+you to look at: nothing is computed from them.
 """
 
 import dataclasses

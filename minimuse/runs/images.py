@@ -7,11 +7,15 @@ import torch
 
 from minimuse.data import Images
 from minimuse.datasets import load, part_of
+from minimuse.datasets.folder import check_is_folder
+from minimuse.datasets.stream import Stream
+from minimuse.datasets.tars import find_tars, has_tars, is_tars
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config
 from minimuse.plumbing.device import generator_at
 from minimuse.plumbing.places import DATA_NAMES
 from minimuse.runs import kept
+from minimuse.runs.tar_index import open_stream
 
 HELDOUT = 64  # at most so many held-out images are looked at in training
 
@@ -25,12 +29,13 @@ def load_images(
     seed: int = 0,
     out: Path | None = None,
     strict: bool = True,
-) -> Images:
+) -> Images | Stream:
     """The images of a split, at the size that a configuration asks for.
 
-    out: the directory of the model that keeps the decoded images of a folder, see `runs/kept.py`.
-    strict: refuse a folder that is not the one of the model in `out`, and damaged images; otherwise
-    only warn.
+    out: the directory of the model that keeps the decoded images of a folder, see `runs/kept.py`,
+    or the indices of tar files.
+    strict: refuse data that are not those of the model in `out`, and damaged images; otherwise only
+    warn.
     """
     tokenizer = config.tokenizer_hi
     if out is not None and data not in DATA_NAMES:
@@ -53,11 +58,11 @@ def load_images(
 
 def load_both(
     config: Config, data: str, out: Path, train: bool = True
-) -> tuple[Images | None, Images]:
+) -> tuple[Images | Stream | None, Images]:
     """The images to train on, or None without `train`, and at most 64 held-out ones.
 
     The held-out ones are in a random order, so that the first few are as varied as all of them.
-    Of a folder, both come from one reading.
+    Of a folder or of tar files, both come from one reading.
     """
     if data in DATA_NAMES:
         images = load_images(config, data) if train else None
@@ -69,11 +74,13 @@ def load_both(
     return images, heldout
 
 
-def open_folder(config: Config, data: str, out: Path, strict: bool = True) -> Images:
-    """All images of a folder, which the model in `out` keeps. Collective."""
-    tokenizer = config.tokenizer_hi
+def open_folder(config: Config, data: str, out: Path, strict: bool = True) -> Images | Stream:
+    """All images of a folder, which the model in `out` keeps, or of tar files. Collective."""
+    side, factor = config.tokenizer_hi.side, config.tokenizer_hi.factor
     skip = config.skip_unreadable or not strict
-    return kept.open_images(out, Path(data), tokenizer.side, tokenizer.factor, skip, strict)
+    if is_tars(data):
+        return open_stream(out, data, side, factor, skip, strict)
+    return kept.open_images(out, Path(data), side, factor, skip, strict)
 
 
 @lru_cache(maxsize=1)
@@ -103,5 +110,15 @@ def training_scenes(side: int, count: int) -> Images:
 
 
 def has_images(data: str) -> bool:
-    """Whether there are images to train on: a folder may be gone."""
+    """Whether there are images to train on: a folder or tar files may be gone."""
+    if is_tars(data):
+        return has_tars(data)
     return data in DATA_NAMES or Path(data).is_dir()
+
+
+def check_has_images(data: str) -> None:
+    """Raise a FileNotFoundError if there is no such folder, or if a tar file is missing."""
+    if is_tars(data):
+        find_tars(data)
+    else:
+        check_is_folder(Path(data))

@@ -7,10 +7,10 @@ Whatever needs the images (five processes of `train all`, later stages, `cache`,
 them here, by the hash of their files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -40,6 +40,8 @@ from minimuse.runs.manifest import (
     reference,
 )
 
+T = TypeVar("T")
+
 
 def pixels_path(out: Path) -> Path:
     return out / "images.safetensors"
@@ -56,17 +58,29 @@ def open_images(
     """
     check_is_folder(root)
     pairs = find_pairs(root)
+
+    def read() -> Images:
+        rank, _ = collectives.rank_and_size()
+        if rank == 0 and not manifest_path(out).is_file():  # told once
+            warn_of_unread_files(root)
+        return read_in_turn(out, root, pairs, side, smallest, skip, strict)
+
+    return first_process_first(out, read)
+
+
+def first_process_first(out: Path, read: Callable[[], T]) -> T:
+    """Read something that OUT keeps: first the first process, which may write it, then all others.
+
+    Collective: every rank must call this.
+    """
     rank, _ = collectives.rank_and_size()
     with in_turn(out) if can_write(out) else nullcontext():
         with collectives.fail_together():
             if rank == 0:
-                if not manifest_path(out).is_file():  # told once
-                    warn_of_unread_files(root)
-                images = read_in_turn(out, root, pairs, side, smallest, skip, strict)
+                result = read()
         if rank != 0:
-            # The first process has decoded all images by now.
-            images = read_in_turn(out, root, pairs, side, smallest, skip, strict)
-    return images
+            result = read()
+    return result
 
 
 @contextmanager

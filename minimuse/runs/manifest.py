@@ -4,7 +4,8 @@
 
 The manifest is what a model goes on with. The folder may move, be copied or get hidden files; but
 if an image or a caption that is used has changed, is new or is gone, it is named, and refused.
-A file is hashed again only if its size or a date changed.
+A file is hashed again only if its size or a date changed. Of tar files, the manifest has an entry
+for each tar file, and not for each image: see `tar_index.py`.
 """
 
 import hashlib

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from minimuse.data import Images, Tokens
+from minimuse.datasets.stream import Stream
 from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
 from minimuse.plumbing import collectives
@@ -57,6 +58,7 @@ from minimuse.runs.directory import (
     write_config,
 )
 from minimuse.runs.images import has_images, load_both
+from minimuse.runs.read_ahead import reading_ahead
 from minimuse.runs.rehearsal import explain_out_of_memory
 from minimuse.runs.watch import watcher_of
 from minimuse.t5_frozen import FrozenT5
@@ -133,7 +135,7 @@ def prepare(
 
 def images_for(
     todo: list[str], out: Path, config: Config, data: str
-) -> tuple[Images | None, Images | None]:
+) -> tuple[Images | Stream | None, Images | None]:
     """The images that stages train on, and held-out ones to look at meanwhile.
 
     The first are None if there is a cache and the stages need no images; a folder is then still
@@ -153,7 +155,7 @@ def train_stage(
     name: str,
     out: Path,
     about: dict,
-    images: Images | None,
+    images: Images | Stream | None,
     text: FrozenT5,
     device: str = "cpu",
     heldout: Images | None = None,
@@ -171,6 +173,7 @@ def train_stage(
     check_can_be_spread(name)
     write_config(out, about)
     frozen = load_frozen_parts(name, out, config, text, device)
+    order = None
     with initial_random_numbers(seed, name):
         part, is_new = build_or_load(name, out, config, text, device)
         if name in TOKEN_STAGES:
@@ -188,12 +191,13 @@ def train_stage(
             model = nn.ModuleDict({"part": part, "loss": image_loss})
             size = len(images)
             loss_of = choose_image_loss(name, model, frozen, images, config, device)
+            loss_of, order = reading_ahead(loss_of, images, settings, name, seed)
     checkpoint = checkpoint_path(out, name)
     key = about | {"stage": name, "pictures": size}
     arguments = (name, model, loss_of, settings, size, seed, checkpoint, key)
     watcher = watcher_of(name, out, part, frozen, text, heldout, config, device)
     with explain_out_of_memory(name, config), finish_first(), closing(watcher):
-        yield from training_loop(*arguments, watch=watcher)
+        yield from training_loop(*arguments, watch=watcher, order=order)
         save_part(out, name, part)
         remove_checkpoints(checkpoint)
 
@@ -248,7 +252,7 @@ def open_tokens(
     about: dict,
     tokenizers: dict[str, nn.Module],
     text: FrozenT5,
-    images: Images | None,
+    images: Images | Stream | None,
     device: str,
 ) -> Tokens:
     """The training data of base and super-resolution: from OUT/cache, or computed in memory."""
@@ -277,7 +281,7 @@ def choose_image_loss(
     name: str,
     model: nn.ModuleDict,
     frozen: dict[str, nn.Module],
-    images: Images,
+    images: Images | Stream,
     config: Config,
     device: str,
 ) -> LossOf:

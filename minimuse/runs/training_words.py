@@ -6,19 +6,22 @@
 No image is opened for it. `plumbing/vocabulary.py` says what a word is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from minimuse.data import ASSETS
 from minimuse.datasets import emoji, shapes
 from minimuse.datasets.captions import find_pairs
 from minimuse.datasets.folder import rows_of_split
+from minimuse.datasets.stream import Stream
+from minimuse.datasets.tars import is_tars
 from minimuse.plumbing.files import write_text
 from minimuse.plumbing.parts import read_about
 from minimuse.plumbing.places import DATA_NAMES
 from minimuse.plumbing.vocabulary import distinct_words, vocabulary_of
 from minimuse.runs.images import has_images
 from minimuse.runs.manifest import manifest_path, read_manifest
+from minimuse.runs.tar_index import read_tars
 
 
 def start_vocabulary_path(out: Path) -> Path:
@@ -54,12 +57,21 @@ def training_captions(out: Path, data: str) -> Iterable[str]:
     if data == "emoji":
         entries = emoji.find_emoji("train", emoji.SIDE, Path(ASSETS))
         return [caption for entry in entries for caption in entry.captions]
+    if is_tars(data):
+        return training_captions_of_tars(out, data)
     pairs = find_pairs(Path(data))
     path = manifest_path(out)
     files = read_manifest(path) if path.is_file() else {}
     names = [name for name in pairs if "unreadable" not in files.get(name, {})]
     rows = rows_of_split(names, "train")
     return [caption for i in rows for caption in pairs[names[i]].captions]
+
+
+def training_captions_of_tars(out: Path, data: str) -> Iterator[str]:
+    """The same of tar files, one at a time: all together may not fit in memory."""
+    stream = Stream(read_tars(out, data), side=1, smallest=1, skip=True)
+    for captions in stream.take(stream.rows_of_split("train")).captions:
+        yield from captions
 
 
 def keep_start_vocabulary(start: Path, out: Path) -> None:
