@@ -3,7 +3,8 @@
     python tests/spread.py STAGE MODEL METRICS STEPS [die]
 
 It runs as one process or, by torchrun, as several, and saves a checkpoint after every step. It
-stops after STEPS; with "die" it is killed while it writes the checkpoint of that step.
+stops after STEPS; with "die" it is killed while it writes the checkpoint of that step. Of several
+processes, the last is killed.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from minimuse.plumbing import checkpoint, collectives, files, parts, t5_files
+from minimuse.plumbing import checkpoint, collectives, files, parts, sharded, t5_files
 from minimuse.plumbing.config import from_json
 from minimuse.runs import parallel, stages
 
@@ -36,9 +37,18 @@ def train_stage(stage: str, out: Path, stop: int, device: str) -> list[dict[str,
 
 
 def die_in_save(number: int) -> None:
-    """Kill this process while it writes the checkpoint of this number."""
-    save_file = files.save_file
+    """Kill this process, or the last of several, in the checkpoint of this number."""
+    save_file, write_parts = files.save_file, sharded.write_parts
+    rank, processes = collectives.rank_and_size()
     written = []
+
+    def write_parts_or_die(folder, tensors):
+        written.append(folder)
+        write_parts(folder, tensors)
+        if rank == processes - 1 and len(written) == number:
+            (own,) = folder.glob(f"shard-{rank + 1:05}-*")
+            os.truncate(own, own.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def save_or_die(tensors, path, metadata):
         written.append(path)
@@ -48,6 +58,7 @@ def die_in_save(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     files.save_file = save_or_die
+    sharded.write_parts = write_parts_or_die
 
 
 def avx2() -> str:

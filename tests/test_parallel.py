@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 from minimuse import losses
-from minimuse.plumbing import collectives
+from minimuse.plumbing import collectives, sharded
 from minimuse.plumbing import config as configs
+from minimuse.plumbing.checkpoint import checkpoints_at
 from minimuse.plumbing.config import override
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import parallel
-from minimuse.runs.directory import log_path
+from minimuse.runs.directory import checkpoint_path, log_path
 from minimuse.runs.log import read_log
 from minimuse.runs.stages import NEEDS, STAGES, TOKEN_STAGES, train_all
 from minimuse.runs.workers import ROWS
@@ -183,7 +184,7 @@ def test_two_processes_are_one(stage, copy, alone):
 def test_a_checkpoint_of_two_processes_resumes_on_one(copy, alone):
     out = copy()
     assert len(train_elsewhere(2, "base", out, 3)) == 3
-    assert (out / "base.checkpoint.safetensors").is_file()
+    assert (out / "base.checkpoint.step-000002" / "manifest.json").is_file()
     assert not (out / "base.safetensors").exists()
     metrics = train_here("base", out)
     first = STEPS - len(metrics)
@@ -203,17 +204,30 @@ def test_a_checkpoint_of_one_process_resumes_on_two(copy, alone):
     same(metrics, load_file(out / "base.safetensors"), alone["base"], first)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_while_writing(processes, copy, alone):
+def test_killed_while_writing(copy, alone):
     """Half a file is left in the temporary folder; the checkpoint before it is complete."""
     out = copy()
-    assert start(processes, "base", out, 4, "die").returncode != 0
+    assert start(1, "base", out, 4, "die").returncode != 0
     checkpoint = out / "base.checkpoint.safetensors"
     (folder,) = out.glob("base.checkpoint.safetensors.*.tmp")
     half = folder / "base.checkpoint.safetensors"
     assert half.stat().st_size < checkpoint.stat().st_size
     metrics = train_here("base", out)
     same(metrics, load_file(out / "base.safetensors"), alone["base"], first=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed_by", [1, 3])
+def test_one_of_two_killed_while_writing(resumed_by, copy, alone):
+    """Another number of processes goes on from the checkpoint before."""
+    out = copy(*(f"stages.base.{setting}" for setting in ("batch=6", f"steps={STEPS}")))
+    undisturbed = train_here("base", shutil.copytree(out, out.with_name("undisturbed")))
+    assert start(2, "base", out, 4, "die").returncode != 0
+    steps = [sharded.step_of(path) for path in checkpoints_at(checkpoint_path(out, "base"))]
+    assert steps == [3, 2]
+    metrics = train_elsewhere(resumed_by, "base", out)
+    weights = load_file(out.with_name("undisturbed") / "base.safetensors")
+    same(metrics, load_file(out / "base.safetensors"), (undisturbed, weights, None), first=3)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """`minimuse evaluate`: measure a model, and write figures, a table and a JSON report.
 
     minimuse evaluate --model toy --out runs/evaluated
+    minimuse evaluate --real photos --drawn drawings --out runs/compared      # without a model
 
 The folder OUT then holds report.json, report.md (the same as a table), samples.png (held-out
 captions with real and drawn images) and decoding.gif. `minimuse.metrics.report` computes the
-measures.
+measures. Of two folders of images there are only the reports, see `minimuse.metrics.folders`.
 """
 
 import argparse
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from minimuse.cli.figures import decoding_gif, sheet
+from minimuse.cli.shared_flags import Parser, path
+from minimuse.metrics.folders import compare_folders
 from minimuse.metrics.report import report
 from minimuse.muse import Muse
+from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.files import check_writable, save_image, write_json, write_text
 from minimuse.plumbing.parts import find_model
 from minimuse.plumbing.places import DATA_NAMES, check_apart, data_place
@@ -24,9 +28,62 @@ from minimuse.runs import parallel
 from minimuse.runs.images import check_has_images
 from minimuse.runs.rehearsal import gigabytes, memory_of
 
+MODEL_IMAGES = 256  # of each split, if --n does not say
+
+
+def add_folder_flags(parser: Parser) -> None:
+    """Add the flags that compare two folders of images."""
+    parser.add_argument(
+        "--real",
+        type=path,
+        metavar="DIR",
+        help="a folder of real images, to compare --drawn with (default: measure a model)",
+    )
+    parser.add_argument(
+        "--drawn",
+        type=path,
+        metavar="DIR",
+        help="a folder of drawn images, all squares of one size (default: measure a model)",
+    )
+    parser.add_argument(
+        "--network",
+        type=path,
+        metavar="FILE.pt",
+        help="of two folders, take the features of this TorchScript file, such as Inception's: "
+        "bytes (B, 3, H, W) to (B, C) (default: Lite0, and the distance is not FID but FD-lite0)",
+    )
+
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Measure a model and print the table, or with --json the report."""
+    """Measure a model, or two folders; print the table, or with --json the report."""
+    if args.real is not None or args.drawn is not None or args.network is not None:
+        run_folders(args)
+    else:
+        run_model(args)
+    name = "report.json" if args.json else "report.md"
+    print((args.out / name).read_text(encoding="utf-8"), end="")
+
+
+def run_folders(args: argparse.Namespace) -> None:
+    """Compare the images of --drawn with those of --real, and write both reports."""
+    if args.real is None or args.drawn is None:
+        raise ValueError("two folders are compared: give --real DIR and --drawn DIR")
+    if args.data is not None:
+        raise ValueError("--data is for a model; leave it out with --real and --drawn")
+    check_writable(args.out / "report.json", args.out / "report.md")
+    device = chosen_device(args.device)
+    found = compare_folders(args.real, args.drawn, args.network, device, args.n, args.seed)
+    count = found["images"]
+    what = (
+        f"{count['drawn']} drawn and {count['real']} real images of {count['side']} pixels, "
+        f"features of {found['network']}"
+    )
+    write_text(args.out / "report.md", f"{what}\n\n" + markdown_table({"drawn": found["likeness"]}))
+    write_json(args.out / "report.json", nan_to_none(found))
+
+
+def run_model(args: argparse.Namespace) -> None:
+    """Measure a model, and write reports and figures."""
     check_outputs(args.out)
     muse = Muse.load(args.model, parallel.begin(args.device), args.t5)
     home = find_model(args.model)
@@ -37,9 +94,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if muse.about["data"] not in DATA_NAMES:
         check_has_images(muse.about["data"])
         check_apart(args.out, muse.about["data"])
-    evaluate(muse, args.out, args.n, home=home, seed=args.seed)
-    name = "report.json" if args.json else "report.md"
-    print((args.out / name).read_text(encoding="utf-8"), end="")
+    n = MODEL_IMAGES if args.n is None else args.n
+    evaluate(muse, args.out, n, home=home, seed=args.seed)
 
 
 def check_outputs(out: Path) -> None:
@@ -51,7 +107,7 @@ def check_outputs(out: Path) -> None:
 def evaluate(
     muse: Muse,
     out: Path,
-    n: int = 256,
+    n: int = MODEL_IMAGES,
     splits: tuple[str, ...] | None = None,
     home: Path | None = None,
     seed: int = 0,

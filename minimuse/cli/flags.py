@@ -8,7 +8,7 @@ from minimuse.cli.curves import run_curves
 from minimuse.cli.demo import run_demo
 from minimuse.cli.describe import run_describe
 from minimuse.cli.draw import parse_pad, run_edit, run_generate, run_inpaint, run_outpaint
-from minimuse.cli.evaluate import run_evaluate
+from minimuse.cli.evaluate import add_folder_flags, run_evaluate
 from minimuse.cli.lessons import run_check, run_notebooks
 from minimuse.cli.pack import add_pack
 from minimuse.cli.recipe import DEFAULTS as RECIPE_DEFAULTS
@@ -175,16 +175,16 @@ def add_edit(commands: Any) -> None:
 
 
 def add_evaluate(commands: Any) -> None:
-    parser = add_command(commands, "evaluate", run_evaluate, "measure a model")
+    parser = add_command(commands, "evaluate", run_evaluate, "measure a model, or two folders")
     add_model_flags(parser)
     add_required_out(parser, "the folder for report and figures; it may be the model's")
     parser.add_argument(
         "--n",
         type=in_range("n"),
-        default=256,
-        help="at most so many images of each kind (default 256)",
+        help="at most so many images of each kind (default 256; of two folders, all)",
     )
     add_seed(parser)
+    add_folder_flags(parser)
     parser.add_argument(
         "--data",
         help="the model's images, if they have moved, or other data "

@@ -18,9 +18,9 @@ from minimuse.cli.progress import show_progress
 from minimuse.plumbing import collectives
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.arguments import chosen_device
-from minimuse.plumbing.files import copy_file
 from minimuse.plumbing.messages import warn
 from minimuse.plumbing.parts import find_model, read_about
+from minimuse.plumbing.pieces import copy_part
 from minimuse.plumbing.places import DATA_NAMES, check_apart, data_place, text_place
 from minimuse.plumbing.status import status
 from minimuse.plumbing.t5_files import LazyT5
@@ -193,7 +193,7 @@ def copy_start(start: Path, out: Path, stages: tuple[str, ...]) -> None:
         raise FileNotFoundError(f"{start} has no {' and no '.join(missing)}, to start from")
     for part in parts:
         name = f"{part}.safetensors"
-        copy_file(start / name, out / "start" / name)
+        copy_part(start / name, out / "start" / name)
         if part not in trained:
-            copy_file(start / name, out / name)
+            copy_part(start / name, out / name)
     keep_start_vocabulary(start, out)

@@ -4,9 +4,13 @@ A checkpoint is one safetensors file: the weights, their average and the state o
 Its header holds the number of steps, the key of the training it belongs to, and a SHA-256 digest.
 The checkpoint before the last one is kept. After a kill, a full disk or a damaged sector, one of
 the two is intact, and training resumes from it.
+
+A model that is spread over several processes is saved as a folder instead, to which each process
+writes its part (`sharded.py`). Either form resumes on any number of processes.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from minimuse.plumbing import collectives
+from minimuse.plumbing import collectives, sharded
 from minimuse.plumbing.files import digest, save_tensors
 from minimuse.plumbing.identity import differences
 from minimuse.plumbing.messages import warn
@@ -104,8 +108,30 @@ def previous(path: Path) -> Path:
 
 
 def checkpoints_at(path: Path) -> list[Path]:
-    """The last checkpoint and the one before it; those that exist."""
-    return [p for p in (path, previous(path)) if p.is_file()]
+    """The last checkpoint and the one before it, files or folders; those that exist."""
+    files = [p for p in (path, previous(path)) if p.is_file()]
+    folders = sharded.folders_at(path)
+    # There are both after the training went on with one process, or with several.
+    if files and folders and sharded.step_of(folders[0]) > step_of_file(files[0]):
+        return folders + files
+    return files + folders
+
+
+def step_of_file(path: Path) -> float:
+    """The number of steps in the header of a file; infinity, so that it is read, if damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int(file.metadata()["step"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return float("inf")
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, a file or a folder; another process may have removed it already."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def save_checkpoint(
@@ -124,7 +150,14 @@ def save_checkpoint(
         for entry, tensor in state.items():
             tensors[f"optimizer.{name}/{entry}"] = tensor
     header = {"step": str(step), "key": json.dumps(key), "format": FORMAT}
-    save_tensors(path, tensors, header, before=previous(path))
+    if sharded.is_spread(tensors):
+        sharded.save(path, tensors, header)
+    else:
+        save_tensors(path, tensors, header, before=previous(path))
+    rank, _ = collectives.rank_and_size()
+    if rank == 0:
+        for old in checkpoints_at(path)[2:]:
+            remove_checkpoint(old)
 
 
 def restore_checkpoint(
@@ -143,7 +176,7 @@ def restore_checkpoint(
     """
     if not checkpoints_at(path):
         return 0
-    header, tensors = read_newest_intact(path)
+    newest, header, tensors = read_newest_intact(path)
     if header.get("format") != FORMAT:
         names = " and ".join(str(p) for p in checkpoints_at(path))
         raise ValueError(
@@ -163,32 +196,59 @@ def restore_checkpoint(
                     f"{path} is no checkpoint of this stage: it lacks {kind}.{name}; "
                     "remove it to start this stage again"
                 )
-    with torch.no_grad():
-        for name, weight in model.state_dict().items():
-            collectives.copy_into(weight, tensors[f"model.{name}"])
-            collectives.copy_into(average[name], tensors[f"average.{name}"])
-        restore_optimizers(model, optimizers, tensors)
+    load_values(newest, tensors, model, average, optimizers)
     return int(header["step"])
 
 
-def read_newest_intact(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Header and tensors of the last checkpoint, or of the one before it if the last is damaged."""
-    newest, *older = checkpoints_at(path)
-    try:
-        return read_checkpoint(newest)
-    except ValueError as error:
-        if not older:
-            raise
-        warn(f"{error}. Resuming from the one before it")
-    contents = read_checkpoint(older[0])
-    # Remove the damaged file, or the next save would rename it over the intact one.
-    newest.unlink(missing_ok=True)
-    return contents
+@torch.no_grad()
+def load_values(
+    newest: Path,
+    tensors: dict[str, torch.Tensor],
+    model: nn.Module,
+    average: dict[str, torch.Tensor],
+    optimizers: list[torch.optim.Optimizer],
+) -> None:
+    """Copy the tensors of a checkpoint into model, average and optimizers. Collective."""
+    targets = {}
+    for name, weight in model.state_dict().items():
+        targets[f"model.{name}"] = weight
+        targets[f"average.{name}"] = average[name]
+    targets |= optimizer_targets(model, optimizers, tensors)
+    if newest.is_dir():
+        sharded.fill(newest, targets)
+        return
+    for name, target in targets.items():
+        collectives.copy_into(target, tensors[name])
+
+
+def read_newest_intact(path: Path) -> tuple[Path, dict[str, str], dict[str, torch.Tensor]]:
+    """The last checkpoint, or the one before it if that is damaged; its header and tensors."""
+    *newer, oldest = checkpoints_at(path)
+    damaged = []
+    for newest in newer:
+        try:
+            header, tensors = read_checkpoint(newest)
+            break
+        except ValueError as error:
+            warn(f"{error}. Resuming from the one before it")
+            damaged.append(newest)
+    else:  # there is only the oldest left
+        newest = oldest
+        header, tensors = read_checkpoint(oldest)
+    # Remove damaged ones, or the next save would keep them in place of the intact one.
+    for checkpoint in damaged:
+        remove_checkpoint(checkpoint)
+    return newest, header, tensors
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Header and tensors of a checkpoint file; a ValueError if it is damaged."""
+    """Header and tensors of a checkpoint; a ValueError if it is damaged.
+
+    The tensors of a folder are on the meta device; `sharded.fill` reads their values.
+    """
     try:
+        if path.is_dir():
+            return sharded.read(path)
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -214,25 +274,31 @@ def check_header(header: dict[str, str]) -> None:
     json.loads(header["key"])
 
 
-def restore_optimizers(
+def optimizer_targets(
     model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]
-) -> None:
-    """Load the optimizers' states from the tensors of a checkpoint."""
+) -> dict[str, torch.Tensor]:
+    """Give the optimizers a state like that of a checkpoint, still without its values.
+
+    Returns the new tensors by the names that they have in the checkpoint.
+    """
     saved: dict[str, dict[str, torch.Tensor]] = {}  # parameter -> entry of its state -> tensor
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             parameter_name, _, entry = name.removeprefix("optimizer.").rpartition("/")
             saved.setdefault(parameter_name, {})[entry] = tensor
+    targets = {}
     for name, parameter, state in optimizer_states(model, optimizers):
         for entry, tensor in saved.get(name, {}).items():
             if tensor.shape == parameter.shape and entry != "step":
                 # empty_like keeps the memory layout of the parameter (channels-last), which the
                 # fused step relies on, and spreads the state as the parameter is spread.
-                state[entry] = collectives.copy_into(torch.empty_like(parameter), tensor)
+                state[entry] = torch.empty_like(parameter)
             else:
-                # A copy: the tensor lies in the checkpoint's file, which will be replaced. Windows
-                # does not replace a file that is still mapped.
-                state[entry] = tensor.to(parameter.device, copy=True)
+                state[entry] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, device=parameter.device
+                )
+            targets[f"optimizer.{name}/{entry}"] = state[entry]
+    return targets
 
 
 def optimizer_states(

@@ -231,6 +231,12 @@ def has_ended(process: int) -> bool:
     return False
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the bytes of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
     """SHA-256 of a header and of the names, types, shapes and values of tensors."""
     sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from minimuse.plumbing import collectives
-from minimuse.plumbing.checkpoint import checkpoints_at
+from minimuse.plumbing.checkpoint import checkpoints_at, remove_checkpoint
 
 # Seconds. A run that was killed may take a moment to end, with its worker processes.
 PATIENCE = 2.0
@@ -69,4 +69,4 @@ def remove_leftovers(out: Path, what: str) -> None:
             leftover.unlink(missing_ok=True)
     if (out / f"{what}.safetensors").is_file():
         for checkpoint in checkpoints_at(out / f"{what}.checkpoint.safetensors"):
-            checkpoint.unlink(missing_ok=True)
+            remove_checkpoint(checkpoint)

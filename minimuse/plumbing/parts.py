@@ -1,7 +1,8 @@
 """The five trained parts of a model: build them, save them, load them.
 
-A model directory holds config.json and one NAME.safetensors for each part. If config.json names
-another model that ships as its "rest", the parts that are not there are those of the other one.
+A model directory holds config.json and one NAME.safetensors for each part; a part of more than
+512 MiB has other files beside that (`pieces.py`). If config.json names another model that ships as
+its "rest", the parts that are not there are those of the other one.
 """
 
 import json
@@ -12,15 +13,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from minimuse.data import ASSETS
 from minimuse.maskgit import MaskGit
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.arguments import check_dtype, check_paths, described
-from minimuse.plumbing.files import save_tensors
 from minimuse.plumbing.initial_weights import WithoutInitialWeights
+from minimuse.plumbing.pieces import load_pieces, save_in_pieces
 from minimuse.plumbing.places import located, shipped
 from minimuse.plumbing.ranges import check_arguments
 from minimuse.superres import SuperRes
@@ -160,7 +160,7 @@ def save_part(
             tensors[key] = tensor.to(torch.float16)
         else:
             tensors[key], tensors[key + SCALE] = quantize(tensor)
-    save_tensors(directory / f"{name}.safetensors", tensors)
+    save_in_pieces(directory / f"{name}.safetensors", tensors)
 
 
 def quantize(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -230,7 +230,7 @@ def load_part(directory: Path, name: str, config: configs.Config, text_width: in
     with torch.random.fork_rng(devices=[]), WithoutInitialWeights():
         part = build(name, config, text_width)
     try:
-        state = dequantize(load_file(path))
+        state = dequantize(load_pieces(path))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); train or copy it again") from None
     except (SafetensorError, OSError) as error:

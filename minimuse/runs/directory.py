@@ -7,6 +7,7 @@
     OUT/base.safetensors                a finished part
     OUT/base.checkpoint.safetensors     the last checkpoint of a stage that is not finished
     OUT/base.checkpoint.before          the checkpoint before it
+    OUT/base.checkpoint.step-000230/    a checkpoint of several processes, see `sharded.py`
     OUT/cache/                          token ids and text embeddings, see `runs/cache.py`
     OUT/start/                          parts of another model, from which this training continues
     OUT/log.jsonl                       losses of all stages, see `runs/log.py`
@@ -23,7 +24,7 @@ import json
 from pathlib import Path
 
 from minimuse.plumbing import collectives
-from minimuse.plumbing.checkpoint import checkpoints_at
+from minimuse.plumbing.checkpoint import checkpoints_at, remove_checkpoint
 from minimuse.plumbing.config import Config
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.identity import differences
@@ -118,7 +119,8 @@ def check_resumable(out: Path) -> None:
 
     A slip of the pen would otherwise train another model, perhaps for hours.
     """
-    has_checkpoint = any(out.glob("*.checkpoint.safetensors"))
+    files, folders = out.glob("*.checkpoint.safetensors"), out.glob("*.checkpoint.step-*")
+    has_checkpoint = any(files) or any(folders)
     if not (out / "config.json").is_file() and not has_checkpoint:
         raise FileNotFoundError(
             f"{out} holds no model to go on with (it has no config.json); "
@@ -129,7 +131,7 @@ def check_resumable(out: Path) -> None:
 def check_nothing_exists(stage: str, out: Path) -> None:
     """Raise a FileExistsError if OUT holds the part of a stage, or a checkpoint of it."""
     for path in (part_path(out, stage), *checkpoints_at(checkpoint_path(out, stage))):
-        if path.is_file():
+        if path.exists():
             raise FileExistsError(
                 f"{path} exists already; add --resume to go on, or give another --out"
             )
@@ -138,4 +140,4 @@ def check_nothing_exists(stage: str, out: Path) -> None:
 def remove_checkpoints(checkpoint: Path) -> None:
     """Remove the checkpoints of a finished stage."""
     for path in checkpoints_at(checkpoint):
-        path.unlink(missing_ok=True)  # another process may have removed it already
+        remove_checkpoint(path)

@@ -20,9 +20,10 @@ from minimuse.data import Tokens
 from minimuse.decode import Sampling
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config, Stage, from_json, override
-from minimuse.plumbing.files import copy_file, write_json
+from minimuse.plumbing.files import write_json
 from minimuse.plumbing.lock import one_process_at_a_time
 from minimuse.plumbing.parts import PARTS, load_part, read_about, save_part
+from minimuse.plumbing.pieces import copy_part
 from minimuse.plumbing.stopping import finish_first
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.runs import cache
@@ -67,7 +68,7 @@ def begin_distillation(out: Path, start: Path, assignments: list[str], seed: int
         raise ValueError("sampling.random_codes is 0; one pass needs random codes, such as 0.4")
     for part in PARTS:
         home = out / "start" if part == "base" else out
-        copy_file(start / f"{part}.safetensors", home / f"{part}.safetensors")
+        copy_part(start / f"{part}.safetensors", home / f"{part}.safetensors")
     write_json(out / "start" / "config.json", about)
     changed = {"config": asdict(config), "seed": about["seed"] if seed is None else seed}
     write_json(out / "config.json", about | changed)

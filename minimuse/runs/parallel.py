@@ -5,7 +5,8 @@
 Train the tokenizers and make the cache first, in one process. PyTorch's FSDP2 (`fully_shard`) cuts
 weights, gradients and optimizer state into one piece per process. The weights of a block are
 gathered only while it runs. Every process draws masks and captions for the whole batch and computes
-its own rows. The first process writes the files, which are the same as those of a single process.
+its own rows. Each writes its part of a checkpoint (`plumbing/sharded.py`). All other files are the
+same as those of a single process, and the first process writes them.
 """
 
 import gc
