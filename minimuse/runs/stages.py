@@ -21,7 +21,6 @@ from torch import nn
 from minimuse.data import Images, Tokens
 from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
-from minimuse.plumbing import collectives
 from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config, from_json
@@ -168,7 +167,6 @@ def train_stage(
     device = chosen_device(device)
     config, seed = from_json(about["config"]), about["seed"]
     settings = getattr(config.stages, name)
-    check_can_be_spread(name)
     write_config(out, about)
     frozen = load_frozen_parts(name, out, config, text, device)
     with initial_random_numbers(seed, name):
@@ -186,6 +184,7 @@ def train_stage(
             features = perceptual_network(config.loss.perceptual)
             image_loss = ImageLoss(config.loss, features).to(device)
             model = nn.ModuleDict({"part": part, "loss": image_loss})
+            parallel.replicate(model)
             size = len(images)
             loss_of = choose_image_loss(name, model, frozen, images, config, device)
     checkpoint = checkpoint_path(out, name)
@@ -196,15 +195,6 @@ def train_stage(
         yield from training_loop(*arguments, watch=watcher)
         save_part(out, name, part)
         remove_checkpoints(checkpoint)
-
-
-def check_can_be_spread(name: str) -> None:
-    """Raise a ValueError if several processes are to train a stage that only one can train."""
-    _, processes = collectives.rank_and_size()
-    if processes > 1 and name not in TOKEN_STAGES:
-        raise ValueError(
-            f"{name} trains in one process; only base and superres can be spread over several"
-        )
 
 
 def load_frozen_parts(
