@@ -24,7 +24,7 @@ from torch import nn
 
 from minimuse.data import Images, Tokens, halve, pad_texts
 from minimuse.maskgit import drop_captions, hide, masked_token_loss
-from minimuse.plumbing import collectives
+from minimuse.plumbing.collectives import own_rows, rows_of_all, share
 from minimuse.plumbing.config import Config, Stage
 from minimuse.plumbing.device import autocast
 from minimuse.plumbing.precision import full_precision
@@ -118,8 +118,7 @@ def micro_batches(B: int, micro_batch: int) -> tuple[torch.Tensor, ...]:
 
     Each process takes a contiguous part of the batch. micro_batch 0: compute that in one pass.
     """
-    rank, processes = collectives.rank_and_size()
-    rows = torch.arange(B).chunk(processes)[rank]
+    rows = own_rows(torch.arange(B))
     return rows.split(micro_batch or B)
 
 
@@ -155,13 +154,13 @@ def tokenizer_loss(
         return crop(batch, config.tokenizer.side, generator)
 
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
-        real = batch_of(indices, generator)
+        real = batch_of(own_rows(indices), generator)
         last_layer = tokenizer.decoder[-1].weight
         if step < quantize_from:
             with autocast(device):
                 fake = tokenizer.autoencode(real)
                 loss, metrics = image_loss(fake, real, last_layer, adversarial=False)
-            yield loss, metrics
+            yield share(loss, metrics)
             return
 
         if step == quantize_from:
@@ -173,9 +172,12 @@ def tokenizer_loss(
             fake, latents, ids, commitment = tokenizer(real)
             adversarial = step >= adversarial_from
             loss, metrics = image_loss(fake, real, last_layer, adversarial)
+        # There is one codebook, so every process moves it to the latents of the whole batch.
+        latents, ids = rows_of_all(latents.detach()), rows_of_all(ids)
         tokenizer.quantizer.update(latents, ids, generator)
         loss = loss + config.loss.commitment * commitment
-        yield loss, {**metrics, "perplexity": perplexity(ids, tokenizer.config.codes)[0]}
+        metrics["perplexity"] = perplexity(ids, tokenizer.config.codes)[0]
+        yield share(loss, metrics)
 
     return loss_of
 
@@ -219,14 +221,14 @@ def decoder_loss(
     adversarial_from = config.loss.adversarial_from * settings.steps
 
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
-        batch = images.batch(indices).to(device)  # B 3 H W
+        batch = images.batch(own_rows(indices)).to(device)  # b 3 H W
         real = crop(batch, config.tokenizer.side, generator)
         with autocast(device):
             codes = frozen.quantizer.lookup(frozen.encode(real))  # B h w C
             fake = decoder(rearrange(codes, "B h w C -> B C h w"))
             adversarial = step >= adversarial_from
             loss, metrics = image_loss(fake, real, decoder[-1].weight, adversarial)
-        yield loss, metrics
+        yield share(loss, metrics)
 
     return loss_of
 

@@ -27,6 +27,7 @@ from einops import rearrange
 from torch import nn
 
 from minimuse.plumbing.arguments import check_ids, check_images
+from minimuse.plumbing.collectives import copy_from_first
 from minimuse.plumbing.precision import full_precision
 from minimuse.plumbing.ranges import check_settings, check_tokenizer
 
@@ -236,7 +237,9 @@ class EMAQuantizer(nn.Module):
         if not z.isfinite().all():
             return 0  # training skips such a step, but the moving averages would keep the NaN
         self.move_codes(z, ids)
-        return self.restart_dead_codes(z, ids, generator)
+        restarted = self.restart_dead_codes(z, ids, generator)
+        copy_from_first(*self.buffers())  # a GPU's sums vary, so processes might drift apart
+        return restarted
 
     def move_codes(self, z: torch.Tensor, ids: torch.Tensor) -> None:
         """Set each code to (moving average of its latents' sum) / (that of their number).

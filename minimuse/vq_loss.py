@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from minimuse.plumbing.collectives import mean_over_processes
 from minimuse.plumbing.ranges import check_settings
 
 PEAK = 2.0  # pixels span -1 .. 1
@@ -63,7 +64,7 @@ class ImageLoss(nn.Module):
         `last_layer` is the weight of the decoder's last layer, for the adaptive weight.
         """
         loss = pixel_loss(fake, real)
-        squared_error = (fake.detach().float() - real).square().mean()
+        squared_error = mean_over_processes((fake.detach().float() - real).square().mean())
         parts = {"pixel": loss.detach(), "psnr": 10 * torch.log10(PEAK**2 / squared_error)}
 
         features = self.frozen_features[0]
@@ -179,7 +180,7 @@ def adaptive_weight(
 def gradient_norm(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Norm of d loss / d weight, in float32; the graph is kept for the backward pass to come."""
     (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
-    return gradient.float().norm()
+    return mean_over_processes(gradient.float()).norm()
 
 
 def perceptual_distance(features: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -1,26 +1,38 @@
-"""Trains a stage and writes the metrics of every step; tests/test_parallel.py starts this script.
+"""Trains stages and writes the metrics of every step; tests/test_parallel.py starts this script.
 
-    python tests/spread.py STAGE MODEL METRICS STEPS [die]
+    python tests/spread.py STAGE:STEPS=OUT [STAGE:STEPS=OUT ...] [--die | --die=SECONDS]
 
-It runs as one process or, by torchrun, as several, and saves a checkpoint after every step. It
-stops after STEPS; with "die" it is killed while it writes the checkpoint of that step. Of several
-processes, the last is killed.
+It runs as one process or, by torchrun, as several. It trains each stage in its model directory OUT
+up to STEPS, writes OUT/metrics.json, and saves a checkpoint.
+With --die, it saves one after every step. Each stage is killed while it writes that of step STEPS.
+(One process trains each stage in a process of its own, and several are killed in the first stage.)
+With --die=SECONDS, one of the processes is killed so long after that step.
 """
 
 import json
 import os
+import re
 import signal
 import sys
+import time
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import torch
 
+from minimuse import vq
 from minimuse.plumbing import checkpoint, collectives, files, parts, sharded, t5_files
 from minimuse.plumbing.config import from_json
 from minimuse.runs import parallel, stages
 
+# With its usual decay, no code dies in so few steps.
+RESTLESS = partial(vq.EMAQuantizer, decay=0.8)
 
-def train_stage(stage: str, out: Path, stop: int, device: str) -> list[dict[str, float]]:
+
+def train_stage(
+    stage: str, out: Path, stop: int, device: str, die_after: float | None
+) -> list[dict[str, float]]:
     """Train a stage up to a step; the metrics of every step."""
     about = parts.read_about(out)
     config, text_name = from_json(about["config"]), about["text"]["name"]
@@ -31,9 +43,23 @@ def train_stage(stage: str, out: Path, stop: int, device: str) -> list[dict[str,
     )
     for record in records:
         metrics.append({name: float(value) for name, value in record.metrics.items()})
-        if record.step == stop < record.steps:
+        if record.step == stop and die_after is not None:
+            Thread(target=die_later, args=(die_after,), daemon=True).start()
+        elif record.step == stop < record.steps and die_after is None:
+            record.save()
             break
+    if die_after is not None:
+        die()
     return metrics
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_later(seconds: float) -> None:
+    time.sleep(seconds)
+    die()
 
 
 def die_in_save(number: int) -> None:
@@ -48,14 +74,14 @@ def die_in_save(number: int) -> None:
         if rank == processes - 1 and len(written) == number:
             (own,) = folder.glob(f"shard-{rank + 1:05}-*")
             os.truncate(own, own.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     def save_or_die(tensors, path, metadata):
         written.append(path)
         save_file(tensors, path, metadata)
         if len(written) == number:
             os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     files.save_file = save_or_die
     sharded.write_parts = write_parts_or_die
@@ -66,16 +92,27 @@ def avx2() -> str:
 
 
 def main() -> None:
-    stage, out, metrics_path, stop, *die = sys.argv[1:]
-    torch.backends.cpu.get_cpu_capability = avx2  # fp32, not bf16: see `fp32` in test_parallel.py
-    checkpoint.SAVE_EVERY = -1e9  # a checkpoint after each step
+    tasks = [re.fullmatch("(.*?):(.*?)=(.*)", text) for text in sys.argv[1:]]
+    option = sys.argv[-1]
+    torch.backends.cpu.get_cpu_capability = avx2  # fp32, not bf16: see `as_elsewhere`
+    if option.startswith("--die"):
+        checkpoint.SAVE_EVERY = -1e9  # a checkpoint after each step
+    vq.EMAQuantizer = RESTLESS
     device = parallel.begin("cpu")
-    if die:
-        die_in_save(int(stop))
-    metrics = train_stage(stage, Path(out), int(stop), device)
-    rank, _ = collectives.rank_and_size()
-    if rank == 0:
-        Path(metrics_path).write_text(json.dumps(metrics))
+    rank, processes = collectives.rank_and_size()
+    for task in filter(None, tasks):
+        stage, stop, out = task[1], int(task[2]), Path(task[3])
+        die_after = None
+        if option.startswith("--die=") and rank == stop % processes:
+            die_after = float(option.removeprefix("--die="))
+        if option == "--die":
+            if processes == 1 and os.fork() > 0:
+                os.wait()
+                continue
+            die_in_save(stop)
+        metrics = train_stage(stage, out, stop, device, die_after)
+        if rank == 0:
+            (out / "metrics.json").write_text(json.dumps(metrics))
     parallel.end()
 
 

@@ -30,11 +30,13 @@ LEVELS = [
     {"transformer", "schedule"},
     {"datasets"},
     {"data"},
-    # Arguments are checked, users are warned, and PyTorch is set, wherever it is needed.
+    # Arguments are checked, users are warned, PyTorch is set, and processes exchange tensors,
+    # wherever it is needed.
     {
         "plumbing.device",
         "plumbing.arguments",
         "plumbing.caller_state",
+        "plumbing.collectives",
         "plumbing.initialization",
         "plumbing.messages",
         "plumbing.precision",

@@ -21,7 +21,7 @@ OTHERS = sorted(set(ROOT.glob("lessons/*.md")) - set(LESSONS))
 PAGES = [ROOT / "README.md", *OTHERS, *LESSONS, *NOTES, *CARDS]
 
 # Lessons whose exercises are in the file of another lesson.
-CHECKED_BY = {"14": "11"}
+CHECKED_BY = {"14": "11", "15": "13"}
 
 # Code of the package that a lesson quotes: a fence directly below "From `minimuse/vq.py`:".
 QUOTED_FROM = r"^From `(minimuse/[\w/]+\.py)`:$"

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from minimuse.plumbing.collectives import rank_and_size
+
 T = TypeVar("T")
 
 SILENCE = 1.0  # seconds after which a bar appears
@@ -22,8 +24,10 @@ class Bar(tqdm):
 def bar(items: Iterable[T], what: str, unit: str = "images") -> Iterator[T]:
     """Yield the items; after a second, a bar on stderr says how many are done.
 
+    Under torchrun, only the first process shows one.
     Keep the work between two items short: bar and Ctrl-C wait for it.
     """
+    rank, _ = rank_and_size()
     options = {"delay": SILENCE, "leave": False, "mininterval": 0.2, "miniters": 1}
     # Without a position, a bar that another one is waiting for stands below it.
-    return iter(Bar(items, desc=what, unit=unit, position=row or None, **options))
+    return iter(Bar(items, desc=what, unit=unit, position=row or None, disable=rank > 0, **options))

@@ -7,10 +7,14 @@ singular values of that update to about 1, so that every direction moves equally
 On a CPU this takes about a fifth of a small model's training time. So matrices can take turns,
 which they do not in the original Muon: with `every=4`, each step updates a quarter of the matrices,
 with four times the learning rate. The momentum of every matrix is updated in every step.
+
+Where matrices are spread over several processes, each is gathered at one of them, which computes
+its update. So every update is computed once, and all processes work at the same time.
 """
 
 import torch
 
+from minimuse.plumbing import collectives
 from minimuse.plumbing.device import autocast, cpu_has_amx
 
 
@@ -31,35 +35,49 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take in all gradients, and move the matrices whose turn it is."""
+        """Take in all gradients, and move the matrices whose turn it is.
+
+        Collective: every rank must call this.
+        """
+        _, processes = collectives.rank_and_size()
         for group in self.param_groups:
             every = group["every"]
             momentum = group["momentum"]
+            turn = []
             for place, matrix in enumerate(group["params"]):
-                mean = self.average(matrix, momentum)
+                self.average(matrix, momentum)
                 if (group["step"] + place) % every == 0:
-                    # Nesterov: momentum * mean + (1 - momentum) * gradient
-                    update = matrix.grad.lerp(mean, momentum)
+                    turn.append(matrix)
+            for first in range(0, len(turn), processes):
+                matrices = turn[first : first + processes]
+                # Nesterov: momentum * mean + (1 - momentum) * gradient
+                updates = [m.grad.lerp(self.state[m]["mean"], momentum) for m in matrices]
+                updates = collectives.each_on_one_process(orthogonal_update, updates)
+                for matrix, update in zip(matrices, updates, strict=True):
                     self.move(matrix, update, every * group["lr"], group["weight_decay"])
             group["step"] += 1
 
-    def average(self, matrix: torch.Tensor, momentum: float) -> torch.Tensor:
-        """Update the moving average of the gradient of a matrix (m, n), and return it (m, n)."""
+    def average(self, matrix: torch.Tensor, momentum: float) -> None:
+        """Update the moving average of the gradient of a matrix (m, n)."""
         state = self.state[matrix]
         if "mean" not in state:
             state["mean"] = torch.zeros_like(matrix)
-        return state["mean"].lerp_(matrix.grad, 1 - momentum)
+        state["mean"].lerp_(matrix.grad, 1 - momentum)
 
     def move(
         self, matrix: torch.Tensor, update: torch.Tensor, lr: float, weight_decay: float
     ) -> None:
-        """Move a matrix (m, n) along its update (m, n), made orthogonal."""
-        with autocast(matrix.device, worth=gains_by_bf16(matrix)):
-            update = orthogonalize(update)
+        """Move a matrix (m, n) along an orthogonal update (m, n)."""
         rows, columns = matrix.shape
         scale = max(1, rows / columns) ** 0.5
         matrix.mul_(1 - lr * weight_decay)  # decoupled, as in AdamW
         matrix.add_(update, alpha=-lr * scale)
+
+
+def orthogonal_update(update: torch.Tensor) -> torch.Tensor:
+    """`orthogonalize` (m, n) -> (m, n), in bf16 where that is faster."""
+    with autocast(update.device, worth=gains_by_bf16(update)):
+        return orthogonalize(update)
 
 
 def gains_by_bf16(matrix: torch.Tensor) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from minimuse.plumbing import collectives
+from minimuse.plumbing.adafactor import SpreadAdafactor
 from minimuse.plumbing.config import Stage
 from minimuse.plumbing.muon import Muon
 from minimuse.transformer import Block, GridPositions, OffsetBias
@@ -64,6 +65,9 @@ def adaptive(
         {"params": without(parameters, matrices), "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    _, processes = collectives.rank_and_size()
+    if settings.optimizer == "adafactor" and processes > 1:
+        return SpreadAdafactor(groups, lr=lr)
     if settings.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=lr)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
@@ -103,16 +107,11 @@ def without(parameters: Iterable[nn.Parameter], excluded: list[nn.Parameter]) ->
 
 
 def check_processes(settings: Stage) -> None:
-    """Raise a ValueError if these settings cannot be trained by several processes."""
+    """Raise a ValueError if the processes cannot share the batch evenly."""
     _, processes = collectives.rank_and_size()
     if settings.batch % processes:
         raise ValueError(
             f"a batch of {settings.batch} cannot be shared evenly by {processes} processes"
-        )
-    if processes > 1 and (settings.muon_lr or settings.optimizer != "adamw"):
-        raise ValueError(
-            "several processes need AdamW: Muon and Adafactor look at whole matrices "
-            "(stages.base.muon_lr=0 stages.base.optimizer=adamw)"
         )
 
 

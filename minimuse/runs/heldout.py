@@ -6,8 +6,9 @@
 A loss of images that are never trained on shows when a model begins to learn its training images by
 heart: it rises while the training loss goes on to fall. Masks, captions and noise are the same at
 every look, so what changes is the model alone. Nothing here touches the model, or the random
-numbers of the training. Under torchrun every process computes all of it, because the passes of a
-model that is spread over processes are collective.
+numbers of the training. Under torchrun every process computes all of `HeldoutTokens`, because the
+passes of a model that is spread over processes are collective. Only the first process computes
+`HeldoutImages`.
 Letters: M held-out images, P of them drawn, N image tokens.
 """
 
@@ -177,7 +178,8 @@ class HeldoutImages:
         self.crop = config.tokenizer.side
         crops = 1 if name == "tokenizer" else (config.tokenizer_hi.side // self.crop) ** 2
         self.count = count_for(settings, len(images), crops)
-        self.at_once = max(1, settings.batch // crops)
+        _, processes = collectives.rank_and_size()
+        self.at_once = max(1, settings.batch // processes // crops)
 
     @torch.no_grad()
     def look(self, step: int) -> Look:

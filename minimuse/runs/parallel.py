@@ -1,12 +1,13 @@
-"""Train a model that is too large for one GPU: several processes, each with a part of every tensor.
+"""Train on several GPUs: several processes, each with a part of every batch.
 
     torchrun --nproc-per-node 8 -m minimuse train base --out runs/big --device cuda
 
-Train the tokenizers and make the cache first, in one process. PyTorch's FSDP2 (`fully_shard`) cuts
-weights, gradients and optimizer state into one piece per process. The weights of a block are
-gathered only while it runs. Every process draws masks and captions for the whole batch and computes
-its own rows. Each writes its part of a checkpoint (`plumbing/sharded.py`). All other files are the
-same as those of a single process, and the first process writes them.
+Every process draws all random numbers of the whole batch, and computes its own rows. A transformer
+may be too large for one GPU: PyTorch's FSDP2 (`fully_shard`) cuts its weights, gradients and
+optimizer state into one piece per process, and gathers the weights of a block only while it runs.
+Each process then writes its part of a checkpoint (`plumbing/sharded.py`). Tokenizers and decoders
+are small, so each process has all of theirs. All other files are the same as those of a single
+process, and the first process writes them.
 """
 
 import gc
@@ -20,7 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from minimuse.plumbing.arguments import chosen_device
-from minimuse.plumbing.collectives import rank_and_size
+from minimuse.plumbing.collectives import mean_over_processes, rank_and_size
 from minimuse.transformer import Block
 
 
@@ -67,6 +68,24 @@ def fit(model: nn.Module, compile: bool, recompute: bool, device: str) -> None:
     _, processes = rank_and_size()
     if processes > 1:
         spread(model, blocks, processes, device)
+
+
+def replicate(model: nn.Module) -> None:
+    """Prepare a model of images, in place, to be trained by several processes, which all have it.
+
+    The gradients of a backward pass become their means over the processes, as with FSDP. So all
+    processes move the weights alike. (PyTorch's DistributedDataParallel would do the same, but not
+    for a loss that takes gradients of its own, as the adaptive weight of `vq_loss.py` does.)
+    """
+    _, processes = rank_and_size()
+    if processes > 1:
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(average_gradient)
+
+
+def average_gradient(parameter: nn.Parameter) -> None:
+    """Replace a gradient by its mean over the processes. Collective: every rank must call this."""
+    parameter.grad = mean_over_processes(parameter.grad)
 
 
 def spread(model: nn.Module, blocks: list[Block], processes: int, device: str) -> None:

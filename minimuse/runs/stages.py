@@ -22,7 +22,6 @@ from minimuse.data import Images, Tokens
 from minimuse.datasets.stream import Stream
 from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
-from minimuse.plumbing import collectives
 from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.config import Config, from_json
@@ -170,7 +169,6 @@ def train_stage(
     device = chosen_device(device)
     config, seed = from_json(about["config"]), about["seed"]
     settings = getattr(config.stages, name)
-    check_can_be_spread(name)
     write_config(out, about)
     frozen = load_frozen_parts(name, out, config, text, device)
     order = None
@@ -189,6 +187,7 @@ def train_stage(
             features = perceptual_network(config.loss.perceptual)
             image_loss = ImageLoss(config.loss, features).to(device)
             model = nn.ModuleDict({"part": part, "loss": image_loss})
+            parallel.replicate(model)
             size = len(images)
             loss_of = choose_image_loss(name, model, frozen, images, config, device)
             loss_of, order = reading_ahead(loss_of, images, settings, name, seed)
@@ -200,15 +199,6 @@ def train_stage(
         yield from training_loop(*arguments, watch=watcher, order=order)
         save_part(out, name, part)
         remove_checkpoints(checkpoint)
-
-
-def check_can_be_spread(name: str) -> None:
-    """Raise a ValueError if several processes are to train a stage that only one can train."""
-    _, processes = collectives.rank_and_size()
-    if processes > 1 and name not in TOKEN_STAGES:
-        raise ValueError(
-            f"{name} trains in one process; only base and superres can be spread over several"
-        )
 
 
 def load_frozen_parts(

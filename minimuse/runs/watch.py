@@ -96,16 +96,24 @@ class Watcher:
             self.begin(record.step)
         if not self.log.is_due(record):
             return
-        metrics = dict(record.metrics)
         look = None
-        if self.heldout is not None and is_moment(record.step, record.steps, LOOKS):
-            look = self.heldout.look(record.step)
-            metrics["heldout_loss"] = look.loss
+        looks = self.heldout is not None and is_moment(record.step, record.steps, LOOKS)
+        if looks and isinstance(self.heldout, HeldoutTokens):
+            look = self.heldout.look(record.step)  # by all processes together
         with collectives.fail_together():
             if self.writes:
-                self.log.write(record, metrics)
-                if look is not None:
-                    self.write_sheet(record.step, look)
+                if looks and look is None:
+                    look = self.heldout.look(record.step)
+                self.write(record, look)
+
+    def write(self, record: Record, look: Look | None) -> None:
+        """Write a line of the log, and a sheet if there is something to look at."""
+        metrics = dict(record.metrics)
+        if look is not None:
+            metrics["heldout_loss"] = look.loss
+        self.log.write(record, metrics)
+        if look is not None:
+            self.write_sheet(record.step, look)
 
     def begin(self, step: int) -> None:
         """Begin with this step; remove the sheets that this run will draw again."""
