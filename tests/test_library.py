@@ -214,7 +214,7 @@ def test_weights_that_are_not_finite(muse, tmp_path, value):
     Muse.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["toy", "toy-shapes"])
+@pytest.mark.parametrize("name", ["toy", "toy-shapes", "one-pass"])
 def test_what_ships_is_whole(name):
     assert (ASSETS / name / "base.safetensors").is_file()
     Muse.load(name)
