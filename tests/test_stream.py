@@ -389,25 +389,33 @@ def test_a_tar_file_that_changes_meanwhile(shards):
         images.batch([23])
 
 
-def test_the_command_line_explains_in_one_line(shards, tmp_path, capsys):
-    """Also of images, which are only read when a step asks for them. Then --resume goes on."""
-    out = str(tmp_path / "out")
-    command = ["train", "tokenizer", "--out", out, "--device", "cpu"]
-    begin = ["--preset", "tiny", "--data", str(shards)]
+def train_tokenizer(out, *flags):
+    """Run `minimuse train tokenizer`; its exit code."""
+    return main(["train", "tokenizer", "--out", str(out), "--device", "cpu", *flags])
+
+
+def test_the_command_line_explains_a_bad_caption_in_one_line(shards, tmp_path, capsys):
     not_utf8(shards)
-    assert main([*command, *begin]) == 2
+    out = tmp_path / "out"
+    assert train_tokenizer(out, "--preset", "tiny", "--data", str(shards)) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "x.txt is not UTF-8" in line
-    assert not (tmp_path / "out" / "config.json").exists()
+    assert not (out / "config.json").exists()
+
+
+def test_the_command_line_explains_a_bad_image_in_one_line_and_resumes_without_it(
+    shards, tmp_path, capsys
+):
+    """An image is only read when a step asks for it."""
+    out = tmp_path / "out"
     files = [(name, bomb() if name == "p06.png" else contents) for name, contents in samples(6, 6)]
     write_tar(shards / "001.tar", files)
-    assert main([*command, *begin]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("minimuse:")]
-    assert len(lines) == 1
-    assert "p06.png cannot be read" in lines[0]
-    assert main([*command, "--resume", "skip_unreadable=True"]) == 0
+    assert train_tokenizer(out, "--preset", "tiny", "--data", str(shards)) == 2
+    [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("minimuse:")]
+    assert "p06.png cannot be read" in line
+    assert train_tokenizer(out, "--resume", "skip_unreadable=True") == 0
     assert "left out, 1 so far" in capsys.readouterr().err
-    assert (tmp_path / "out" / "tokenizer.safetensors").is_file()
+    assert (out / "tokenizer.safetensors").is_file()
 
 
 # --- The index in OUT ---

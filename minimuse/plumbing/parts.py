@@ -104,14 +104,19 @@ def check_about(about: Any) -> None:
             raise ValueError(f"text.{key} is missing")
     if not isinstance(about.get("vocabulary", ""), str):
         raise ValueError("vocabulary is not one text")
-    if "rest" in about and shipped(str(about["rest"]), "config.json") is None:
-        raise ValueError(f"rest is {about['rest']!r}, and no such model ships with minimuse")
+    check_rest(about)
     ways = about.get("ways", {})
     if not isinstance(ways, dict):
         raise ValueError(f"ways is {ways!r}")
     for place in (about["data"], about["text"]["name"], *ways.values()):
         if not isinstance(place, str):
             raise ValueError(f"{place!r} is no name and no path")
+
+
+def check_rest(about: dict[str, Any]) -> None:
+    """Raise a ValueError if config.json names a model for the rest that does not ship."""
+    if "rest" in about and shipped(str(about["rest"]), "config.json") is None:
+        raise ValueError(f"rest is {about['rest']!r}, and no such model ships with minimuse")
 
 
 def check_model(config: Any, parts: Any, about: Any) -> None:
