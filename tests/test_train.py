@@ -195,7 +195,7 @@ def plant(bug, monkeypatch):
 
     stream = torch.Generator().manual_seed(0)
 
-    def batch_from_stream(seed, stage, step, batch, size):
+    def batch_from_stream(seed, stage, step, batch, size, order=None):
         return torch.randperm(size, generator=stream)[:batch]
 
     def global_generator(*key):
