@@ -131,6 +131,51 @@ def test_processes_see_disjoint_samples_and_together_all(processes):
     assert torch.cat(seen).sort().values.tolist() == list(range(24))
 
 
+def stopped(folder, shards, key=KEY, per_shard=7):
+    """Write a cache, and stop after so many shards."""
+    writing = cache.write_cache(folder, key, PARTS, Text(), sample_images(), "cpu", per_shard)
+    for _ in range(shards):
+        next(writing)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_stopped_cache_goes_on_after_its_last_shard(tmp_path, shards):
+    stopped(tmp_path, shards)
+    text = Text()
+    tokens = written(tmp_path, text=text)
+    rows = range(7 * shards, 23)
+    left = {caption for i in rows for caption in sample_images().captions[i]}
+    assert set(text.embedded) == left, "what it embedded is not what was left"
+    undisturbed = written(tmp_path / "another")
+    for shard, expected in zip(tokens.shards, undisturbed.shards, strict=True):
+        assert shard.keys() == expected.keys()
+        assert all(torch.equal(shard[name], expected[name]) for name in shard)
+    assert not (tmp_path / "cache" / "unfinished.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"key": {"data": "others"}}, {"per_shard": 6}])
+def test_a_stopped_cache_of_another_key_or_plan_is_made_anew(tmp_path, change):
+    stopped(tmp_path, 3, **change)
+    text = Text()
+    written(tmp_path, text=text)
+    assert set(text.embedded) == {c for captions in sample_images().captions for c in captions}
+
+
+def test_a_damaged_plan_is_none(tmp_path):
+    stopped(tmp_path, 2)
+    (tmp_path / "cache" / "unfinished.json").write_text("{")
+    text = Text()
+    written(tmp_path, text=text)
+    assert set(text.embedded) == {c for captions in sample_images().captions for c in captions}
+
+
+def test_a_finished_cache_is_made_anew(tmp_path):
+    written(tmp_path)
+    text = Text()
+    written(tmp_path, text=text)
+    assert set(text.embedded) == {c for captions in sample_images().captions for c in captions}
+
+
 def test_an_unfinished_cache_is_none(tmp_path):
     for done, shards in cache.write_cache(tmp_path, KEY, PARTS, Text(), sample_images(), "cpu", 7):
         assert shards == 4 and (tmp_path / "cache" / "index.json").exists() == (done == 4)

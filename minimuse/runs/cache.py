@@ -8,6 +8,7 @@ For millions of captions, write them to files first:
     minimuse train base --out runs/mine  # reads runs/mine/cache
 
 OUT/cache holds an index and shards of some thousand images each (`data.Tokens` explains a shard).
+If `minimuse cache` is stopped, the same command goes on after the last shard.
 The shards are memory-mapped: a process reads only the rows that it needs, and several processes
 share them.
 """
@@ -145,6 +146,11 @@ def index_path(out: Path) -> Path:
     return out / "cache" / "index.json"
 
 
+def plan_path(out: Path) -> Path:
+    """What the index will say. It exists while OUT/cache is unfinished: its shards are kept."""
+    return out / "cache" / "unfinished.json"
+
+
 def heldout_path(out: Path) -> Path:
     """A shard of some held-out images, which are looked at during training."""
     return out / "cache" / "heldout.safetensors"
@@ -169,21 +175,45 @@ def write_cache(
     """Write OUT/cache; yields (shards done, shards in all) after each shard.
 
     heldout: images for a shard of their own, beside the others.
+
+    If an earlier call was stopped, this one goes on after its last shard.
     """
-    index = index_path(out)
-    index.parent.mkdir(parents=True, exist_ok=True)
-    index.unlink(missing_ok=True)
+    rows_of_shards = torch.arange(len(images)).split(per_shard)
+    plan = {"key": key, "shards": [len(rows) for rows in rows_of_shards]}
+    begin_or_go_on(out, plan)
     if heldout is not None:
         shard = tokenize(parts, text, heldout, torch.arange(len(heldout)), device)
         save_tensors(heldout_path(out), shard)
-    rows_of_shards = torch.arange(len(images)).split(per_shard)
     for number, rows in enumerate(rows_of_shards):
-        shard = tokenize(parts, text, images, rows, device)
-        save_tensors(shard_path(out, number), shard)
+        if not shard_path(out, number).is_file():
+            shard = tokenize(parts, text, images, rows, device)
+            save_tensors(shard_path(out, number), shard)
         if number + 1 == len(rows_of_shards):
             # The index comes last: a cache without an index is unfinished.
-            write_json(index, {"key": key, "shards": [len(rows) for rows in rows_of_shards]})
+            write_json(index_path(out), plan)
+            plan_path(out).unlink()
         yield number + 1, len(rows_of_shards)
+
+
+def begin_or_go_on(out: Path, plan: dict) -> None:
+    """Remove what is in OUT/cache, unless a call with the same plan was stopped."""
+    folder = index_path(out).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    index_path(out).unlink(missing_ok=True)
+    if read_plan(out) == plan:
+        return
+    plan_path(out).unlink(missing_ok=True)
+    for shard in folder.glob("[0-9]*.safetensors"):
+        shard.unlink()
+    write_json(plan_path(out), plan)
+
+
+def read_plan(out: Path) -> dict | None:
+    """The plan of an unfinished OUT/cache; None if there is none that can be read."""
+    try:
+        return json.loads(plan_path(out).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def read_heldout(out: Path) -> Tokens | None:
