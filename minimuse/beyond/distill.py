@@ -17,7 +17,7 @@ Nothing moves when the student's images have the distribution of the teacher's. 
 are base models of the same shape, and all begin with the teacher's weights.
 
     model = nn.ModuleDict({"student": deepcopy(teacher), "auxiliary": deepcopy(teacher)})
-    loss_of = distillation_loss(model, teacher, tokens, guidance, random_codes, device)
+    loss_of = distillation_loss(model, teacher, tokens, guidance, random_codes, seeking, device)
     training_loop("distill", model, loss_of, ...)
 
 Letters: B batch, N image tokens, M hidden tokens of the batch, K codes, T text tokens, E text

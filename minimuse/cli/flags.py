@@ -203,7 +203,7 @@ def add_train(commands: Any) -> None:
         "stage",
         choices=[*stages, "all", "distill"],
         help="the part to train; or all; or distill: a base model that draws in one step, from the "
-        "model in --start (not tuned yet)",
+        "model in --start",
     )
     parser.add_argument(
         "--preset",
