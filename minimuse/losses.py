@@ -221,7 +221,7 @@ def decoder_loss(
     adversarial_from = config.loss.adversarial_from * settings.steps
 
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
-        batch = images.batch(own_rows(indices)).to(device)  # b 3 H W
+        batch = images.batch(own_rows(indices)).to(device)  # B 3 H W
         real = crop(batch, config.tokenizer.side, generator)
         with autocast(device):
             codes = frozen.quantizer.lookup(frozen.encode(real))  # B h w C

@@ -34,7 +34,7 @@ from minimuse.losses import Losses, LossOf
 from minimuse.maskgit import MaskGit, hide, masked_token_loss, partly_random
 from minimuse.plumbing.device import autocast
 
-# A code that the teacher rules out would weigh without limit.
+# The least log p. Without it, a code with p = 0 would give an infinite gradient.
 LEAST_LOG_P = -15.0
 
 
@@ -76,9 +76,7 @@ def distillation_loss(
             teacher_logits = predict(teacher, masked_ids, hidden, text, visible, guidance)  # M K
         auxiliary_loss = masked_token_loss(auxiliary_logits, drawn, hidden).loss
         hidden_logits = logits[hidden]  # M K
-        gradient = matching_gradient(
-            hidden_logits, teacher_logits, auxiliary_logits, seeking
-        )  # M K
+        gradient = matching_gradient(hidden_logits, teacher_logits, auxiliary_logits, seeking)
         # The derivative of this sum with respect to the student's logits is `gradient`.
         student_loss = (gradient * hidden_logits).sum(dim=-1).mean()
         divergence = kl(teacher_logits, auxiliary_logits.detach())

@@ -42,7 +42,7 @@ MOST_BYTES = 2**20
 Index = dict[str, torch.Tensor]
 
 
-class Member(NamedTuple):
+class PackedFile(NamedTuple):
     """A file inside a tar file."""
 
     name: str
@@ -149,9 +149,9 @@ def index_tar(path: Path) -> tuple[Index, list[str]]:
     return index, problems
 
 
-def read_samples(path: Path) -> dict[str, list[Member]]:
+def read_samples(path: Path) -> dict[str, list[PackedFile]]:
     """All images and texts of a tar file, by their names up to the first dot."""
-    samples: dict[str, list[Member]] = defaultdict(list)
+    samples: dict[str, list[PackedFile]] = defaultdict(list)
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
@@ -162,7 +162,7 @@ def read_samples(path: Path) -> dict[str, list[Member]]:
                 if is_text(info.name):
                     contents = tar.extractfile(info).read(MOST_BYTES)
                 name = normal(info.name.removeprefix("./"))
-                samples[key].append(Member(name, info.offset_data, info.size, contents))
+                samples[key].append(PackedFile(name, info.offset_data, info.size, contents))
             end = tar.offset
     except tarfile.TarError as error:
         raise ValueError(
@@ -194,7 +194,7 @@ def is_text(name: str) -> bool:
     return suffix(name) in TEXT_SUFFIXES
 
 
-def image_and_captions(path: Path, files: list[Member]) -> tuple[Member, tuple[str, ...]]:
+def image_and_captions(path: Path, files: list[PackedFile]) -> tuple[PackedFile, tuple[str, ...]]:
     """The image of a sample, and its captions. A ValueError says what is wrong with the sample."""
     image = image_of(path, files)
     texts = {suffix(file.name): file for file in files if file is not image}
@@ -212,7 +212,7 @@ def image_and_captions(path: Path, files: list[Member]) -> tuple[Member, tuple[s
     return image, checked_captions(Row(place, image.name, lines))
 
 
-def image_of(path: Path, files: list[Member]) -> Member:
+def image_of(path: Path, files: list[PackedFile]) -> PackedFile:
     """The image of a sample; a ValueError if it has none or several, or a file that is twice."""
     names = [file.name for file in files]
     for name in names:
