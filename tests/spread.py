@@ -1,20 +1,26 @@
-"""Trains stages and writes the metrics of every step; tests/test_parallel.py starts this script.
+"""Trains stages and writes the metrics of every step, in one process or in several.
 
     python tests/spread.py STAGE:STEPS=OUT [STAGE:STEPS=OUT ...] [--die | --die=SECONDS]
+    python tests/spread.py cache:IMAGES=OUT [--die]
 
-It runs as one process or, by torchrun, as several. It trains each stage in its model directory OUT
-up to STEPS, writes OUT/metrics.json, and saves a checkpoint.
+The tests call `start`, which runs it as one process or, by torchrun, as several. It trains each
+stage in its model directory OUT up to STEPS, writes OUT/metrics.json, and saves a checkpoint.
 With --die, it saves one after every step. Each stage is killed while it writes that of step STEPS.
 (One process trains each stage in a process of its own, and several are killed in the first stage.)
 With --die=SECONDS, one of the processes is killed so long after that step.
+
+cache: it writes OUT/cache, with so many images in a shard. With --die, the last process is killed
+while it writes its second shard.
 """
 
 import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -24,10 +30,22 @@ import torch
 from minimuse import vq
 from minimuse.plumbing import checkpoint, collectives, files, parts, sharded, t5_files
 from minimuse.plumbing.config import from_json
-from minimuse.runs import parallel, stages
+from minimuse.runs import cache, parallel, stages
 
+TIMEOUT = 600  # seconds
 # With its usual decay, no code dies in so few steps.
 RESTLESS = partial(vq.EMAQuantizer, decay=0.8)
+
+
+def start(processes: int, *arguments: str) -> subprocess.CompletedProcess:
+    """Run this script, as one process or as several."""
+    torchrun = []
+    if processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone"]
+        torchrun += ["--nproc-per-node", str(processes)]
+    command = [sys.executable, *torchrun, __file__, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def train_stage(
@@ -64,7 +82,7 @@ def die_later(seconds: float) -> None:
 
 def die_in_save(number: int) -> None:
     """Kill this process, or the last of several, in the checkpoint of this number."""
-    save_file, write_parts = files.save_file, sharded.write_parts
+    write_parts = sharded.write_parts
     rank, processes = collectives.rank_and_size()
     written = []
 
@@ -76,6 +94,24 @@ def die_in_save(number: int) -> None:
             os.truncate(own, own.stat().st_size // 2)
             die()
 
+    files.save_file = dying(files.save_file, number)
+    sharded.write_parts = write_parts_or_die
+
+
+def write_cache(out: Path, per_shard: int, dies: bool) -> None:
+    """Write OUT/cache; if `dies`, the last process is killed while it writes its second shard."""
+    cache.IMAGES_PER_SHARD = per_shard
+    rank, processes = collectives.rank_and_size()
+    if dies and rank == processes - 1:
+        files.save_file = dying(files.save_file, 2)
+    for _ in stages.fill_cache(out, "cpu"):
+        pass
+
+
+def dying(save_file: Callable, number: int) -> Callable:
+    """A `save_file` that leaves half of the file of this number, and kills the process."""
+    written = []
+
     def save_or_die(tensors, path, metadata):
         written.append(path)
         save_file(tensors, path, metadata)
@@ -83,8 +119,7 @@ def die_in_save(number: int) -> None:
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-    files.save_file = save_or_die
-    sharded.write_parts = write_parts_or_die
+    return save_or_die
 
 
 def avx2() -> str:
@@ -102,6 +137,9 @@ def main() -> None:
     rank, processes = collectives.rank_and_size()
     for task in filter(None, tasks):
         stage, stop, out = task[1], int(task[2]), Path(task[3])
+        if stage == "cache":
+            write_cache(out, stop, option == "--die")
+            continue
         die_after = None
         if option.startswith("--die=") and rank == stop % processes:
             die_after = float(option.removeprefix("--die="))

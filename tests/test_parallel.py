@@ -7,18 +7,15 @@ Two gloo processes on a CPU run the same code as NCCL processes on GPUs.
 
 import dataclasses
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from itertools import count
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from spread import RESTLESS
+from spread import RESTLESS, start
+from torch.torch_version import TorchVersion
 
 from minimuse import losses, vq
 from minimuse.datasets import progress
@@ -56,8 +53,6 @@ CASES = {
     ),
     "decoder": ("decoder", [], []),
 }
-WORKER = Path(__file__).with_name("spread.py")
-TIMEOUT = 600  # seconds
 
 
 def test_every_stage_is_scheduled():
@@ -71,17 +66,6 @@ def make_settings():
         for setting in ("muon_lr=0", "batch=8", f"steps={STEPS}"):
             settings.append(f"stages.{stage}.{setting}")
     return settings
-
-
-def start(processes, *arguments):
-    """Train stages, in one or several processes of their own; see `spread.py`."""
-    torchrun = []
-    if processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone"]
-        torchrun += ["--nproc-per-node", str(processes)]
-    command = [sys.executable, *torchrun, str(WORKER), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def train_elsewhere(processes, stage, out, stop=STEPS):
@@ -435,6 +419,13 @@ def test_what_several_processes_cannot_do(stage, settings, message, copy, monkey
     monkeypatch.setattr(parallel, "fit", lambda model, compile, recompute, device: None)
     with pytest.raises(ValueError, match=message):
         next(records_of(stage, copy(*settings)))
+
+
+def test_an_old_pytorch_is_refused_before_anything_is_trained(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.1"))
+    with pytest.raises(ValueError, match="several processes need PyTorch 2.9 or newer.* 2.8.1"):
+        parallel.begin("cpu")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

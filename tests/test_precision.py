@@ -149,7 +149,7 @@ def test_the_cache_on_disk_rounds_nothing(text, tmp_path):
     pixels = torch.zeros(len(CAPTIONS), 3, 32, 32, dtype=torch.uint8)
     images = Images(pixels, [(caption,) for caption in CAPTIONS], CAPTIONS)
     parts = {"tokenizer": tokenizer()}
-    list(cache.write_cache(tmp_path, {}, parts, text, images, "cpu"))
+    list(cache.write_cache(tmp_path, {}, parts, text, images, "cpu", 4096))
     stored = cache.read_cache(tmp_path, {}).captions(torch.arange(len(CAPTIONS)))
     in_memory = cache.tokens_of(parts, text, images).captions(torch.arange(len(CAPTIONS)))
     assert torch.equal(stored[0], in_memory[0]) and torch.equal(stored[1], in_memory[1])

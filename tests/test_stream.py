@@ -14,6 +14,7 @@ import warnings
 import pytest
 import torch
 from PIL import Image
+from spread import start
 
 from minimuse.cli import main
 from minimuse.datasets import load, stream, tars
@@ -26,7 +27,7 @@ from minimuse.plumbing.device import generator_at
 from minimuse.plumbing.parts import build
 from minimuse.plumbing.places import data_place, find_folder
 from minimuse.plumbing.t5_files import load_t5
-from minimuse.runs import tar_index
+from minimuse.runs import cache, tar_index
 from minimuse.runs.cache import tokens_of
 from minimuse.runs.images import load_images
 from minimuse.runs.kept import open_images
@@ -647,6 +648,30 @@ def test_tokens_are_those_of_images_in_memory(shards):
         assert torch.equal(*tokens.ids(resolution, torch.tensor([6, 7])))
     captions = tokens.choose_captions(torch.tensor([6, 7]))
     assert torch.equal(*captions)
+
+
+def test_several_processes_write_the_cache_of_one(shards, tmp_path, monkeypatch):
+    """Also if one of two was killed, and another number of processes goes on."""
+    monkeypatch.setattr(cache, "IMAGES_PER_SHARD", 4)
+    out = tmp_path / "out"
+    assert run_tokenizer(shards, out) == 0
+    assert main(["train", "tokenizer-hi", "--device", "cpu", "--out", str(out)]) == 0
+    alone = shutil.copytree(out, tmp_path / "alone")
+    assert main(["cache", "--device", "cpu", "--out", str(alone)]) == 0
+    # 22 images to train on: six shards, in rounds of two and then of three.
+    assert start(2, f"cache:4={out}", "--die").returncode != 0
+    left = {path.name for path in (out / "cache").iterdir()}
+    assert {"unfinished.json", "000000.safetensors", "000001.safetensors"} <= left
+    assert not left & {"index.json", "000003.safetensors"}
+    begun = (out / "cache" / "000001.safetensors").stat()
+    done = start(3, f"cache:4={out}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (out / "cache" / "000001.safetensors").stat().st_mtime_ns == begun.st_mtime_ns
+    assert contents(out / "cache") == contents(alone / "cache")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_held_out_images_and_those_to_measure_are_in_memory(shards, tmp_path):

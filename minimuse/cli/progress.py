@@ -24,7 +24,7 @@ def show_progress(records: Iterable[Record], row: int = 0) -> None:
             if bar is None:
                 bar = open_bar(record, row)
                 smoothed = {}
-            bar.update(1)
+            bar.update(record.step - bar.n)
             # Reading a metric waits for the device, so do it rarely.
             if record.step % 10 == 0 or last:
                 update_smoothed(smoothed, record.metrics)

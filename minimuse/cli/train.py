@@ -104,7 +104,9 @@ def copied_start(args: argparse.Namespace, stages: tuple[str, ...]) -> bool:
 def run_cache(args: argparse.Namespace) -> None:
     """`minimuse cache`: compute token ids and text embeddings once, and store them in --out."""
     data = None if args.data is None else chosen_data(args.data)
-    show_progress(fill_cache(args.out, args.device, data, args.t5))
+    device = parallel.begin(args.device)
+    run_steps(fill_cache(args.out, device, data, args.t5))
+    parallel.end()
 
 
 def chosen_data(name: str) -> str:

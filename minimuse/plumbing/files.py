@@ -77,11 +77,21 @@ def save_tensors(
     # No process may read the file before it is complete, so all wait for the first.
     with collectives.fail_together():
         if rank == 0:
-            check_finite(path, whole)
-            header = metadata
-            if before is not None:
-                header = {**metadata, "sha256": digest(whole, metadata)}
-            write_whole(path, lambda temporary: save_file(whole, temporary, header), before)
+            write_tensors(path, whole, metadata, before)
+
+
+def write_tensors(
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, str] | None = None,
+    before: Path | None = None,
+) -> None:
+    """`save_tensors` of this process alone; its tensors are whole, contiguous and on the CPU."""
+    check_finite(path, tensors)
+    header = metadata
+    if before is not None:
+        header = {**metadata, "sha256": digest(tensors, metadata)}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, header), before)
 
 
 def check_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:

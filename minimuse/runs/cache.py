@@ -8,7 +8,8 @@ For millions of captions, write them to files first:
     minimuse train base --out runs/mine  # reads runs/mine/cache
 
 OUT/cache holds an index and shards of some thousand images each (`data.Tokens` explains a shard).
-If `minimuse cache` is stopped, the same command goes on after the last shard.
+Several processes (`torchrun`) write shards side by side. If `minimuse cache` is stopped, the same
+command goes on with the shards that are missing, on any number of processes.
 The shards are memory-mapped: a process reads only the rows that it needs, and several processes
 share them.
 """
@@ -26,15 +27,17 @@ from torch import nn
 from minimuse.data import Images, Tokens, halve, offsets
 from minimuse.datasets.progress import bar
 from minimuse.datasets.stream import Stream
+from minimuse.plumbing import collectives
 from minimuse.plumbing.caller_state import in_usual_state
 from minimuse.plumbing.device import stable_hash
-from minimuse.plumbing.files import save_tensors, write_json
+from minimuse.plumbing.files import write_json, write_tensors
 from minimuse.plumbing.parts import PARTS
 from minimuse.plumbing.places import DATA_NAMES
 from minimuse.runs.manifest import digest_of_images
 from minimuse.t5_frozen import FrozenT5
 
 CAPTIONS_PER_BATCH = 256
+IMAGES_PER_SHARD = 4096
 FORMAT = 2  # of the shards; before, text embeddings were rounded to bfloat16
 
 # Data that ship have no files of their own in the key. The number is the one of older caches.
@@ -169,30 +172,34 @@ def write_cache(
     text: FrozenT5,
     images: Images | Stream,
     device: str,
-    per_shard: int = 4096,
+    per_shard: int,
     heldout: Images | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """Write OUT/cache; yields (shards done, shards in all) after each shard.
+    """Write OUT/cache; yields (shards done, shards in all) after each round.
 
-    heldout: images for a shard of their own, beside the others.
-
-    If an earlier call was stopped, this one goes on after its last shard.
+    In a round, each process writes one shard. heldout: images for a shard of their own, beside the
+    others. If an earlier call was stopped, this one writes the shards that are missing.
+    Collective: every rank must call this. If one process fails, all stop after that round.
     """
+    rank, processes = collectives.rank_and_size()
     rows_of_shards = torch.arange(len(images)).split(per_shard)
     plan = {"key": key, "shards": [len(rows) for rows in rows_of_shards]}
-    begin_or_go_on(out, plan)
-    if heldout is not None:
-        shard = tokenize(parts, text, heldout, torch.arange(len(heldout)), device)
-        save_tensors(heldout_path(out), shard)
-    for number, rows in enumerate(rows_of_shards):
-        if not shard_path(out, number).is_file():
-            shard = tokenize(parts, text, images, rows, device)
-            save_tensors(shard_path(out, number), shard)
-        if number + 1 == len(rows_of_shards):
-            # The index comes last: a cache without an index is unfinished.
-            write_json(index_path(out), plan)
-            plan_path(out).unlink()
-        yield number + 1, len(rows_of_shards)
+    with collectives.fail_together():
+        if rank == 0:
+            begin_or_go_on(out, plan)
+            if heldout is not None:
+                rows = torch.arange(len(heldout))
+                write_tensors(heldout_path(out), tokenize(parts, text, heldout, rows, device))
+    for first in range(0, len(rows_of_shards), processes):
+        done = min(first + processes, len(rows_of_shards))
+        number = first + rank
+        with collectives.fail_together():
+            if number < done and not shard_path(out, number).is_file():
+                shard = tokenize(parts, text, images, rows_of_shards[number], device)
+                write_tensors(shard_path(out, number), shard)
+        if done == len(rows_of_shards):
+            finish(out, plan)
+        yield done, len(rows_of_shards)
 
 
 def begin_or_go_on(out: Path, plan: dict) -> None:
@@ -206,6 +213,15 @@ def begin_or_go_on(out: Path, plan: dict) -> None:
     for shard in folder.glob("[0-9]*.safetensors"):
         shard.unlink()
     write_json(plan_path(out), plan)
+
+
+def finish(out: Path, plan: dict) -> None:
+    """Write the index. Collective: every rank must call this."""
+    rank, _ = collectives.rank_and_size()
+    with collectives.fail_together():
+        if rank == 0:
+            write_json(index_path(out), plan)
+            plan_path(out).unlink()
 
 
 def read_plan(out: Path) -> dict | None:

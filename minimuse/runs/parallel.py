@@ -24,13 +24,22 @@ from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.collectives import mean_over_processes, rank_and_size
 from minimuse.transformer import Block
 
+# From this version on, each process can write its part of a checkpoint as safetensors.
+SAVES_IN_PARTS = "2.9"
+
 
 def begin(device: str) -> str:
     """Join the other processes, if torchrun started any; return the device of this one.
 
-    Raises a ValueError if there is no such device. Collective: every rank must call this.
+    Raises a ValueError if there is no such device, or PyTorch is too old for several processes.
+    Collective: every rank must call this.
     """
     several = "RANK" in os.environ and not dist.is_initialized()
+    if several and torch.__version__ < SAVES_IN_PARTS:
+        raise ValueError(
+            f"several processes need PyTorch {SAVES_IN_PARTS} or newer, to save what is spread "
+            f"over them; this is {torch.__version__}: update torch, or train in one process"
+        )
     device = chosen_device(device)
     if several and device == "cuda":
         device = chosen_device(f"cuda:{os.environ['LOCAL_RANK']}")

@@ -309,9 +309,10 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
 def fill_cache(
     out: Path, device: str, data: str | None = None, text_name: str | None = None
 ) -> Iterator[Record]:
-    """Write OUT/cache, the training data of base and super-resolution; a record for each shard.
+    """Write OUT/cache, the training data of base and super-resolution; a record for each round.
 
-    Meanwhile no other process may train these two: they read the cache while they train.
+    Meanwhile no other process may train these two: they read the cache while they train. Several
+    processes write a shard each in a round. Collective: every rank must call this.
     data, text_name: where the folder of images and the text encoder are now, if they have moved.
     """
     device = chosen_device(device)
@@ -334,5 +335,5 @@ def fill_cache(
         images, heldout = load_both(config, about["data"], out)
         write_config(out, about)
         arguments = (out, cache.cache_key(out, about), tokenizers, text, images, device)
-        for done, shards in cache.write_cache(*arguments, heldout=heldout):
+        for done, shards in cache.write_cache(*arguments, cache.IMAGES_PER_SHARD, heldout):
             yield Record("cache", done, shards, {})
