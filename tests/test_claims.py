@@ -273,18 +273,19 @@ def check_rival(claim, rival, tmp_path):
 def test_rivals(claims, tmp_path, monkeypatch, capsys):
     """One step of training, one setting to tune.
 
-    The second script finds the masked models of the first one.
+    The later scripts find the masked models of the first one.
     """
     direct = claims("direct")
     monkeypatch.setattr(direct, "BATCHES", (1, 2))
     monkeypatch.setattr(direct, "ROUNDS", 1)
-    monkeypatch.setattr(direct, "SEEDS", (0, 1))
+    monkeypatch.setattr(direct, "DRAWINGS", (0, 1))
     few_passes = {"passes": (1, 2), "tuned_at": 2}
     monkeypatch.setattr(direct, "MASKED", with_one_setting(direct.MASKED, **few_passes))
     monkeypatch.setattr(direct, "CASCADE", with_one_setting(direct.CASCADE, **few_passes))
     options = ("--out", tmp_path, "--seconds", 0, "--pictures", 32, "--n", 2)
     dates = set()
-    for claim, changes in (("autoregression", {}), ("diffusion", few_passes)):
+    rivals = {"autoregression": {}, "diffusion": few_passes, "pixels": few_passes}
+    for claim, changes in rivals.items():
         script = claims(claim)
         monkeypatch.setattr(script, "RIVAL", with_one_setting(script.RIVAL, **changes))
         for _ in range(2):
@@ -294,9 +295,53 @@ def test_rivals(claims, tmp_path, monkeypatch, capsys):
     assert len(dates) == 1
     again = verdicts_again(claims, tmp_path, monkeypatch, capsys)
     expected = []
-    for claim in ("autoregression", "diffusion"):
+    for claim in rivals:
         expected += [f"{claim}:", *verdict_lines(tmp_path / f"{claim}.md"), ""]
     assert again == expected
+
+
+def test_ddim_follows_what_is_known_exactly(claims):
+    """If every image is the same, v is known, and any number of steps draws that image."""
+    pixels = claims("pixels")
+    image = torch.rand(2, 3, 4, 4) * 2 - 1
+
+    def velocity(z, t):
+        alpha, sigma = pixels.alpha_sigma(t)
+        noise = (z - alpha * image) / sigma
+        return alpha * noise - sigma * image
+
+    noise = torch.randn(image.shape)
+    for steps in (1, 3, 10):
+        assert torch.allclose(pixels.ddim(velocity, noise, steps), image, atol=1e-5)
+
+
+def test_ddim_draws_a_gaussian(claims):
+    """Of numbers with variance .25, the best v is known: what is drawn has that variance."""
+    pixels = claims("pixels")
+    variance = 0.25
+
+    def velocity(z, t):
+        alpha, sigma = pixels.alpha_sigma(t)
+        spread = alpha**2 * variance + sigma**2
+        return alpha * sigma * (1 - variance) / spread * z
+
+    torch.manual_seed(0)
+    noise = 0.3 * torch.randn(64, 3, 8, 8)  # so that none is clamped
+    drawn = pixels.ddim(velocity, noise, 500)
+    assert torch.allclose(drawn, noise * variance**0.5, rtol=0.01)
+
+
+def test_a_unet_without_caption_sees_no_text(claims):
+    pixels = claims("pixels")
+    torch.manual_seed(0)
+    model = pixels.UNet((8, 16), 6, enlarges=False)
+    torch.nn.init.normal_(model.last.weight)
+    z, t = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 0.9])
+    text, none = torch.randn(2, 5, 6), torch.zeros(2, 5, dtype=torch.bool)
+    drawn = [model(z, t, pixels.Condition(each, none)) for each in (text, -text)]
+    assert torch.equal(*drawn) and drawn[0].isfinite().all()
+    told = [model(z, t, pixels.Condition(each, ~none)) for each in (text, -text)]
+    assert not torch.allclose(*told)
 
 
 def test_encoders(claims, tmp_path, monkeypatch, capsys):
@@ -338,8 +383,8 @@ def test_cascade(claims, tmp_path, monkeypatch, capsys):
     for name in ("MASKED", "CASCADE"):
         way = with_one_setting(getattr(direct, name), passes=(1, 2), tuned_at=2)
         monkeypatch.setattr(cascade, name, way)
-    for module in (cascade, direct):
-        monkeypatch.setattr(module, "SEEDS", (0, 1))
+    monkeypatch.setattr(cascade, "SEEDS", (0, 1))
+    monkeypatch.setattr(direct, "DRAWINGS", (0, 1))
     options = ("--out", tmp_path, "--seconds", 0, "--pictures", 32, "--n", 2)
     run_in_process(cascade, monkeypatch, *options)
     names = {"cascade/0", "masked/0", "cascade/1", "masked/1"}
@@ -498,7 +543,7 @@ def test_every_claim_can_be_judged_again(claims):
             judged.append(path.stem)
             assert callable(claims(path.stem).verdicts), path.stem
     assert len(judged) == 9, judged
-    for rival in ("autoregression", "diffusion"):
+    for rival in ("autoregression", "diffusion", "pixels"):
         assert claims(rival).RIVAL.name, rival
 
 

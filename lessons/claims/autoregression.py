@@ -170,7 +170,7 @@ def loss(model: Autoregressive, muse: Muse, tokens: Tokens) -> Callable:
     return parts_of
 
 
-def ids(
+def images(
     muse: Muse,
     models: list,
     prompts: Prompts,
@@ -181,14 +181,15 @@ def ids(
     (model,) = models
     guidance = settings["guidance"]
     contexts = muse.contexts(model, prompts, guidance)
-    return sample(model, *contexts, guidance, settings["temperature"], generators[0])
+    ids = sample(model, *contexts, guidance, settings["temperature"], generators[0])
+    return muse.pixels(ids, "high")
 
 
 GRID = {"guidance": (0.0, 0.5, 1.0, 2.0, 4.0), "temperature": (0.25, 0.5, 0.75, 1.0)}
 RIVAL = Way(
     "autoregressive",
     parts=(Part(make, loss, batch=16),),
-    ids=ids,
+    images=images,
     passes=(256,),
     tuned_at=256,
     grid=GRID,

@@ -117,11 +117,11 @@ def loss(model: Flow, muse: Muse, tokens: Tokens) -> Callable:
     It is taken at a random point of the line from noise to latents x. Its time is the sigmoid of a
     normal number (2403.03206).
     """
-    images = training_images(muse.tokenizer_hi.config.side, len(tokens))
+    data = training_images(muse.tokenizer_hi.config.side, len(tokens))
 
     def parts_of(indices: torch.Tensor, generator: torch.Generator, step: int):
         with torch.no_grad():
-            latents = muse.tokenizer_hi.latents(images.batch(indices))
+            latents = muse.tokenizer_hi.latents(data.batch(indices))
         x = rearrange(latents, "B h w C -> B (h w) C")
         text, visible = tokens.captions(indices, generator)  # B T E, B T
         visible = drop_captions(visible, 0.1, generator)
@@ -134,7 +134,7 @@ def loss(model: Flow, muse: Muse, tokens: Tokens) -> Callable:
     return parts_of
 
 
-def ids(
+def images(
     muse: Muse,
     models: list,
     prompts: Prompts,
@@ -149,14 +149,14 @@ def ids(
     guidance = settings["guidance"]
     contexts = muse.contexts(model, prompts, guidance)
     latents = sample(model, *contexts, guidance, noise.to(muse.device), passes)
-    return high.quantizer.nearest(latents)
+    return muse.pixels(high.quantizer.nearest(latents), "high")
 
 
 GRID = {"guidance": (0.0, 0.5, 1.0, 2.0, 4.0), "temperature": (0.7, 0.85, 1.0)}
 RIVAL = Way(
     "diffusion",
     parts=(Part(make, loss, batch=16),),
-    ids=ids,
+    images=images,
     passes=(1, 2, 4, 8, 16, 32, 64),
     tuned_at=16,
     grid=GRID,
