@@ -342,7 +342,7 @@ def draw(blocks, page, muse, monkeypatch):
     """The event of the button Draw: its results, for a prompt and a seed."""
     (event,) = [each.fn for each in blocks.fns.values() if each.api_name == "draw"]
     # Without a browser, Gradio would make it a warning again, which the other visitor may hear.
-    monkeypatch.setattr(page.gr, "Warning", lambda message: None)
+    monkeypatch.setattr(page.gr, "Warning", lambda message, duration: None)
     settings = dict(zip(page.SETTINGS, page.defaults(muse), strict=True)) | {"steps": 6}
     return lambda prompt, seed: event("toy-shapes", prompt, "", seed, *settings.values(), 1)
 
@@ -426,6 +426,36 @@ def test_all_iterations_of_an_edit_can_be_looked_at(events, muse):
         assert (np.asarray(before) == np.asarray(events.big(image))).all()
         assert (np.asarray(after) == np.asarray(events.big(each))).all()
         assert f"Iteration {i} of 6" in status or i == 7
+
+
+@pytest.mark.parametrize(
+    "sides, box",
+    [
+        (["left"], (32, 0, 96, 64)),
+        (["top"], (0, 32, 64, 96)),
+        (["right"], (0, 0, 64, 64)),
+        (["bottom"], (0, 0, 64, 64)),
+        (["left", "top", "right", "bottom"], (32, 32, 96, 96)),
+    ],
+)
+def test_new_pixels_are_at_the_sides_that_were_ticked(events, muse, wide, sides, box):
+    image = wide.crop((0, 0, 64, 64))
+    asked = ASKED | {"steps": 2}
+    status, (before, after), drawn = events.outpaint(muse, asked, image, sides, 32)
+    width = 64 + 32 * len({"left", "right"} & {*sides})
+    height = 64 + 32 * len({"top", "bottom"} & {*sides})
+    assert drawn.size == (width, height) and f"{width}x{height}" in status
+    assert before.size == after.size
+    assert (np.asarray(drawn.crop(box)) == np.asarray(image)).all()
+    grey = np.asarray(before) == 211
+    assert grey.all(-1).mean() == pytest.approx(1 - 64 * 64 / (width * height), abs=0.02)
+
+
+def test_words_that_are_not_known_point_to_the_page(page):
+    text = "toy may not know 'x'; minimuse describe 'my toy' --json lists all 3,407 words"
+    assert page.DESCRIBE.sub("the column at the left lists", text).endswith(
+        "'x'; the column at the left lists all 3,407 words"
+    )
 
 
 def test_a_large_image_is_shrunk_with_a_warning(events, muse, wide):

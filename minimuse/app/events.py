@@ -35,7 +35,16 @@ def draw(muse: Muse, asked: dict, n: int) -> Iterator[tuple]:
         slider = gr.Slider(maximum=max(2, step), value=step)
         yield *shown(muse, asked, (asked, drawing), step), (asked, drawing), slider, [], gr.skip()
     images = [Image.fromarray(pixels) for pixels in views.decoded(muse, frame.ids, "high")]
-    yield f"Drawn in {step} passes.", *[gr.skip()] * 5, images, images[0]
+    yield f"Drawn in {passes_of(drawing)}.", *[gr.skip()] * 5, images, images[0]
+
+
+def passes_of(drawing: list[views.Frame]) -> str:
+    """How many passes a drawing has had."""
+    small = sum(frame.stage == "low" for frame in drawing)
+    text = f"{small} passes over the small grid"
+    if small < len(drawing):
+        text += f" and {len(drawing) - small} over the large one"
+    return text
 
 
 def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) -> tuple:
@@ -54,7 +63,7 @@ def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) ->
     if spot is not None:
         b, token = views.token_at(frame.ids, spot)
         when = f"kept in pass {frame.kept[b, token]}" if kept[b, token] else "hidden again"
-        status += f"<br>The token in the frame has code {frame.ids[b, token]}, {when}."
+        status += f"<br>The token in the pink frame has code {frame.ids[b, token]}, {when}."
         p = views.code_probabilities(muse, asked, drawing, frame, b, token)
         order, images = views.all_codes(muse, frame.stage)
         for code in p.topk(5).indices.tolist():
@@ -68,12 +77,13 @@ def compare(muse: Muse, asked: dict, *both: Any) -> Iterator[tuple]:
     """Draw with two samplings, and tell how long each takes."""
     for i, values in enumerate((both[:3], both[3:])):
         settings = dict(zip(("sampler", "steps", "guidance"), values, strict=True))
-        passes = timed(views.frames(muse, 1, **asked | settings))
-        for number, (frame, seconds) in enumerate(passes, start=1):
+        drawing: list[views.Frame] = []
+        for frame, seconds in timed(views.frames(muse, 1, **asked | settings)):
+            drawing.append(frame)
             images = [gr.skip(), gr.skip()]
-            label = f"{'AB'[i]}: {number} passes, {seconds:.1f} s"
+            label = f"{'AB'[i]}: {seconds:.1f} s, {passes_of(drawing)}"
             images[i] = gr.Image(views.guesses(muse, frame), label=label)
-            yield f"{'AB'[i]}: pass {number}.", *images
+            yield f"{'AB'[i]} is drawn: {passes_of(drawing)}.", *images
     yield "Both are drawn.", gr.skip(), gr.skip()
 
 
@@ -115,15 +125,22 @@ def inpaint(muse: Muse, asked: dict, picture: Any, editor: dict) -> tuple:
     for layer in editor["layers"]:
         alpha = layer.getchannel("A").resize(picture.size, Image.Resampling.BOX)
         mask[np.asarray(alpha) > 0] = 255
-    (image,) = edit.inpaint(muse, picture, Image.fromarray(mask), **asked)
+    if not mask.any():
+        raise ValueError("nothing is painted: paint over the part that is to be drawn anew")
+    (image,) = edit.inpaint(muse, picture, Image.fromarray(mask), keep_pixels=True, **asked)
     return "The painted part is drawn anew.", (big(picture), big(image)), image
 
 
 def outpaint(muse: Muse, asked: dict, picture: Any, sides: list[str], pad: int) -> tuple:
     """Draw beside the image."""
-    around = tuple(pad if side in sides else 0 for side in SIDES)
-    (image,) = edit.outpaint(muse, picture, pad=around, **asked)
-    return f"Now {image.width}x{image.height} pixels.", (big(picture), big(image)), image
+    if not sides:
+        raise ValueError("no side is ticked: tick one or more")
+    left, top, *others = around = tuple(pad if side in sides else 0 for side in SIDES)
+    (image,) = edit.outpaint(muse, picture, pad=around, keep_pixels=True, **asked)
+    # As large as the new image, so that both lie on each other.
+    before = Image.new("RGB", image.size, "lightgrey")
+    before.paste(picture, (left, top))
+    return f"Now {image.width}x{image.height} pixels.", (big(before), big(image)), image
 
 
 def change(muse: Muse, asked: dict, picture: Any, count: int, share: float) -> Iterator[tuple]:
@@ -151,7 +168,7 @@ def iteration(muse: Muse, asked: dict, edited: tuple, i: int) -> tuple:
     before, count, images = edited
     status = f"<progress value={i} max={count}></progress> Iteration {i} of {count}."
     if i > count:
-        status = f"Changed in {count} iterations, and finished by super-resolution."
+        status = f"Changed in {count} iterations, and then finished by super-resolution."
     return status, (big(before), big(images[i]))
 
 

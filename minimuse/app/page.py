@@ -1,6 +1,7 @@
 """The page: what all tabs share at the left, and four tabs. `frames.py` makes their images."""
 
 import html
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,11 @@ from minimuse.schedule import LAWS
 # be: the smallest and largest value and the step of a slider, or a list to choose from.
 SETTINGS = {
     "steps": ("Passes", "How many over the small grid. Lesson 06.", (1, 64, 1)),
-    "guidance": ("Guidance", "How strongly to follow the prompt; 0: off. Lesson 07.", (0, 10, 0.5)),
+    "guidance": (
+        "Guidance",
+        "How much more to follow the prompt; 0: no more. Lesson 07.",
+        (0, 10, 0.5),
+    ),
     "sampler": ("Sampler", "Which guesses a pass keeps. Lessons 06 and 13.", list(SAMPLERS)),
     "temperature": ("Temperature", "0 draws the likeliest codes. Lesson 06.", (0, 2, 0.05)),
     "choice_temperature": ("Choice temperature", "Noise on confidence. Lesson 06.", (0, 10, 0.1)),
@@ -38,6 +43,7 @@ EXAMPLES = {
         "two small blue squares on a grey background",
     ],
 }
+DESCRIBE = re.compile("minimuse describe .*? lists")
 # So many events run at once and take turns. Each holds one of Gradio's 40 threads; the others are
 # for what is quick, such as noting where an image was clicked.
 AT_ONCE = 20
@@ -97,12 +103,20 @@ class Page:
                     with gr.Tab(title) as tab:
                         fill(tab)
 
-    def on(self, trigger: Any, function: Callable, extra: list, outputs: list, **options: Any):
+    def on(
+        self,
+        trigger: Any,
+        function: Callable,
+        extra: list,
+        outputs: list,
+        missing: str = "there is no image yet: draw one, or upload one",
+        **options: Any,
+    ):
         """On an event call function(muse, asked, *extra); see `events.py`.
 
         Several events run at once, and each takes a turn at the model for each of its results. What
-        goes wrong becomes one line in the page. The first of `extra` is what the function cannot do
-        without.
+        goes wrong becomes one line in the page. The function cannot do without the first of
+        `extra`: if that is None, the line is `missing`.
         """
 
         def results(name: str, prompt: str, negative: str, seed: int, *values: Any) -> Iterator:
@@ -110,7 +124,9 @@ class Page:
             asked = {"prompt": prompt, "negative": negative, "seed": seed}
             try:
                 if own and own[0] is None:
-                    raise ValueError("there is no image yet: draw one, or upload one")
+                    raise ValueError(missing)
+                if seed is None:
+                    raise ValueError("the seed is empty: give a whole number, such as 0")
                 muse = self.load(name)
                 returned = function(muse, asked | changed(muse, settings), *own)
                 yield from [returned] if isinstance(returned, tuple) else returned
@@ -131,8 +147,10 @@ class Page:
                 if result is None:
                     return
                 for each in heard:
-                    notes.append(html.escape(one_line(each.message)))
-                    gr.Warning(notes[-1])
+                    # The page itself lists the words that a model knows.
+                    text = DESCRIBE.sub("the column at the left lists", one_line(each.message))
+                    notes.append(html.escape(text))
+                    gr.Warning(notes[-1], duration=5)
                 status, *updates = result
                 yield ["<br>".join(filter(None, [status, *notes])), *updates]
 
@@ -150,15 +168,16 @@ class Page:
         samples = [[text] for text in EXAMPLES.get(names[0], [])]
         title = "Examples: click one to make it the prompt"
         examples = gr.Dataset(components=[prompt], samples=samples, label=title)
-        info = "What guidance steers away from. Lesson 07."
-        negative = gr.Textbox(label="Negative prompt", info=info)
         info = "The same seed draws the same image. Lesson 06."
         seed = gr.Number(0, precision=0, label="Seed", info=info, elem_id="seed")
         with gr.Accordion("Sampling: how tokens are drawn", open=False):
+            info = "What guidance steers away from. Lesson 07."
+            negative = gr.Textbox("", label="Negative prompt", info=info)
             pairs = zip(SETTINGS, own, strict=True)
             settings = [control(name, value=value, elem_id=name) for name, value in pairs]
-        info = "All words of the captions in its training. Lesson 03."
-        known = gr.Textbox(words, label="Known words", info=info, max_lines=3, elem_id="words")
+        with gr.Accordion("Words that the model knows", open=False):
+            info = "All words of the captions in its training. Lesson 03."
+            known = gr.Textbox(words, label="Known words", info=info, max_lines=8, elem_id="words")
         self.inputs = [model, prompt, negative, seed, *settings]
         model.change(self.about, model, [examples, prompt, known, *settings])
         examples.click(lambda sample: sample[0], examples, prompt)
@@ -177,20 +196,26 @@ class Page:
             info = "How many to draw; each has the next seed. Lesson 00."
             n = gr.Radio([1, 2, 4], value=1, label="Images", info=info, elem_id="n")
             info = "Draw the prompt, and watch each pass. Lesson 06."
-            draw = button("Draw", "draw", info, variant="primary")
-        info = "Go back through the passes; click a token for its likeliest codes. Lesson 06."
+            self.draw = button("Draw", "draw", info, variant="primary")
+        info = "Go back through the passes. Click a token for its likeliest codes. Lesson 06."
         step = gr.Slider(1, 2, step=1, label="Pass", info=info, elem_id="step")
         with gr.Row():
             tokens = image("Guesses of this pass; hatched: hidden again", "tokens")
             heat = image("Probability of each guess; number: pass that kept it", "heat")
         gr.HTML("<b style='color: white'>0</b><b style='float: right'>1</b>", elem_id="scale")
+        text = (
+            "Each pass guesses all hidden tokens, and keeps some of them (red frames): those with "
+        )
+        note(
+            text + "the largest probabilities, but for some noise (Choice temperature). Lesson 06."
+        )
         options = {"format": "png", "columns": 5, "fit_columns": False, "allow_preview": False}
-        label = "Likeliest codes of the token in the frame, when it was drawn: probability (code)"
+        label = "Likeliest codes of the token in the pink frame, when drawn: probability (code)"
         codes = gr.Gallery(label=label, height=200, elem_id="likely", **options)
         drawn = gr.Gallery(label="Drawn", height=240, elem_id="drawn", **options)
         drawing, spot = gr.State(), gr.State()
         outputs = [tokens, heat, codes, drawing, step, drawn, self.picture]
-        self.on(draw.click, events.draw, [n], outputs, api_name="draw")
+        self.on(self.draw.click, events.draw, [n], outputs, api_name="draw")
         looks = events.shown, [drawing, step, spot], [tokens, heat, codes]
         self.on(step.input, *looks, trigger_mode="always_last")
         for view in (tokens, heat):
@@ -198,6 +223,7 @@ class Page:
 
     def compare_tab(self, tab: gr.Tab) -> None:
         """Two samplings beside each other; all else is as at the left."""
+        note("A and B have these settings of their own. All others are those at the left.")
         values = []
         with gr.Row():
             for guidance in (0, 8):
@@ -218,9 +244,12 @@ class Page:
         brush = gr.Brush(40, colors=["#ff00ff"], color_mode="fixed")
         options = {"type": "pil", "format": "png", "sources": (), "transforms": (), "layers": False}
         size = {"canvas_size": (SIDE, SIDE), "height": 480}
+        note("Paint over the part that is to be drawn anew, with the brush. Lesson 10.")
         with gr.Row():
-            title = "The image: paint over what to draw anew"
-            editor = gr.ImageEditor(label=title, brush=brush, elem_id="editor", **options, **size)
+            # The editor hides its label.
+            editor = gr.ImageEditor(
+                show_label=False, brush=brush, elem_id="editor", **options, **size
+            )
             both = gr.ImageSlider(label="Before | after", format="png", elem_id="both")
         info = "Draw the painted part anew, for the prompt. Lesson 10."
         paint = button("Inpaint the painted part", "inpaint", info, variant="primary")
@@ -237,11 +266,12 @@ class Page:
             share = gr.Slider(0.02, 0.5, 0.08, step=0.02, label="Share", info=info)
             info = "Draw some tokens anew again and again, for the prompt. Lesson 10."
             whole = button("Edit without a mask", "edit", info)
-        info = "Go back through the iterations; the last is the finished image. Lesson 10."
+        info = "Go back through the iterations. One more is the finished image. Lesson 10."
         step = gr.Slider(0, 1, step=1, label="Iteration", info=info, elem_id="iteration")
         edited = gr.State()  # the last one without a mask
         outputs = [both, self.picture]
         self.on(upload.upload, events.take, [upload], [self.picture])
+        gr.on([upload.upload, self.draw.click], lambda: None, None, both)
         self.on(paint.click, events.inpaint, [self.picture, editor], outputs)
         self.on(beside.click, events.outpaint, [self.picture, sides, pad], outputs)
         inputs = [self.picture, count, share]
@@ -252,8 +282,10 @@ class Page:
 
     def tokenizer_tab(self, tab: gr.Tab) -> None:
         """The image as tokens, which can be changed one by one."""
-        info = "Of the small grid, or of the large one. Lesson 01."
-        stage = gr.Radio(["low", "high"], value="high", label="Tokens", info=info, elem_id="stage")
+        note("This is the last image that was drawn, uploaded or edited.")
+        info = "Those of the base model, or those of super-resolution. Lesson 01."
+        grids = [("small grid", "low"), ("large grid", "high")]
+        stage = gr.Radio(grids, value="high", label="Tokens", info=info, elem_id="stage")
         with gr.Row():
             original = image("The image", "original")
             whole = image("The image from its tokens: click one", "whole")
@@ -267,7 +299,8 @@ class Page:
             picked = view.select(pixel_of, None, spot)
             self.on(picked.then, events.of_tokens, [ids, stage, spot], outputs)
         picked = codes.select(pixel_of, None, clicked)
-        self.on(picked.then, events.replace, [spot, ids, stage, clicked], outputs)
+        first = "click a token of the image first, and then its new code"
+        self.on(picked.then, events.replace, [spot, ids, stage, clicked], outputs, missing=first)
 
 
 def image(label: str, name: str) -> gr.Image:
@@ -279,8 +312,13 @@ def button(text: str, name: str, info: str, kind: type = gr.Button, **options: A
     """A button, and below it one line: what it does, and the lesson that explains it."""
     with gr.Column(min_width=160):
         made = kind(text, elem_id=name, **options)
-        gr.HTML(info, padding=False, elem_classes="info")
+        note(info)
     return made
+
+
+def note(text: str) -> None:
+    """A line of small text."""
+    gr.HTML(text, padding=False, elem_classes="info")
 
 
 def pixel_of(event: gr.SelectData) -> list[int]:

@@ -29,6 +29,8 @@ def run_app(args: argparse.Namespace) -> None:
     load = cache(lambda name: Muse.load(name, device, args.t5 if name == args.model else None))
     load(args.model).generate("", steps=1)  # the first pass is slow
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    # Gradio's own grey is too pale for small text.
+    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     address = {"server_name": args.host, "server_port": args.port, "share": False}
     looks = {"theme": theme, "css": CSS, "footer_links": [], "run_history": False}
     how = {"quiet": True, "prevent_thread_lock": True, "ssr_mode": False, "max_file_size": "20mb"}

@@ -109,7 +109,10 @@ def explain_unreadable(path: Path | Member, error: Exception) -> tuple[str, str]
                 f"{path} is a {image.format} file, whatever its name says",
                 "save it as PNG, JPEG or WebP",
             )
-    return f"{path} cannot be read ({error})", "save it again as a smaller 8-bit PNG"
+    remedy = "save it again as a smaller 8-bit PNG"
+    if isinstance(error, UnidentifiedImageError):
+        remedy = "save it again as PNG, JPEG or WebP"
+    return f"{path} cannot be read ({error})", remedy
 
 
 def describe_error(error: Exception) -> str:
