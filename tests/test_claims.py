@@ -198,10 +198,10 @@ def test_corrected(tiny_model, tmp_path, monkeypatch, claims, capsys):
     done = read_json(tmp_path / "corrected-tiny.json")
     assert {len(result["right"]) for result in done.values()} == {5}
     assert {key.rpartition("/")[0] for key in done} == {"end", "base/4"}
-    assert capsys.readouterr().out.count("is better than the first") == 4
+    assert capsys.readouterr().out.count("is better than the first") == 7
 
 
-@pytest.mark.parametrize("way", ["confidence", "certainty", "revision"])
+@pytest.mark.parametrize("way", ["confidence", "certainty", "entropy", "revision"])
 @pytest.mark.parametrize("passes", [4, 8])
 def test_all_ways_have_equally_many_passes(tiny_model, claims, monkeypatch, way, passes):
     corrected = claims("corrected")
@@ -209,7 +209,10 @@ def test_all_ways_have_equally_many_passes(tiny_model, claims, monkeypatch, way,
     run_pass, count = muse.run_pass, []
     monkeypatch.setattr(muse, "run_pass", lambda *rest: count.append(1) or run_pass(*rest))
     corrected.low_ids(muse, ["a small red circle on a grey background"], 0, way, passes, (1, 0.25))
-    assert len(count) == passes
+    if way == "entropy":  # it may be ready before
+        assert 0 < len(count) <= passes
+    else:
+        assert len(count) == passes
 
 
 def test_certainty_does_not_ask_what_was_drawn(claims):

@@ -1,4 +1,4 @@
-"""Can the same weights draw better? Three ideas that came after Muse, against its own decoding.
+"""Can the same weights draw better? Four ideas that came after Muse, against its own decoding.
 
     python lessons/claims/corrected.py --model toy-shapes --out runs/claims   # toy: `eval` extra
 
@@ -8,6 +8,8 @@ passes, tuned on other captions than those of the test, and five seeds of drawin
 - confidence: as Muse. A guess is drawn for every hidden token, and the likeliest guesses are kept.
 - certainty: positions are chosen before tokens are drawn, those with the largest probability
   first (2510.04525). In `confidence` a likely guess is kept sooner, which sharpens what is drawn.
+- entropy: tokens of low entropy first, and more of them in one pass while that is safe
+  (2505.24857). It has at most as many passes as the others.
 - revision: three quarters of the passes draw an image; each of the others hides some tokens again,
   at random, and draws them anew, with all others visible (as ReMDM, 2503.00307).
 
@@ -20,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 
+import matplotlib.pyplot as plt
 import torch
 from einops import rearrange
 from frontier import BATCH, TUNING_SEED, load_muse, low_tokens, quality, task
@@ -27,6 +30,7 @@ from torch import Tensor
 from trial import arguments, mean_and_std, run_jobs, table, verdict, write_report
 
 from minimuse import Muse, decode
+from minimuse.data import to_pil
 from minimuse.decode import Sampling
 from minimuse.guidance import guide
 from minimuse.metrics.outline import outline
@@ -37,7 +41,8 @@ PASSES = (4, 8, 16)
 TEMPERATURES = (0.6, 0.8, 1.0)
 CHOICE_TEMPERATURES = (0.5, 2.0, 8.0)
 REVISED = (1 / 16, 1 / 8, 1 / 4)  # the fraction of tokens that one revision hides, to tune
-WAYS = ("confidence", "certainty", "revision")
+ENTROPY_BOUNDS = (0.5, 2.0, 8.0)  # nats
+WAYS = ("confidence", "certainty", "entropy", "revision")
 ENDS = ("likeliest", "drawn", "mean vector")
 
 
@@ -79,6 +84,8 @@ def low_ids(
     sampling = replace(muse.config.sampling, temperature=temperature, steps=passes)
     if way == "certainty":
         decode.SAMPLERS[way] = certainty
+    if way == "entropy":
+        return draw_low(muse, captions, seed, replace(sampling, sampler=way, entropy_bound=second))
     if way != "revision":
         sampling = replace(sampling, sampler=way, choice_temperature=second)
         return draw_low(muse, captions, seed, sampling)
@@ -92,8 +99,8 @@ def low_ids(
 
 
 def settings_of(way: str) -> list[tuple[float, float]]:
-    """What is tuned: temperature, and choice temperature or the fraction that is revised."""
-    seconds = REVISED if way == "revision" else CHOICE_TEMPERATURES
+    """What is tuned: temperature, and one more setting of the way."""
+    seconds = {"revision": REVISED, "entropy": ENTROPY_BOUNDS}.get(way, CHOICE_TEMPERATURES)
     return [(temperature, second) for temperature in TEMPERATURES for second in seconds]
 
 
@@ -211,15 +218,19 @@ def measure_of(done: dict) -> tuple[str, int]:
 
 def verdicts(done: dict) -> list[str]:
     """Is a way better than confidence, or an end better than the likeliest code?"""
-    name, sign = measure_of(done)
     lines = []
     for job, result in done.items():
         group, _, way = job.rpartition("/")
-        rival = done[f"{group}/{ENDS[0] if group == 'end' else WAYS[0]}"]
+        is_end = group == "end"
+        rival = done[f"{group}/{ENDS[0] if is_end else WAYS[0]}"]
         if result is rival:
             continue
-        scores = [[sign * value for value in each[name]] for each in (result, rival)]
-        lines.append(f"- {name}, {group}: {way} is better than the first: {verdict(*scores)}")
+        measures = [measure_of(done)]
+        if is_end:
+            measures.append(("outline", 1))
+        for name, sign in measures:
+            scores = [[sign * value for value in each[name]] for each in (result, rival)]
+            lines.append(f"- {name}, {group}: {way} is better than the first: {verdict(*scores)}")
     return lines
 
 
@@ -237,12 +248,28 @@ def tables(done: dict, passes: tuple[int, ...]) -> list[str]:
     return [first, table(["end of super-resolution", name, "outline"], rows)]
 
 
+def draw_figure(path: Path, model: str, n: int) -> None:
+    """The first images of the test, a row for each end of super-resolution, with labels."""
+    muse = load_muse(model)
+    captions, _ = task(model, "test", n)
+    captions, low = captions[:8], test_tokens(model, n, SEEDS[0])[:8]
+    figure, axes = plt.subplots(len(ENDS), 8, figsize=(9.6, 3.8), layout="constrained")
+    for row, end in zip(axes, ENDS, strict=True):
+        row[0].set_ylabel(end)
+        images = to_pil(ended(muse, captions, low, SEEDS[0], end))
+        for axis, image in zip(row, images, strict=False):
+            axis.imshow(image)
+            axis.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=110)
+
+
 def main():
     args = arguments(__doc__, model="toy-shapes", n=128, passes=16)
     name = f"corrected-{Path(args.model).name}"
     passes = tuple(count for count in PASSES if count <= args.passes)
     jobs = make_jobs(args.model, args.n, passes)
     done = run_jobs(args.out / f"{name}.json", jobs, work, args.workers)
+    draw_figure(args.out / f"{name}.png", args.model, args.n)
     write_report(args.out, name, done, *tables(done, passes), "\n".join(verdicts(done)))
 
 

@@ -2,10 +2,11 @@
 
     PYTHONPATH=data/recipes python lessons/claims/verdicts.py
 
-lessons/claims/results/CLAIM.json is what CLAIM.py has written to OUT/CLAIM.json. The verdicts are
-those that the script would print. Those about rivals (autoregression, diffusion) also name times,
-so they need the times beside the figures: CLAIM-cpu-times.json. A script without verdicts is left
-out: frontier.py has only tables.
+lessons/claims/results/CLAIM.json is what CLAIM.py has written to OUT/CLAIM.json; a script that can
+draw with several models has written CLAIM-MODEL.json. The verdicts are those that the script would
+print. Those about rivals (autoregression, diffusion, pixels) also name times, so they need the
+times beside the figures: CLAIM-cpu-times.json. A script without verdicts is left out: frontier.py
+has only tables.
 """
 
 import importlib
@@ -13,12 +14,14 @@ import json
 from argparse import ArgumentParser
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+SCRIPTS = Path(__file__).parent
+RESULTS = SCRIPTS / "results"
+WITH_MODELS = ("corrected", "frontier")  # scripts whose files have a model in their name
 
 
 def verdicts_of(path: Path) -> list[str]:
     """The verdicts of one script, from the file of its figures."""
-    script = importlib.import_module(path.stem)
+    script = importlib.import_module(script_of(path))
     done = json.loads(path.read_text())
     if hasattr(script, "RIVAL"):
         direct = importlib.import_module("direct")
@@ -29,10 +32,16 @@ def verdicts_of(path: Path) -> list[str]:
     return []
 
 
+def script_of(path: Path) -> str | None:
+    """The name of the script that wrote a file of figures; None if the file is another one."""
+    claim, _, _ = path.stem.partition("-")
+    name = claim if claim in WITH_MODELS else path.stem
+    return name if (SCRIPTS / f"{name}.py").is_file() else None
+
+
 def claims_in(results: Path) -> list[Path]:
-    """The files of figures: those that have a script's name."""
-    scripts = {path.stem for path in Path(__file__).parent.glob("*.py")}
-    return [path for path in sorted(results.glob("*.json")) if path.stem in scripts]
+    """The files of figures."""
+    return [path for path in sorted(results.glob("*.json")) if script_of(path)]
 
 
 def main():

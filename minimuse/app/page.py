@@ -204,8 +204,8 @@ class Page:
             heat = image("Probability of each guess; number: pass that kept it", "heat")
         gr.HTML("<b style='color: white'>0</b><b style='float: right'>1</b>", elem_id="scale")
         note(
-            "Each pass guesses all hidden tokens, and keeps some of them (red frames): those with the "
-            "largest probabilities, once noise is added (Choice temperature). Lesson 06."
+            "Each pass guesses all hidden tokens, and keeps some of them (red frames): those with "
+            "the largest probabilities, once noise is added (Choice temperature). Lesson 06."
         )
         options = {"format": "png", "columns": 5, "fit_columns": False, "allow_preview": False}
         label = "Likeliest codes of the token in the pink frame, when drawn: probability (code)"
