@@ -16,6 +16,7 @@ from minimuse.data import Images
 from minimuse.plumbing.device import generator_at
 from minimuse.runs import cache, images
 from minimuse.runs.cache import tokens_of
+from minimuse.runs.stages import open_tokens
 from minimuse.train import batch_at
 
 SIDE, KEY = 16, {"data": "letters"}
@@ -169,11 +170,30 @@ def test_a_damaged_plan_is_none(tmp_path):
     assert set(text.embedded) == {c for captions in sample_images().captions for c in captions}
 
 
-def test_a_finished_cache_is_made_anew(tmp_path):
+def test_a_finished_cache_is_kept(tmp_path):
     written(tmp_path)
     text = Text()
     written(tmp_path, text=text)
-    assert set(text.embedded) == {c for captions in sample_images().captions for c in captions}
+    assert not text.embedded
+
+
+def test_only_damaged_and_missing_shards_are_made_anew(tmp_path):
+    written(tmp_path)
+    paths = sorted((tmp_path / "cache").glob("0*.safetensors"))
+    right = [path.read_bytes() for path in paths]
+    paths[1].write_bytes(right[1][:-1])
+    paths[2].unlink()
+    text = Text()
+    written(tmp_path, text=text)
+    rows = range(7, 21)
+    assert set(text.embedded) == {c for i in rows for c in sample_images().captions[i]}
+    assert [path.read_bytes() for path in paths] == right
+
+
+def test_training_does_not_begin_beside_an_unfinished_cache(tmp_path):
+    stopped(tmp_path, 2)
+    with pytest.raises(ValueError, match="cache is unfinished; run minimuse cache again"):
+        open_tokens(tmp_path, {}, PARTS, Text(), sample_images(), "cpu")
 
 
 def test_an_unfinished_cache_is_none(tmp_path):

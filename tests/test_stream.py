@@ -670,6 +670,24 @@ def test_several_processes_write_the_cache_of_one(shards, tmp_path, monkeypatch)
     assert contents(out / "cache") == contents(alone / "cache")
 
 
+def test_cache_leaves_out_a_damaged_image_if_asked(shards, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_tokenizer(shards, out) == 0
+    assert main(["train", "tokenizer-hi", "--device", "cpu", "--out", str(out)]) == 0
+    with (shards / "001.tar").open("r+b") as tar:  # the size and the captions stay
+        tar.seek(512)
+        tar.write(bytes(60))
+    capsys.readouterr()
+    command = ["cache", "--device", "cpu", "--out", str(out)]
+    assert main(command) == 2
+    assert "skip_unreadable=True leaves out all such images" in capsys.readouterr().err
+    assert main([*command, "base.width=64"]) == 2
+    assert "base" in capsys.readouterr().err
+    assert main([*command, "skip_unreadable=True"]) == 0
+    assert "left out, 1 so far" in capsys.readouterr().err
+    assert (out / "cache" / "index.json").is_file()
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -270,6 +270,12 @@ def add_cache(commands: Any) -> None:
         "--t5", help="the text encoder, if it has moved (default: where it was in training)"
     )
     add_device(parser)
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="such as skip_unreadable=True (default: the settings of the training)",
+    )
 
 
 def add_describe(commands: Any) -> None:

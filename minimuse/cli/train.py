@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minimuse.cli.progress import show_progress
-from minimuse.plumbing import collectives
+from minimuse.plumbing import collectives, stopping
 from minimuse.plumbing import config as configs
 from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.messages import warn
@@ -25,6 +25,7 @@ from minimuse.plumbing.places import DATA_NAMES, check_apart, data_place, text_p
 from minimuse.plumbing.status import status
 from minimuse.plumbing.t5_files import LazyT5
 from minimuse.runs import parallel
+from minimuse.runs.cache import plan_path
 from minimuse.runs.directory import check_resumable
 from minimuse.runs.distillation import begin_distillation, distill
 from minimuse.runs.rehearsal import check_trainable
@@ -103,9 +104,11 @@ def copied_start(args: argparse.Namespace, stages: tuple[str, ...]) -> bool:
 
 def run_cache(args: argparse.Namespace) -> None:
     """`minimuse cache`: compute token ids and text embeddings once, and store them in --out."""
+    stopping.state.resumable = str(plan_path(args.out))
+    stopping.state.remedy = "the same command goes on"
     data = None if args.data is None else chosen_data(args.data)
     device = parallel.begin(args.device)
-    run_steps(fill_cache(args.out, device, data, args.t5))
+    run_steps(fill_cache(args.out, device, data, args.t5, args.settings))
     parallel.end()
 
 

@@ -10,10 +10,13 @@ Collective operations exchange data between all processes: if one rank does not 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+
+T = TypeVar("T")
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -85,6 +88,16 @@ def copy_from_first(*tensors: torch.Tensor) -> None:
     if processes > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+def value_of_first(value: T) -> T:
+    """The value that the first process has. Collective: every rank must call this."""
+    _, processes = rank_and_size()
+    if processes == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def each_on_one_process(

@@ -15,9 +15,10 @@ ERASE = "\r\x1b[K"  # back to the first column, and clear the line
 def status(what: str) -> Iterator[None]:
     """Inside, the terminal shows "minimuse: WHAT ..."; afterwards the line is empty again.
 
-    Nothing is written if stderr is a file or a pipe: nobody waits in front of those.
+    Nothing is written if stderr is a file or a pipe: nobody waits in front of those. Under torchrun
+    the first process writes for all.
     """
-    if not os.isatty(STDERR):
+    if not os.isatty(STDERR) or not is_first():
         yield
         return
     write(f"{ERASE}minimuse: {what} ...")
@@ -25,6 +26,11 @@ def status(what: str) -> Iterator[None]:
         yield
     finally:
         write(ERASE)
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def write(text: str) -> None:

@@ -20,6 +20,8 @@ from threading import RLock, Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
+from minimuse.plumbing.status import is_first
+
 # Windows has no SIGHUP (the terminal was closed), and only Windows has SIGBREAK.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
@@ -49,7 +51,8 @@ class Listening:
         self.raised = False  # the process is ending already
         self.heard_at = 0.0
         self.told = False
-        self.resumable: str | None = None  # --resume works where this file exists
+        self.resumable: str | None = None  # where this file exists, `remedy` works
+        self.remedy = "the same command with --resume goes on"
         self.before: dict[int, Any] = {}  # signal -> the handler from before
         self.sockets: tuple[socket.socket, ...] = ()
         self.wakeup_before = -1  # the file that an event loop has asked to be told in
@@ -212,14 +215,14 @@ def tell_stopped() -> None:
             return
         message = "stopped"
         if state.resumable is not None and os.path.isfile(state.resumable):
-            message += "; the same command with --resume goes on"
+            message += f"; {state.remedy}"
         tell(message)
         state.told = True
 
 
 def tell(message: str) -> None:
     """Write a line to stderr. Not `print`: the signal may have interrupted another print."""
-    if not state.quiet:
+    if not state.quiet and is_first():
         # A progress bar may stand in this line.
         start = "\n" if os.isatty(2) else ""
         with suppress(OSError):  # the terminal may be closed

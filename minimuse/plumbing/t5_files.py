@@ -39,7 +39,7 @@ def load_t5(
 ) -> FrozenT5:
     """Load the text encoder that ships under this name, or the one in this directory.
 
-    The default `dtype` is float32, or bfloat16 from a billion parameters on: XXL then takes 11 GB.
+    The default `dtype` is float32, or bfloat16 from a billion parameters on: XXL then takes 10 GB.
     float16 is refused, because the inner values of T5's MLP exceed its largest number, 65504.
     """
     if dtype not in (None, torch.float32, torch.bfloat16):
@@ -73,7 +73,7 @@ def load_t5(
 class LazyT5:
     """A text encoder whose weights are loaded when it embeds the first caption.
 
-    Most stages of a training only need to know which encoder it is, and T5-XXL takes 11 GB. A
+    Most stages of a training only need to know which encoder it is, and T5-XXL takes 10 GB. A
     damaged file is found at once: all is checked but the values. Otherwise like `FrozenT5`.
     """
 

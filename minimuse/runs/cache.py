@@ -8,14 +8,15 @@ For millions of captions, write them to files first:
     minimuse train base --out runs/mine  # reads runs/mine/cache
 
 OUT/cache holds an index and shards of some thousand images each (`data.Tokens` explains a shard).
-Several processes (`torchrun`) write shards side by side. If `minimuse cache` is stopped, the same
-command goes on with the shards that are missing, on any number of processes.
+Several processes (`torchrun`) write shards side by side. If `minimuse cache` is stopped, or if a
+shard is damaged, the same command writes what is missing, on any number of processes.
 The shards are memory-mapped: a process reads only the rows that it needs, and several processes
 share them.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def index_path(out: Path) -> Path:
 
 
 def plan_path(out: Path) -> Path:
-    """What the index will say. It exists while OUT/cache is unfinished: its shards are kept."""
+    """What the index will say. It exists while OUT/cache is unfinished."""
     return out / "cache" / "unfinished.json"
 
 
@@ -178,56 +179,74 @@ def write_cache(
     """Write OUT/cache; yields (shards done, shards in all) after each round.
 
     In a round, each process writes one shard. heldout: images for a shard of their own, beside the
-    others. If an earlier call was stopped, this one writes the shards that are missing.
-    Collective: every rank must call this. If one process fails, all stop after that round.
+    others. Shards of an earlier call are kept, whether it was stopped or finished, unless they are
+    damaged. Collective: every rank must call this. If one process fails, all stop after that round.
     """
     rank, processes = collectives.rank_and_size()
     rows_of_shards = torch.arange(len(images)).split(per_shard)
-    plan = {"key": key, "shards": [len(rows) for rows in rows_of_shards]}
+    shards = len(rows_of_shards)
+    missing: list[int] = []
     with collectives.fail_together():
         if rank == 0:
-            begin_or_go_on(out, plan)
-            if heldout is not None:
+            plan = {"key": key, "shards": [len(rows) for rows in rows_of_shards]}
+            missing = keep_sound_shards(out, plan)
+            if heldout is not None and not is_sound(heldout_path(out), len(heldout)):
                 rows = torch.arange(len(heldout))
                 write_tensors(heldout_path(out), tokenize(parts, text, heldout, rows, device))
-    for first in range(0, len(rows_of_shards), processes):
-        done = min(first + processes, len(rows_of_shards))
-        number = first + rank
+    # All must take turns at the same shards, and a disk of several machines may be late.
+    missing = collectives.value_of_first(missing)
+    rounds = [missing[i : i + processes] for i in range(0, len(missing), processes)]
+    done = shards - len(missing)
+    for numbers in rounds or [[]]:
         with collectives.fail_together():
-            if number < done and not shard_path(out, number).is_file():
+            if rank < len(numbers):
+                number = numbers[rank]
                 shard = tokenize(parts, text, images, rows_of_shards[number], device)
                 write_tensors(shard_path(out, number), shard)
-        if done == len(rows_of_shards):
-            finish(out, plan)
-        yield done, len(rows_of_shards)
+        done += len(numbers)
+        if done == shards:
+            finish(out)
+        yield done, shards
 
 
-def begin_or_go_on(out: Path, plan: dict) -> None:
-    """Remove what is in OUT/cache, unless a call with the same plan was stopped."""
+def keep_sound_shards(out: Path, plan: dict) -> list[int]:
+    """Remove what is in OUT/cache, but the sound shards of this plan; the numbers of all others."""
     folder = index_path(out).parent
     folder.mkdir(parents=True, exist_ok=True)
+    counts = plan["shards"]
+    if plan in (read_plan(plan_path(out)), read_plan(index_path(out))):
+        # First the plan, then the index: what is here now stays known if this is stopped.
+        write_json(plan_path(out), plan)
+        index_path(out).unlink(missing_ok=True)
+        return [n for n, count in enumerate(counts) if not is_sound(shard_path(out, n), count)]
     index_path(out).unlink(missing_ok=True)
-    if read_plan(out) == plan:
-        return
     plan_path(out).unlink(missing_ok=True)
-    for shard in folder.glob("[0-9]*.safetensors"):
+    for shard in folder.glob("*.safetensors"):
         shard.unlink()
     write_json(plan_path(out), plan)
+    return list(range(len(counts)))
 
 
-def finish(out: Path, plan: dict) -> None:
-    """Write the index. Collective: every rank must call this."""
+def is_sound(path: Path, count: int) -> bool:
+    """Whether a file is a shard of so many images."""
+    try:
+        return len(load_file(path)["low"]) == count
+    except (KeyError, SafetensorError, OSError):
+        return False
+
+
+def finish(out: Path) -> None:
+    """Make the plan the index: a cache without an index is unfinished. Collective."""
     rank, _ = collectives.rank_and_size()
     with collectives.fail_together():
         if rank == 0:
-            write_json(index_path(out), plan)
-            plan_path(out).unlink()
+            os.replace(plan_path(out), index_path(out))
 
 
-def read_plan(out: Path) -> dict | None:
-    """The plan of an unfinished OUT/cache; None if there is none that can be read."""
+def read_plan(path: Path) -> dict | None:
+    """A plan, or an index; None if there is none that can be read."""
     try:
-        return json.loads(plan_path(out).read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 

@@ -2,17 +2,18 @@
 
     torchrun --nproc-per-node 8 -m minimuse train base --out runs/big --device cuda
 
-Every process draws all random numbers of the whole batch, and computes its own rows. A transformer
-may be too large for one GPU: PyTorch's FSDP2 (`fully_shard`) cuts its weights, gradients and
-optimizer state into one piece per process, and gathers the weights of a block only while it runs.
-Each process then writes its part of a checkpoint (`plumbing/sharded.py`). Tokenizers and decoders
-are small, so each process has all of theirs. All other files are the same as those of a single
-process, and the first process writes them.
+A step does the same whatever the number of processes: each draws the random numbers of the whole
+batch, and then computes its own rows. A transformer may be too large for one GPU. PyTorch's FSDP2
+(`fully_shard`) cuts its weights, gradients and optimizer state into one piece per process, and
+gathers the weights of a block only while it runs. Each process then writes its part of a checkpoint
+(`plumbing/sharded.py`). Tokenizers and decoders are small, so each process has all of theirs. The
+first process writes all other files, as a single process would.
 """
 
 import gc
 import os
 import warnings
+from datetime import timedelta
 from functools import partial
 
 import torch
@@ -26,6 +27,8 @@ from minimuse.transformer import Block
 
 # From this version on, each process can write its part of a checkpoint as safetensors.
 SAVES_IN_PARTS = "2.9"
+# The first process may read the index of millions of images, while all others wait for it.
+PATIENCE = timedelta(days=1)
 
 
 def begin(device: str) -> str:
@@ -46,9 +49,9 @@ def begin(device: str) -> str:
     if several:
         if "cuda" in device:
             torch.cuda.set_device(device)
-            dist.init_process_group("cpu:gloo,cuda:nccl")
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=PATIENCE)
     return device
 
 

@@ -11,7 +11,7 @@ A stage trains one part of the model and writes it to OUT/NAME.safetensors. The 
 in `train.py`, the losses are in `losses.py`; here is what comes before and after.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from minimuse.grow import grow
 from minimuse.losses import LossOf, decoder_loss, token_loss, tokenizer_loss
 from minimuse.plumbing.arguments import chosen_device
 from minimuse.plumbing.caller_state import in_usual_state
-from minimuse.plumbing.config import Config, from_json
+from minimuse.plumbing.config import Config, from_json, override
 from minimuse.plumbing.device import generator_at
 from minimuse.plumbing.files import check_writable
 from minimuse.plumbing.lite0 import perceptual_network
@@ -248,6 +248,9 @@ def open_tokens(
     """The training data of base and super-resolution: from OUT/cache, or computed in memory."""
     if cache.index_path(out).is_file():
         return cache.read_cache(out, cache.cache_key(out, about))
+    if cache.plan_path(out).is_file():
+        folder = cache.index_path(out).parent
+        raise ValueError(f"{folder} is unfinished; run minimuse cache again, or remove it")
     return cache.tokens_of(tokenizers, text, images, device)
 
 
@@ -307,17 +310,22 @@ def pending(stages: tuple[str, ...], out: Path, resume: bool) -> list[str]:
 
 @in_usual_state
 def fill_cache(
-    out: Path, device: str, data: str | None = None, text_name: str | None = None
+    out: Path,
+    device: str,
+    data: str | None = None,
+    text_name: str | None = None,
+    settings: Sequence[str] = (),
 ) -> Iterator[Record]:
     """Write OUT/cache, the training data of base and super-resolution; a record for each round.
 
     Meanwhile no other process may train these two: they read the cache while they train. Several
     processes write a shard each in a round. Collective: every rank must call this.
     data, text_name: where the folder of images and the text encoder are now, if they have moved.
+    settings: such as skip_unreadable=True; those that decide on weights are an error.
     """
     device = chosen_device(device)
     about = read_about(out)
-    config = from_json(about["config"])
+    config = override(from_json(about["config"]), list(settings))
     data = about["data"] if data is None else data
     text_name = about["text"]["name"] if text_name is None else text_name
     check_writable(cache.index_path(out))
