@@ -62,7 +62,7 @@ def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) ->
     codes = []
     if spot is not None:
         b, token = views.token_at(frame.ids, spot)
-        when = f"kept in pass {frame.kept[b, token]}" if kept[b, token] else "hidden again"
+        when = f"kept in pass {frame.kept[b, token]}" if kept[b, token] else "not kept"
         status += f"<br>The token in the pink frame has code {frame.ids[b, token]}, {when}."
         p = views.code_probabilities(muse, asked, drawing, frame, b, token)
         order, images = views.all_codes(muse, frame.stage)

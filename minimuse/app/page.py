@@ -23,7 +23,7 @@ SETTINGS = {
     "steps": ("Passes", "How many over the small grid. Lesson 06.", (1, 64, 1)),
     "guidance": (
         "Guidance",
-        "How much more to follow the prompt; 0: no more. Lesson 07.",
+        "0 follows the prompt, too; more does so harder, and rougher. Lesson 07.",
         (0, 10, 0.5),
     ),
     "sampler": ("Sampler", "Which guesses a pass keeps. Lessons 06 and 13.", list(SAMPLERS)),
@@ -200,12 +200,13 @@ class Page:
         info = "Go back through the passes. Click a token for its likeliest codes. Lesson 06."
         step = gr.Slider(1, 2, step=1, label="Pass", info=info, elem_id="step")
         with gr.Row():
-            tokens = image("Guesses of this pass; hatched: hidden again", "tokens")
+            tokens = image("Guesses of this pass; hatched: not kept", "tokens")
             heat = image("Probability of each guess; number: pass that kept it", "heat")
         gr.HTML("<b style='color: white'>0</b><b style='float: right'>1</b>", elem_id="scale")
         note(
             "Each pass guesses all hidden tokens, and keeps some of them (red frames): those with "
-            "the largest probabilities, once noise is added (Choice temperature). Lesson 06."
+            "the largest probabilities, once noise is added (Choice temperature). Lesson 06. "
+            "The small grid comes first (base model), then the large one (super-resolution). Lesson 08."
         )
         options = {"format": "png", "columns": 5, "fit_columns": False, "allow_preview": False}
         label = "Likeliest codes of the token in the pink frame, when drawn: probability (code)"
@@ -224,8 +225,9 @@ class Page:
         note("A and B have these settings of their own. All others are those at the left.")
         values = []
         with gr.Row():
-            for guidance in (0, 8):
+            for name, guidance in (("A", 0), ("B", 8)):
                 with gr.Column(min_width=150):
+                    note(f"<b>{name}</b>")
                     values += [control("sampler", value="confidence"), control("steps", value=12)]
                     values += [control("guidance", value=guidance)]
         info = "Draw one seed with the left settings (A) and the right ones (B). Lessons 06 and 07."
@@ -248,8 +250,10 @@ class Page:
             editor = gr.ImageEditor(
                 show_label=False, brush=brush, elem_id="editor", **options, **size
             )
-            both = gr.ImageSlider(label="Before | after", format="png", elem_id="both")
-        info = "Draw the painted part anew, for the prompt. Lesson 10."
+            both = gr.ImageSlider(
+                label="Before | after; grey: was not there", format="png", elem_id="both"
+            )
+        info = "Draw the painted part anew, for the prompt. The rest stays. Lesson 10."
         paint = button("Inpaint the painted part", "inpaint", info, variant="primary")
         with gr.Row():
             info = "Where to add pixels. Lesson 10."
@@ -264,7 +268,7 @@ class Page:
             share = gr.Slider(0.02, 0.5, 0.08, step=0.02, label="Share", info=info)
             info = "Draw some tokens anew again and again, for the prompt. Lesson 10."
             whole = button("Edit without a mask", "edit", info)
-        info = "Go back through the iterations. One more is the finished image. Lesson 10."
+        info = "Go back through the iterations. The last is after super-resolution. Lesson 10."
         step = gr.Slider(0, 1, step=1, label="Iteration", info=info, elem_id="iteration")
         edited = gr.State()  # the last one without a mask
         outputs = [both, self.picture]
@@ -288,7 +292,9 @@ class Page:
             original = image("The image", "original")
             whole = image("The image from its tokens: click one", "whole")
             colours = image("The tokens: each code has a colour", "map")
-        codes = image("All codes, from dark to bright; pale: not used. Click a new one", "codes")
+        codes = image(
+            "All codes, from dark to bright; pale: not in this image. Click a new one", "codes"
+        )
         ids, spot, clicked = gr.State(), gr.State(), gr.State()
         outputs = [whole, colours, codes, ids, spot]
         for event in (tab.select, stage.change):
