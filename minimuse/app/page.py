@@ -206,7 +206,7 @@ class Page:
         note(
             "Each pass guesses all hidden tokens, and keeps some of them (red frames): those with "
             "the largest probabilities, once noise is added (Choice temperature). Lesson 06. "
-            "The small grid comes first (base model), then the large one (super-resolution). Lesson 08."
+            "The base model fills the small grid, then super-resolution the large one. Lesson 08."
         )
         options = {"format": "png", "columns": 5, "fit_columns": False, "allow_preview": False}
         label = "Likeliest codes of the token in the pink frame, when drawn: probability (code)"
