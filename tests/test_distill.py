@@ -14,7 +14,7 @@ from minimuse.beyond.distill import distillation_loss, kl, matching_gradient
 from minimuse.cli import main
 from minimuse.data import Tokens
 from minimuse.decode import Sampling
-from minimuse.maskgit import BaseConfig, MaskGit, partly_random
+from minimuse.maskgit import BaseConfig, MaskGit, hide, partly_random
 from minimuse.plumbing.optimizers import make_optimizers
 from minimuse.runs import distillation
 
@@ -107,7 +107,7 @@ def raised_by_a_step(monkeypatch, seeking):
     model = nn.ModuleDict({"student": small_model(0), "auxiliary": small_model(1)})
     monkeypatch.setattr(distill, "draw", lambda logits, *_, **__: torch.ones(64, 4).long())
     tokens = one_caption()
-    loss_of = distillation_loss(model, AllAlike(), tokens, 0.0, 0.5, seeking, "cpu")
+    loss_of = distillation_loss(model, AllAlike(), tokens, 0.0, 0.5, seeking, 100, "cpu")
     student = model["student"]
     text, visible = tokens.captions(torch.zeros(64, dtype=torch.long))
     start = partly_random(64, 4, 2, 0.5, seeded(7))
@@ -144,13 +144,32 @@ def test_a_step_the_wrong_way_is_found(monkeypatch, planted):
 
 def test_only_the_student_learns_from_the_teacher_and_the_auxiliary_from_the_student():
     model = nn.ModuleDict({"student": small_model(0), "auxiliary": small_model(1)})
-    loss_of = distillation_loss(model, AllAlike(), one_caption(), 0.0, 0.5, 0.5, "cpu")
+    loss_of = distillation_loss(model, AllAlike(), one_caption(), 0.0, 0.5, 0.5, 2, "cpu")
     ((loss, metrics),) = loss_of(torch.zeros(8, dtype=torch.long), seeded(0), 0)
     (loss - metrics["auxiliary"]).backward()
     for name, part in model.items():
         assert all(p.grad is not None for p in part.parameters()), name
     assert metrics["divergence"] > 0
     assert not metrics["auxiliary"].requires_grad
+
+
+def test_fewer_tokens_are_hidden_in_the_second_half():
+    tokens = one_caption()
+    model = nn.ModuleDict({"student": small_model(0), "auxiliary": small_model(1)})
+    shares = []
+
+    def counted(ids, mask_id, generator, law):
+        corrupted = hide(ids, mask_id, generator, law)
+        shares.append(float(corrupted.hidden.float().mean()))
+        return corrupted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "hide", counted)
+        loss_of = distillation_loss(model, AllAlike(), tokens, 0.0, 0.5, 0.5, 4, "cpu")
+        for step in range(4):
+            list(loss_of(torch.zeros(500, dtype=torch.long), seeded(step), step))
+    # Of 4 tokens, rounded up.
+    assert min(shares[:2]) > 0.7 and max(shares[2:]) < 0.5, shares
 
 
 # --- The training ---

@@ -7,7 +7,9 @@ mean nothing, but all positions see them, so all positions can agree on one imag
 No image is needed to train the student, only captions and the teacher:
 
 1. The student draws an image in one pass.
-2. A part of the drawn tokens is hidden, as in the training of any masked model (`maskgit.hide`).
+2. A part of the drawn tokens is hidden (`maskgit.hide`): in the first half of the training as many
+   as for any masked model, and then fewer. Whether tokens fit each other shows only where most of
+   them are visible.
 3. The teacher predicts the hidden tokens: a distribution p for each.
 4. So does an auxiliary model, which learns from the student's images alone: a distribution q.
 5. Where q is larger than p, the student draws this code too often in such an image. So its logits
@@ -17,7 +19,9 @@ Nothing moves when the student's images have the distribution of the teacher's. 
 are base models of the same shape, and all begin with the teacher's weights.
 
     model = nn.ModuleDict({"student": deepcopy(teacher), "auxiliary": deepcopy(teacher)})
-    loss_of = distillation_loss(model, teacher, tokens, guidance, random_codes, seeking, device)
+    loss_of = distillation_loss(
+        model, teacher, tokens, guidance, random_codes, seeking, steps, device
+    )
     training_loop("distill", model, loss_of, ...)
 
 Letters: B batch, N image tokens, M hidden tokens of the batch, K codes, T text tokens, E text
@@ -34,6 +38,9 @@ from minimuse.losses import Losses, LossOf
 from minimuse.maskgit import MaskGit, hide, masked_token_loss, partly_random
 from minimuse.plumbing.device import autocast
 
+# Laws of the mask ratios (`schedule.LAWS`).
+EARLY_LAW = "cosine"  # hides 64 % of the tokens on average
+LATE_LAW = "sqrt"  # hides 33 %
 # The least log p. Without it, a code with p = 0 would give an infinite gradient.
 LEAST_LOG_P = -15.0
 
@@ -45,15 +52,16 @@ def distillation_loss(
     guidance: float,
     random_codes: float,
     seeking: float,
+    steps: int,
     device: str,
 ) -> LossOf:
     """The losses of student and auxiliary model; `loss_of` yields once (see `losses.py`).
 
     model: {"student": ..., "auxiliary": ...}. teacher: frozen; it predicts with this guidance, so
     the student learns to draw as if guided. tokens: their captions alone are used. random_codes:
-    the fraction of the grid that is random codes. seeking: see `matching_gradient`. Metrics:
-    `auxiliary`, the auxiliary model's loss, and `divergence`, the mean KL divergence of p and q, in
-    nats for a hidden token.
+    the fraction of the grid that is random codes. seeking: see `matching_gradient`. steps: of the
+    whole training. Metrics: `auxiliary`, the auxiliary model's loss, and `divergence`, the mean KL
+    divergence of p and q, in nats for a hidden token.
     """
     student, auxiliary = model["student"], model["auxiliary"]
     mask_id = student.mask_id
@@ -69,7 +77,8 @@ def distillation_loss(
         noise = gumbel(tuple(logits.shape), generator).to(device)  # B N K
         drawn = draw(logits.detach(), noise, temperature=1.0)  # B N
 
-        masked_ids, hidden = hide(drawn, mask_id, generator)  # B N, B N
+        law = EARLY_LAW if step < steps / 2 else LATE_LAW
+        masked_ids, hidden = hide(drawn, mask_id, generator, law)  # B N, B N
         with autocast(device):
             context = auxiliary.context(text, visible)
             auxiliary_logits = auxiliary(masked_ids, context, hidden).float()  # M K

@@ -37,7 +37,7 @@ from minimuse.train import Record, training_loop
 # How a student trains and draws, unless key=value says otherwise.
 # discriminator_lr is the rate of the auxiliary model, which must keep up with the student.
 STUDENT = Stage(
-    steps=2500,
+    steps=3000,
     batch=64,
     lr=1e-3,
     discriminator_lr=2e-3,
@@ -95,6 +95,7 @@ def distill(out: Path, device: str = "cpu") -> Iterator[Record]:
             teacher_config.sampling.guidance,
             config.sampling.random_codes,
             SEEKING,
+            config.stages.base.steps,
             device,
         )
         checkpoint = checkpoint_path(out, "base")
