@@ -135,7 +135,7 @@ def outpaint(muse: Muse, asked: dict, picture: Any, sides: list[str], pad: int) 
     """Draw beside the image."""
     if not sides:
         raise ValueError("no side is ticked: tick one or more")
-    left, top, *others = around = tuple(pad if side in sides else 0 for side in SIDES)
+    left, top, _, _ = around = tuple(pad if side in sides else 0 for side in SIDES)
     (image,) = edit.outpaint(muse, picture, pad=around, keep_pixels=True, **asked)
     # As large as the new image, so that both lie on each other.
     before = Image.new("RGB", image.size, "lightgrey")

@@ -26,6 +26,8 @@ from minimuse.plumbing.status import is_first
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
+RESUME = "the same command with --resume goes on"
+
 # Two signals within half a second are one wish: a wrapper forwards the Ctrl-C that a terminal has
 # sent to all of its processes already.
 ONE_WISH = 0.5  # seconds
@@ -52,7 +54,7 @@ class Listening:
         self.heard_at = 0.0
         self.told = False
         self.resumable: str | None = None  # where this file exists, `remedy` works
-        self.remedy = "the same command with --resume goes on"
+        self.remedy = RESUME
         self.before: dict[int, Any] = {}  # signal -> the handler from before
         self.sockets: tuple[socket.socket, ...] = ()
         self.wakeup_before = -1  # the file that an event loop has asked to be told in
@@ -73,6 +75,7 @@ def listen() -> Iterator[None]:
     state.starting = False
     state.told = False
     state.resumable = None
+    state.remedy = RESUME
     try:
         yield
     finally:
