@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from direct import SIZE, Part, Way, code_vectors, compare
 from einops import rearrange
 from torch import nn
-from trial import arguments
 
 from minimuse import Muse
 from minimuse.data import Tokens
@@ -197,8 +196,7 @@ RIVAL = Way(
 
 
 def main():
-    args = arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu")
-    compare(args, "autoregression", RIVAL)
+    compare(__doc__, "autoregression", RIVAL)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from direct import SIZE, WINDOW, Direct, Part, Way, compare
 from einops import rearrange
 from torch import nn
-from trial import arguments
 
 from minimuse import Muse
 from minimuse.data import Images, Tokens
@@ -164,8 +163,7 @@ RIVAL = Way(
 
 
 def main():
-    args = arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu")
-    compare(args, "diffusion", RIVAL)
+    compare(__doc__, "diffusion", RIVAL)
 
 
 if __name__ == "__main__":

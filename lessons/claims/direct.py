@@ -5,8 +5,9 @@ Two ways are here: `MASKED`, one masked model that predicts the 16 x 16 tokens d
 third one and call `compare`:
 
 1. All are trained for the same number of seconds of one processor, on the same images, with the
-   same optimizer. The numbers of parameters differ by at most 5 % (checked). Those that draw tokens
-   use the learning rates of the presets, which are not tuned.
+   same optimizer (but for the rival of pixels.py, which says why). The numbers of parameters differ
+   by at most 5 % (checked). Those that draw tokens use the learning rates of the presets, which are
+   not tuned.
 2. Guidance and temperatures are tuned for each way, over its whole grid, at one number of passes,
    on captions of the training split with odd numbers. The score is the mean over all attributes
    that the detector reads. It is less noisy than "right in all", and above 0 early in training.
@@ -36,6 +37,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from trial import (
+    arguments,
     cached_tokens,
     fit,
     masked_loss,
@@ -503,8 +505,12 @@ def comparison(rival: Way, done: dict, times: dict) -> Comparison:
     return Comparison((rival, MASKED, CASCADE), done, times)
 
 
-def compare(args: Namespace, claim: str, rival: Way) -> None:
-    """Train, tune and time a rival, the masked model and the cascade; write the report."""
+def compare(description: str, claim: str, rival: Way) -> None:
+    """Train, tune and time a rival, the masked model and the cascade; write the report.
+
+    description: of the script, which the command line says with --help.
+    """
+    args = arguments(description, seconds=900.0, pictures=20_000, n=96, device="cpu")
     torch.set_num_threads(1)
     # Make the tokens before the processes start, or two of them would write the same file.
     cached_tokens(Muse.load("toy-shapes"), "shapes", "train", args.pictures, args.out)

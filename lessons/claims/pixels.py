@@ -10,7 +10,8 @@ many steps as suit it best, and in a third as many for super-resolution. So that
 forgives the first one's errors, its low-res image is noisy in training, and it is told how noisy.
 
 The masked models need tokenizers, which somebody had to train. So the rival gets their seconds, on
-top of its own. `direct.py` says what is measured, and what keeps it fair.
+top of its own. It has no transformer blocks, so AdamW trains all of it, where Muon trains the
+matrices of the others. `direct.py` says what is measured, and what keeps it fair.
 
 Letters: B batch, C channels, H W pixels, T text tokens, E text width, D width of the condition.
 """
@@ -24,7 +25,6 @@ import torch.nn.functional as F
 from diffusion import time_embedding, training_images
 from direct import Part, Way, compare
 from torch import Tensor, nn
-from trial import arguments
 
 from minimuse import Muse
 from minimuse.data import Tokens, halve
@@ -267,8 +267,7 @@ RIVAL = Way(
 
 
 def main():
-    args = arguments(__doc__, seconds=900.0, pictures=20_000, n=96, device="cpu")
-    compare(args, "pixels", RIVAL)
+    compare(__doc__, "pixels", RIVAL)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def write_cache(
             if heldout is not None and not is_sound(heldout_path(out), len(heldout)):
                 rows = torch.arange(len(heldout))
                 write_tensors(heldout_path(out), tokenize(parts, text, heldout, rows, device))
-    # All must take turns at the same shards, and a disk of several machines may be late.
+    # The first process decides for all: another machine may not see its newest files yet.
     missing = collectives.value_of_first(missing)
     rounds = [missing[i : i + processes] for i in range(0, len(missing), processes)]
     done = shards - len(missing)
