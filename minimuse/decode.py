@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from minimuse import schedule
+from minimuse.beyond.random_start import random_start
 from minimuse.guidance import Conditions, conditions_of, guided_logits
-from minimuse.maskgit import partly_random
 from minimuse.plumbing.arguments import check_choice, check_generators
 from minimuse.plumbing.device import autocast
 from minimuse.plumbing.ranges import check_arguments, check_settings
@@ -55,6 +55,9 @@ class Sampling:
     entropy_bound: float = 0.5  # of the entropy sampler, in nats
     law: str = "cosine"  # the schedule: see schedule.LAWS
     random_codes: float = 0.0  # fraction of an empty grid, for a model distilled into one pass
+    # Images are made of the mean of all code vectors, weighted by their probabilities, and not of
+    # the code that was drawn. For a last pass that reveals most of the tokens.
+    mean_vectors: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -78,6 +81,8 @@ class Step(NamedTuple):
     ids: Tensor  # (B, N) a code at every position: the known token, or the present guess
     confidence: Tensor  # (B, N) log-probability of the guess; +inf where the token was known before
     hidden: Tensor  # (B, N) bool, hidden again after this step
+    # (B, N, K), with `mean_vectors` only: of all codes at every position, 1 for a known token
+    probabilities: Tensor | None = None
 
 
 # --- The loop ---
@@ -177,21 +182,6 @@ def fixed_order(sampler: str, ids: Tensor) -> Tensor | None:
     return -ORDERS[sampler](N).to(ids.device, torch.float32).expand(B, N)
 
 
-def random_start(
-    ids: Tensor, mask_id: int, fraction: float, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """What a model that draws in one pass sees in place of an empty grid: ids (B, N) -> (B, N).
-
-    It cannot tell random codes from known ones, so a grid with some known tokens is a ValueError.
-    """
-    B, N = ids.shape
-    hidden = (ids == mask_id).sum(dim=-1)  # B
-    if ((hidden > 0) & (hidden < N)).any():
-        raise ValueError("a model with random_codes above 0 fills no holes; take its teacher")
-    rows = [partly_random(1, N, mask_id, 1 - fraction, generator) for generator in generators]
-    return torch.cat(rows)
-
-
 def noise_of(generators: Sequence[torch.Generator], N: int, K: int) -> tuple[Tensor, Tensor]:
     """Gumbel noise for the tokens (B, N, K) and for the choice (B, N); one generator an image."""
     token_noise = torch.stack([gumbel((N, K), generator) for generator in generators])  # B N K
@@ -233,7 +223,13 @@ def step(
     N = ids.shape[-1]
     hidden_again = rank >= N - left[:, None]  # B N
 
-    return Step(guess, log_p.masked_fill(~hidden, float("inf")), hidden_again)
+    probabilities = None
+    if sampling.mean_vectors:
+        is_code = guess[..., None] == torch.arange(logits.shape[-1], device=guess.device)  # B N K
+        probabilities = torch.where(hidden[..., None], logits.softmax(dim=-1), is_code.float())
+
+    confidence = log_p.masked_fill(~hidden, float("inf"))  # B N
+    return Step(guess, confidence, hidden_again, probabilities)
 
 
 def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0) -> Tensor:

@@ -22,6 +22,7 @@ from einops import repeat
 from PIL import Image
 
 from minimuse import schedule
+from minimuse.beyond.mean_vectors import code_vectors
 from minimuse.data import from_pil, halve, to_pil
 from minimuse.decode import Sampling, decode
 from minimuse.muse import Muse
@@ -121,16 +122,18 @@ def fill(
     low, high = encode_around(muse, pixels, hole)  # 1 h w each
     low = repeat(low, "1 h w -> B h w", B=n).clone()
     high = repeat(high, "1 h w -> B h w", B=n).clone()
+    # Of hidden tokens it is any vector, until they are filled.
+    vectors = muse.tokenizer_hi.quantizer.lookup(high % muse.superres.mask_id)  # B h_hi w_hi C
     grid = muse.config.tokenizer.grid
 
     # All B rows have the same hole, so the first one tells which tokens are still hidden.
     window = next_window(low[0] == muse.base.mask_id, high[0] == muse.superres.mask_id, grid)
     while window is not None:
-        fill_window(muse, low, high, window, [prompt] * n, negative, sampling, seed)
+        fill_window(muse, low, high, vectors, window, [prompt] * n, negative, sampling, seed)
         window = next_window(low[0] == muse.base.mask_id, high[0] == muse.superres.mask_id, grid)
 
     H, W = hole.shape
-    drawn = muse.pixels(high, "high")[..., :H, :W].cpu()  # B 3 H W
+    drawn = muse.pixels(high, "high", vectors=vectors)[..., :H, :W].cpu()  # B 3 H W
     if keep_pixels:
         drawn = feather(drawn, pixels.cpu(), hole.cpu())
     return to_pil(drawn)
@@ -140,6 +143,7 @@ def fill_window(
     muse: Muse,
     low: torch.Tensor,
     high: torch.Tensor,
+    vectors: torch.Tensor,
     window: tuple[int, int],
     prompts: list[str],
     negative: str,
@@ -148,16 +152,16 @@ def fill_window(
 ) -> None:
     """Fill the hidden tokens of one window, in place: low (B, h, w) and high (B, h_hi, w_hi).
 
-    `window` is the row and column of its first low-res token, `sampling` that of both models.
+    `vectors` (B, h_hi, w_hi, C) are the code vectors of `high`, and change with it. `window` is
+    the row and column of its first low-res token, `sampling` that of both models.
     """
     y, x = window
     grid = muse.config.tokenizer.grid
     ratio = high.shape[1] // low.shape[1]
+    rows = slice(ratio * y, ratio * (y + grid))  # of the high-res grid
+    columns = slice(ratio * x, ratio * (x + grid))
     # Views: assigning to them changes `low` and `high`.
-    parts = {
-        "low": low[:, y : y + grid, x : x + grid],
-        "high": high[:, ratio * y : ratio * (y + grid), ratio * x : ratio * (x + grid)],
-    }
+    parts = {"low": low[:, y : y + grid, x : x + grid], "high": high[:, rows, columns]}
     steps = muse.steps(
         prompts,
         negative,
@@ -169,6 +173,8 @@ def fill_window(
     )
     for resolution, step in steps:
         parts[resolution][:] = step.ids.view_as(parts[resolution])
+        if resolution == "high":
+            vectors[:, rows, columns] = code_vectors(step, muse.tokenizer_hi)
 
 
 # --- Mask-free editing ---
@@ -283,12 +289,10 @@ def finish(
     ratio = high.shape[1] // h
     changed = changed_below(before[0], low.view(-1, h, w), ratio)  # B h_hi w_hi
     high = high.masked_fill(changed, muse.superres.mask_id).flatten(1)  # B N_hi
+    settings = {"negative": negative, "sampling_hi": sampling_hi}
     # No low-res token is hidden, so all steps are of super-resolution.
-    for _, step in muse.steps(
-        [prompt] * len(low), negative, sampling_hi=sampling_hi, seed=seed, low=low, high=high
-    ):
-        high = step.ids
-    return to_pil(muse.pixels(high, "high")[..., : image.height, : image.width])
+    _, drawn = muse.draw([prompt] * len(low), seed=seed, low=low, high=high, **settings)
+    return to_pil(drawn[..., : image.height, : image.width])
 
 
 def changed_below(before: torch.Tensor, after: torch.Tensor, ratio: int) -> torch.Tensor:

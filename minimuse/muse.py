@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from einops import rearrange
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
+from minimuse.beyond.mean_vectors import code_vectors
 from minimuse.data import to_pil
 from minimuse.decode import Sampling, Step, decode, one_pass
 from minimuse.plumbing import arguments as checks
@@ -37,16 +38,17 @@ from minimuse.plumbing.t5_files import load_t5
 from minimuse.plumbing.vocabulary import each_word_once, say_unknown_words
 from minimuse.t5_frozen import FrozenT5
 from minimuse.transformer import Context
+from minimuse.vq import ImageTokenizer
 
 
 class Prompts(NamedTuple):
     """Embedded prompts of B images: P for each image, and one negative prompt."""
 
-    text: torch.Tensor  # (P B, T, E): the first prompt of every image, then the second, and so on
-    visible: torch.Tensor  # (P B, T) bool, True = real token
+    text: Tensor  # (P B, T, E): the first prompt of every image, then the second, and so on
+    visible: Tensor  # (P B, T) bool, True = real token
     weights: tuple[float, ...]  # one weight for each of the P prompts
-    negative_text: torch.Tensor  # (B, T, E): what guidance steers away from
-    negative_visible: torch.Tensor  # (B, T) bool, all False for the null caption
+    negative_text: Tensor  # (B, T, E): what guidance steers away from
+    negative_visible: Tensor  # (B, T) bool, all False for the null caption
 
 
 class Muse:
@@ -76,6 +78,11 @@ class Muse:
     def parts(self) -> MappingProxyType:
         """The parts by name. To replace one, assign to its attribute: `muse.base = ...`."""
         return MappingProxyType({name: getattr(self, name) for name in PARTS})
+
+    @property
+    def tokenizers(self) -> dict[str, ImageTokenizer]:
+        """Both tokenizers, by the resolution of their tokens."""
+        return {"low": self.tokenizer, "high": self.tokenizer_hi}
 
     @classmethod
     @in_usual_state
@@ -152,10 +159,10 @@ class Muse:
         prompts: list[str],
         batch: int = 32,
         seed: int = 0,
-        low: torch.Tensor | None = None,
-        high: torch.Tensor | None = None,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
         **settings: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Draw low-res (B, 3, H/2, W/2) and high-res images (B, 3, H, W), one for each prompt.
 
         Image i has the seed `seed` + i, and is the same whatever is drawn beside it. `batch` images
@@ -168,16 +175,17 @@ class Muse:
         lows, highs = [], []
         for start in range(0, len(prompts), batch):
             rows = slice(start, start + batch)
-            # Ids that are complete already have no steps.
             ids = {
                 "low": None if low is None else low[rows],
                 "high": None if high is None else high[rows],
             }
+            vectors = {}  # Ids that are complete already have no steps, and need none.
             steps = self.steps(prompts[rows], seed=later_seed(seed, start), **ids, **settings)
             for resolution, step in steps:
                 ids[resolution] = step.ids
-            lows.append(self.pixels(ids["low"], "low"))
-            highs.append(self.pixels(ids["high"], "high"))
+                vectors[resolution] = code_vectors(step, self.tokenizers[resolution])
+            lows.append(self.pixels(ids["low"], "low", vectors=vectors.get("low")))
+            highs.append(self.pixels(ids["high"], "high", vectors=vectors.get("high")))
         return torch.cat(lows), torch.cat(highs)
 
     @in_usual_state
@@ -188,8 +196,8 @@ class Muse:
         sampling: Sampling | None = None,
         sampling_hi: Sampling | None = None,
         seed: int = 0,
-        low: torch.Tensor | None = None,
-        high: torch.Tensor | None = None,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
         plain: bool = False,
         place: tuple[int, int] = (0, 0),
     ) -> Iterator[tuple[str, Step]]:
@@ -213,20 +221,16 @@ class Muse:
             high = self.hidden_grid(self.superres, self.config.tokenizer_hi.grid, B)
 
         def decoding(
-            stage: str,
-            model: nn.Module,
-            ids: torch.Tensor,
-            sampling: Sampling,
-            low_ids: torch.Tensor | None = None,
+            stage: str, model: nn.Module, ids: Tensor, sampling: Sampling, *low_ids: Tensor
         ) -> Iterator[Step]:
-            contexts = self.contexts(model, embedded, sampling.guidance, low_ids)
+            contexts = self.contexts(model, embedded, sampling.guidance, *low_ids)
             generators = self.generators(stage, seed, B, place)
             arguments = (sampling, generators, embedded.weights, self.run_pass)
             return decode(model, ids, model.mask_id, *contexts, *arguments)
 
         # A generator of its own, so that wrong arguments are refused before its first step.
         @in_usual_state
-        def decoded(low: torch.Tensor) -> Iterator[tuple[str, Step]]:
+        def decoded(low: Tensor) -> Iterator[tuple[str, Step]]:
             for step in decoding("low", self.base, low, sampling):
                 low = step.ids
                 yield "low", step
@@ -246,29 +250,32 @@ class Muse:
         seeds = [later_seed(seed, i) for i in range(B)]
         return [generator_at(seed, stage, *place, device=self.device) for seed in seeds]
 
-    def hidden_grid(self, model: nn.Module, grid: int, batch: int) -> torch.Tensor:
+    def hidden_grid(self, model: nn.Module, grid: int, batch: int) -> Tensor:
         """Token ids (B, N) of grids in which every token is hidden."""
         return torch.full((batch, grid**2), model.mask_id, device=self.device)
 
     @in_usual_state
     @torch.no_grad()
-    def pixels(self, ids: torch.Tensor, resolution: str, finetuned: bool = True) -> torch.Tensor:
+    def pixels(
+        self, ids: Tensor, resolution: str, finetuned: bool = True, vectors: Tensor | None = None
+    ) -> Tensor:
         """Turn token ids into images (B, 3, H, W) in [-1, 1].
 
         ids (B, h, w), or (B, N) of a square grid, are of `resolution` "low" or "high". Without
-        `finetuned`, high-res ids go through the tokenizer's own decoder.
+        `finetuned`, high-res ids go through the tokenizer's own decoder. `vectors` (B, h, w, C) is
+        what to decode in place of the code vectors of the ids: see `beyond/mean_vectors.py`.
         """
         check_arguments(finetuned=finetuned)
         checks.check_choice("resolution", resolution, ("low", "high"))
-        tokenizer = self.tokenizer if resolution == "low" else self.tokenizer_hi
+        tokenizer = self.tokenizers[resolution]
         checks.check_grid(ids, tokenizer.config.grid, tokenizer.config.codes - 1, self.device)
         if ids.dim() == 2:
             ids = rearrange(ids, "B (h w) -> B h w", h=tokenizer.config.grid)
+        if vectors is None:
+            vectors = tokenizer.quantizer.lookup(ids)  # B h w C
+        decoder = self.decoder if resolution == "high" and finetuned else tokenizer.decoder
         with autocast(self.device):
-            if resolution == "low" or not finetuned:
-                return tokenizer.decode(ids)
-            code_vectors = rearrange(tokenizer.quantizer.lookup(ids), "B h w C -> B C h w")
-            return self.decoder(code_vectors).float().clamp(-1, 1)
+            return decoder(rearrange(vectors, "B h w C -> B C h w")).float().clamp(-1, 1)
 
     # --- Settings and prompts ---
     def sampling(self, **settings: Any) -> tuple[Sampling, Sampling]:
@@ -319,11 +326,7 @@ class Muse:
     @in_usual_state
     @torch.no_grad()
     def contexts(
-        self,
-        model: nn.Module,
-        prompts: Prompts,
-        guidance: float,
-        low_ids: torch.Tensor | None = None,
+        self, model: nn.Module, prompts: Prompts, guidance: float, low_ids: Tensor | None = None
     ) -> tuple[Context, Context | None]:
         """Compute what a model looks at in all steps: for the prompts, and for the negative prompt.
 

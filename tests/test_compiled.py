@@ -39,6 +39,7 @@ def slow(settings):
         {"guidance": 1.0, "sampler": "halton"},
         *(slow({"sampler": sampler, "guidance": 1.0}) for sampler in SAMPLERS),
         slow({"guidance": 0.0}),
+        slow({"mean_vectors": True, "guidance": 1.0}),
         slow({"top_k": 3, "temperature": 0.5, "guidance": 2.0, "guided": (0.5, 1.0)}),
     ],
     ids=str,

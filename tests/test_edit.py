@@ -61,9 +61,9 @@ def drawn_ids(muse, monkeypatch):
     seen = {}
     pixels_of = muse.pixels
 
-    def pixels(ids, *args):
+    def pixels(ids, *args, **options):
         seen["ids"] = ids
-        return pixels_of(ids, *args)
+        return pixels_of(ids, *args, **options)
 
     monkeypatch.setattr(muse, "pixels", pixels)
     return seen

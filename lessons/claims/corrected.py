@@ -24,7 +24,6 @@ from time import monotonic
 
 import matplotlib.pyplot as plt
 import torch
-from einops import rearrange
 from frontier import BATCH, TUNING_SEED, load_muse, low_tokens, quality, task
 from torch import Tensor
 from trial import arguments, mean_and_std, run_jobs, table, verdict, write_report
@@ -32,7 +31,6 @@ from trial import arguments, mean_and_std, run_jobs, table, verdict, write_repor
 from minimuse import Muse, decode
 from minimuse.data import to_pil
 from minimuse.decode import Sampling
-from minimuse.guidance import guide
 from minimuse.metrics.outline import outline
 from minimuse.schedule import random_masks
 
@@ -167,23 +165,8 @@ def ended(muse: Muse, captions: list[str], low: Tensor, seed: int, end: str) -> 
     if end != "mean vector":
         *_, (_, step) = muse.steps(captions, seed=seed, low=low, sampling_hi=sampling)
         return muse.pixels(step.ids, "high")
-    logits = high_logits(muse, captions, low, sampling.guidance)  # B N K
-    codebook = muse.tokenizer_hi.quantizer.lookup(torch.arange(logits.shape[-1]))  # K C
-    vectors = logits.softmax(dim=-1) @ codebook  # B N C
-    side = muse.config.tokenizer_hi.grid
-    vectors = rearrange(vectors, "B (h w) C -> B C h w", h=side)
-    return muse.decoder(vectors).clamp(-1, 1)
-
-
-def high_logits(muse: Muse, captions: list[str], low: Tensor, guidance: float) -> Tensor:
-    """The guided logits (B, N, K) of an empty high-res grid."""
-    prompts = muse.embed_prompts(captions)
-    contexts = muse.contexts(muse.superres, prompts, guidance, low)
-    ids = muse.hidden_grid(muse.superres, muse.config.tokenizer_hi.grid, len(captions))
-    logits = [muse.superres(ids, context) for context in contexts if context is not None]
-    if len(logits) == 1:
-        return logits[0]
-    return guide(*logits, guidance)
+    sampling = replace(sampling, mean_vectors=True)
+    return muse.draw(captions, len(captions), seed=seed, low=low, sampling_hi=sampling)[1]
 
 
 # --- All of it ---

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
+from minimuse.beyond.mean_vectors import code_vectors
 from minimuse.data import to_pil
 from minimuse.guidance import conditions_of, guided_logits
 from minimuse.muse import Muse
@@ -34,6 +35,7 @@ class Frame(NamedTuple):
     probability: np.ndarray  # (B, N) float32, of the code in the pass that drew it
     kept: np.ndarray  # (B, N) int16, the number of the pass that kept it; 0 if it is hidden
     guidance: float  # t of this pass
+    images: np.ndarray  # (B, H, W, 3) uint8, of all codes and guesses
 
 
 # --- Decoding ---
@@ -58,7 +60,11 @@ def frames(
         probability = np.where(kept > 0, probability, step.confidence.exp().float().cpu())
         kept = np.where((kept == 0) & ~step.hidden.cpu().numpy(), number, kept).astype(np.int16)
         ids = step.ids.cpu().numpy().astype(np.int32)
-        yield Frame(stage, number, ids, probability, kept, guidances[-1])
+        # Only the finished images are worth the time of the large decoder.
+        finished = not step.hidden.any()
+        vectors = code_vectors(step, muse.tokenizers[stage])
+        images = decoded(muse, ids, stage, finished, vectors)
+        yield Frame(stage, number, ids, probability, kept, guidances[-1], images)
 
 
 @torch.no_grad()
@@ -92,10 +98,9 @@ def as_ids(muse: Muse, ids: np.ndarray) -> torch.Tensor:
 
 
 # --- Images ---
-def guesses(muse: Muse, frame: Frame, picked: list[int] | None = None) -> Image.Image:
+def guesses(frame: Frame, picked: list[int] | None = None) -> Image.Image:
     """All guesses, with hidden tokens hatched. The token at the pixel `picked` has a frame."""
-    finished = bool(frame.kept.all())  # only then the large decoder is worth its time
-    image = enlarged(tiled(decoded(muse, frame.ids, frame.stage, finished)), len(frame.ids))
+    image = enlarged(tiled(frame.images), len(frame.ids))
     hidden = enlarged(191 * on_grid(frame.kept == 0), len(frame.ids))
     stripes = np.add(*np.indices(hidden.size[::-1])) // 4 % 3 == 0
     image.paste(Image.fromarray(np.where(stripes, 110, 165).astype(np.uint8)), mask=hidden)
@@ -124,9 +129,15 @@ def id_map(ids: np.ndarray) -> Image.Image:
     return enlarged(127.5 + 127.5 * np.sin(on_grid(ids)[..., None] * np.array([2.4, 5.9, 9.1])))
 
 
-def decoded(muse: Muse, ids: np.ndarray, stage: str, finetuned: bool = True) -> np.ndarray:
-    """Ids (B, N) -> (B, H, W, 3) uint8: with `finetuned` the pixels of `Muse.generate`."""
-    images = to_pil(muse.pixels(as_ids(muse, ids), stage, finetuned))
+def decoded(
+    muse: Muse,
+    ids: np.ndarray,
+    stage: str,
+    finetuned: bool = True,
+    vectors: torch.Tensor | None = None,
+) -> np.ndarray:
+    """Ids (B, N) -> images (B, H, W, 3) uint8. Arguments: see `Muse.pixels`."""
+    images = to_pil(muse.pixels(as_ids(muse, ids), stage, finetuned, vectors))
     return np.stack([np.asarray(image) for image in images])
 
 

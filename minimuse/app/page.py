@@ -30,6 +30,11 @@ SETTINGS = {
     "temperature": ("Temperature", "0 draws the likeliest codes. Lesson 06.", (0, 2, 0.05)),
     "choice_temperature": ("Choice temperature", "Noise on confidence. Lesson 06.", (0, 10, 0.1)),
     "top_k": ("Top k", "Draw from the k likeliest codes; 0: all. Lesson 06.", (0, 100, 1)),
+    "mean_vectors": (
+        "Mean vectors",
+        "Images of the mean of all codes by probability. Lesson 08.",
+        [True, False],
+    ),
     "ramp": ("Ramp", "Whether guidance rises from pass to pass. Lesson 07.", [True, False]),
     "guided_from": ("Guided from", "Fraction at which guidance starts. Lesson 07.", (0, 1, 0.05)),
     "guided_to": ("Guided to", "Fraction at which guidance ends. Lesson 07.", (0, 1, 0.05)),
@@ -71,6 +76,8 @@ def defaults(muse: Muse) -> list[Any]:
     """The model's own value of each of SETTINGS."""
     own = vars(muse.config.sampling)
     own = own | {"guided_from": own["guided"][0], "guided_to": own["guided"][1]}
+    # The finished image is what a visitor looks at.
+    own = own | {"mean_vectors": muse.config.sampling_hi.mean_vectors}
     return [own[name] for name in SETTINGS]
 
 

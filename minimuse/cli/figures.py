@@ -12,6 +12,7 @@ import torch
 from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
 
+from minimuse.beyond.mean_vectors import code_vectors
 from minimuse.muse import Muse
 from minimuse.plumbing.files import save_image
 from minimuse.runs.sheet import FONT_SIZE, GAP, TEXT_COLOUR, WHITE, sheet
@@ -48,7 +49,8 @@ def decoding_frames(
     `Muse.steps`.
     """
     for resolution, step in muse.steps(prompts, **settings):
-        images = muse.pixels(step.ids, resolution)
+        vectors = code_vectors(step, muse.tokenizers[resolution])
+        images = muse.pixels(step.ids, resolution, vectors=vectors)
         side = images.shape[-1]
         shade = 0.75 * tokens_to_pixels(step.hidden.float(), side)
         # The confidence of a token that was known from the start is infinite.

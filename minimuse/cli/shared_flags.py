@@ -161,4 +161,5 @@ SAMPLING_HELP = {
     "entropy_bound": "of the entropy sampler, in nats",
     "law": "the mask schedule, such as cosine or linear",
     "random_codes": "the fraction of random codes that a distilled model starts from",
+    "mean_vectors": "make images of the mean of all code vectors, weighted by their probabilities",
 }

@@ -50,7 +50,7 @@ def compile_pass(one_pass: Callable[..., Any], backend: str = "inductor") -> Cal
         with torch._dynamo.config.patch(recompile_limit=PROGRAMS):
             step = program(model, ids, inputs, hidden, left, same_length, guidance, *rest)
         # The next replay writes to the same memory.
-        return type(step)(*(tensor.clone() for tensor in step))
+        return type(step)(*(None if tensor is None else tensor.clone() for tensor in step))
 
     return run
 

@@ -125,6 +125,7 @@ SETTINGS: dict[str, dict[str, Range]] = {
         "entropy_bound": number(0, 1_000_000),
         "law": TEXT,
         "random_codes": number(0, 1, below=True),
+        "mean_vectors": SWITCH,
     },
     "Stage": {
         "steps": whole(1, 10**9),

@@ -70,7 +70,8 @@ def loop(
         full[where] = logits
         token_noise, choice_noise = decode.noise_of(generators, *full.shape[1:])  # B N K, B N
         choice_noise *= schedule.noise_at(k, steps, sampling.choice_temperature)
-        ids, _, hidden = decode.step(full, ids, hidden, left, token_noise, choice_noise, sampling)
+        step = decode.step(full, ids, hidden, left, token_noise, choice_noise, sampling)
+        ids, hidden = step.ids, step.hidden
     return ids
 
 

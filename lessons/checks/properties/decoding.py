@@ -47,12 +47,17 @@ def gumbel_of(shape):
     return torch.from_numpy(np.random.default_rng(0).gumbel(size=shape).astype(np.float32))
 
 
+def state_of(step):
+    """Ids, confidence and hidden tokens of a step: what a student's step has, too."""
+    return step.ids, step.confidence, step.hidden
+
+
 def same_steps(first, second):
     """Whether two decodings have the same steps, bit for bit."""
     if len(first) != len(second):
         return False
     for one, two in zip(first, second, strict=True):
-        for a, b in zip(one, two, strict=True):
+        for a, b in zip(state_of(one), state_of(two), strict=True):
             if not torch.equal(a, b):
                 return False
     return True
@@ -83,7 +88,7 @@ def run_step(step, *case):
     """Ids, confidence and hidden after a step, as arrays."""
     *arrays, temperature = case
     result = step(*map(torch.from_numpy, arrays), temperature)
-    return [x.numpy() for x in result]
+    return [x.numpy() for x in state_of(result)]
 
 
 ALL_EQUAL = (
@@ -353,7 +358,7 @@ def follows_the_reference(decode):
         ids = problem.ids
         hidden = ids == problem.codes
         for result, (k, left) in zip(results, revealing, strict=True):
-            guess, confidence, now = (x.numpy() for x in result)
+            guess, confidence, now = (x.numpy() for x in state_of(result))
             masked = np.where(hidden, problem.codes, ids)
             logits = problem.guided_logits(k, masked)
             token_noise, choice_noise = noises[k]
@@ -472,7 +477,8 @@ def same_in_any_batch(decode):
         steps = [k for k, _ in problem.schedule()]
         steps_alone = [k for k, _ in replace(problem, ids=problem.ids[row : row + 1]).schedule()]
         for k, result in zip(steps_alone, alone, strict=True):
-            beside = Step(*(x[row : row + 1] for x in together[steps.index(k)]))
+            ids, confidence, hidden = state_of(together[steps.index(k)])
+            beside = Step(ids[row : row + 1], confidence[row : row + 1], hidden[row : row + 1])
             assert same_steps([result], [beside]), (
                 f"row {row}, step {k}: {result.ids.tolist()} alone, {beside.ids.tolist()} in the "
                 "batch"
@@ -589,7 +595,7 @@ def every_sampler_keeps_its_promises(
         ids = problem.ids
         hidden = ids == problem.codes
         for result, (k, left) in zip(results, revealing, strict=False):
-            guess, log_p, now = (x.numpy() for x in result)
+            guess, log_p, now = (x.numpy() for x in state_of(result))
             assert 0 <= guess.min() <= guess.max() < problem.codes, (
                 f"ids {guess.tolist()}, codes 0..{problem.codes - 1}"
             )
@@ -761,8 +767,8 @@ def takes_half_precision(decode):
             hidden = result.hidden
         is_guided = problem.guided and problem.sampling.guidance
         if scale == 1.0 and not is_guided:
-            as_float = [[x.float() for x in result] for result in results]
-            exact = [[x.float() for x in result] for result in problem.run(decode)]
+            as_float = [Step(*(x.float() for x in state_of(result))) for result in results]
+            exact = [Step(*(x.float() for x in state_of(result))) for result in problem.run(decode)]
             assert same_steps(as_float, exact), f"{dtype} is not float32"
 
     check()
