@@ -225,6 +225,32 @@ def test_certainty_does_not_ask_what_was_drawn(claims):
     assert log_p[0, 1] < log_p[0, 0]
 
 
+# --- The second run of guidance ---
+
+
+def test_reuse(tiny_model, tmp_path, monkeypatch, claims, capsys):
+    options = ("--model", tiny_model, "--out", tmp_path, "--n", 2, "--workers", 1)
+    script = run("lessons/claims/reuse.py", monkeypatch, *options)
+    done = read_json(tmp_path / "reuse-tiny.json")
+    assert list(done) == list(script.WAYS)
+    assert capsys.readouterr().out.count("is worse than always") == len(script.WAYS) - 1
+    # Four passes; without `always`, some of the second runs are saved.
+    runs = {way: result["runs"] for way, result in done.items()}
+    assert set(runs["always"]) == {8} and set(runs["never"]) == {4} and set(runs["once"]) == {5}
+    assert set(runs["every 2nd"]) == set(runs["early"]) == set(runs["late"]) == {6}
+    assert set(runs["every 4th"]) == {5}
+
+
+def test_a_difference_of_every_pass_draws_as_muse(tiny_model, claims):
+    script = claims("reuse")
+    muse = script.load_muse(tiny_model)
+    captions = ["a small red circle on a grey background", "two large blue squares"]
+    images, _ = script.drawn(muse, captions, 5, "always")
+    expected = muse.draw(captions, seed=5)[1]
+    torch.testing.assert_close(images, expected)
+    assert not torch.equal(script.drawn(muse, captions, 5, "once")[0], expected)
+
+
 # --- Claims that train models ---
 
 

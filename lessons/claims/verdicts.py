@@ -16,7 +16,7 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS / "results"
-WITH_MODELS = ("corrected", "frontier")  # scripts whose files have a model in their name
+WITH_MODELS = ("corrected", "frontier", "reuse")  # scripts whose files have a model in their name
 
 
 def verdicts_of(path: Path) -> list[str]:
