@@ -280,6 +280,64 @@ def test_pieces(claims, tmp_path, monkeypatch, capsys):
     assert "pieces are better" in capsys.readouterr().out
 
 
+def test_otherwise(claims, tmp_path, monkeypatch, capsys):
+    otherwise = claims("otherwise")
+    monkeypatch.setattr(otherwise, "SEEDS", (0, 1))
+    steps = ("--superres", 1, "--base", 1)
+    run_in_process(otherwise, monkeypatch, "--out", tmp_path, *steps, "--pictures", 64, "--n", 3)
+    done = read_json(tmp_path / "otherwise.json")
+    assert len(done) == 2 * 5
+    assert capsys.readouterr().out.count(" better") == 4 * 3 * 3
+    again = verdicts_again(claims, tmp_path, monkeypatch, capsys)
+    assert again == ["otherwise:", *verdict_lines(tmp_path / "otherwise.md"), ""]
+
+
+def test_a_soft_target_is_most_for_the_true_code(claims):
+    soft_targets = claims("otherwise").soft_targets
+    codebook = torch.tensor([[0.0], [1.0], [2.0], [4.0]])
+    targets = soft_targets(codebook)
+    torch.testing.assert_close(targets.sum(-1), torch.ones(4))
+    assert targets.argmax(-1).tolist() == [0, 1, 2, 3]
+    # The median nearest code is at a distance of 1.
+    torch.testing.assert_close(targets[0, 1] / targets[0, 0], torch.tensor(1.0).exp() ** -1)
+    # From a hard target, its loss is the usual cross-entropy.
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([0, 1, 2, 3, 3, 0])
+    loss = claims("otherwise").cross_entropy(logits, torch.eye(4)[ids])
+    torch.testing.assert_close(loss, F.cross_entropy(logits, ids))
+
+
+def test_a_tenth_of_the_chosen_tokens_is_wrong(claims):
+    ids = torch.arange(100 * 40).view(100, 40)
+    where = torch.zeros_like(ids, dtype=torch.bool)
+    where[:, 10:] = True
+    changed, wrong = claims("otherwise").with_wrong_tokens(
+        ids, where, torch.Generator().manual_seed(0)
+    )
+    assert not wrong[:, :10].any() and 0.08 < wrong[:, 10:].float().mean() < 0.12
+    assert torch.equal(changed != ids, wrong)
+    assert torch.equal(changed[wrong], ids.roll(1, dims=0)[wrong])  # the same place of another
+
+
+def test_only_the_least_likely_tokens_are_revised(tiny_model, claims):
+    otherwise = claims("otherwise")
+    muse = otherwise.Muse.load(tiny_model)
+    captions = ["a small red circle on a grey background"] * 3
+    ids = otherwise.draw_low(muse, captions, 0, muse.config.sampling)
+    generators = muse.generators("revision", 0, 3)
+    revised = otherwise.revise_least_likely(muse, captions, ids, generators)
+    prompts = muse.embed_prompts(captions)
+    t = muse.config.sampling.guidance
+    contexts = muse.contexts(muse.base, prompts, t)
+    with torch.no_grad():
+        cond, uncond = (muse.base(ids, context) for context in contexts)
+    log_p = ((1 + t) * cond - t * uncond).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    least = log_p.argsort(dim=1)[:, : otherwise.REVISED]
+    changed = revised != ids
+    assert changed.any() and int(changed.sum()) <= 3 * otherwise.REVISED
+    assert not changed.scatter(1, least, False).any()
+
+
 def with_one_setting(way, **changes):
     """A way with a single setting to tune."""
     grid = {name: options[-1:] for name, options in way.grid.items()}

@@ -1,0 +1,287 @@
+"""Training otherwise than Muse: with soft targets, and with wrong tokens among those that are seen.
+
+    python lessons/claims/otherwise.py --out runs/claims      # an hour of one thread
+
+Small super-resolution and base models as the demo's, on the tokens of toy-shapes' tokenizers, five
+seeds each. All ways of a stage train for as many steps.
+
+Super-resolution:
+- as Muse: the target of a hidden token is its true code.
+- soft targets: it is a distribution over codes; codes whose vectors are near the true one have a
+  part of it. The median nearest code has e^-1 = .37 times the probability of the true one.
+- wrong low-res tokens: a tenth of the low-res tokens are those of another image at the same place.
+  So the model learns not to trust each of them, as the base model's have errors too.
+
+Base model:
+- as Muse: all visible tokens are true.
+- wrong visible tokens: a tenth of the visible tokens are those of another image at the same place,
+  and the model also has to say what belongs there. So it can judge what it has drawn.
+
+Held-out captions are drawn with the trained model in place of toy-shapes' own, in two ways:
+
+- Super-resolution gets the low-res tokens that toy-shapes draws. Its images are made of the
+  likeliest codes, or of mean code vectors (minimuse/beyond/mean_vectors.py).
+- The base model decodes as Muse in 16 passes; or in 12, and 4 more revise: the model looks at the
+  complete grid, and draws the two tokens anew that it finds least likely (a token-critic as in
+  2209.04439, but the model is its own critic).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from corrected import draw_low, test_tokens
+from frontier import BATCH
+from pieces import make_superres
+from torch import Tensor, nn
+from trial import (
+    arguments,
+    cached_tokens,
+    fit,
+    mean_and_std,
+    run_jobs,
+    table,
+    values,
+    verdict,
+    write_report,
+)
+
+from minimuse import Muse
+from minimuse.data import Tokens
+from minimuse.datasets import shapes
+from minimuse.decode import draw as draw_codes
+from minimuse.decode import noise_of
+from minimuse.guidance import guide
+from minimuse.losses import draw_token_batch, hidden_logits
+from minimuse.maskgit import MaskGit
+from minimuse.metrics.alignment import alignment
+from minimuse.metrics.outline import outline
+from minimuse.plumbing.config import PRESETS
+
+MODEL = "toy-shapes"
+SEEDS = (0, 1, 2, 3, 4)
+WRONG = 0.1  # the fraction of tokens that are another image's
+WAYS = {
+    "superres": ("as Muse", "soft targets", "wrong low-res tokens"),
+    "base": ("as Muse", "wrong visible tokens"),
+}
+ENDS = {"superres": ("likeliest", "mean vector"), "base": ("decoded", "revised")}
+REVISIONS = 4  # of 16 passes
+REVISED = 2  # tokens of 16, in each
+MEASURES = ("shape", "count", "all", "outline")
+
+
+# --- Targets, and wrong tokens ---
+
+
+def soft_targets(codebook: Tensor) -> Tensor:
+    """For each true code (K) a distribution over all codes (K, K); near codes have more of it."""
+    squared = torch.cdist(codebook, codebook).square()  # K K
+    others = squared + torch.diag(torch.full((len(squared),), torch.inf))
+    width = others.amin(dim=1).median()  # of the squared distance to the nearest code
+    return (-squared / width).softmax(dim=-1)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy of logits (M, K) and target distributions (M, K)."""
+    return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def with_wrong_tokens(
+    ids: Tensor, where: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A tenth of ids (B, N) in `where` (B, N) become those of the next image of the batch.
+
+    Returns the ids, and where they are wrong.
+    """
+    chosen = torch.rand(ids.shape, generator=generator) < WRONG
+    wrong = chosen & where
+    return torch.where(wrong, ids.roll(1, dims=0), ids), wrong
+
+
+# --- Training ---
+
+
+def loss_of_way(
+    way: str, model: nn.Module, tokens: Tokens, resolution: str, codebook: Tensor
+) -> Callable:
+    """What `fit` takes as the loss of a model: the masked-token loss, changed in one way."""
+    demo = PRESETS["demo"]
+    K = len(codebook)
+    targets = soft_targets(codebook) if way == "soft targets" else torch.eye(K)
+
+    def parts_of(indices: Tensor, generator: torch.Generator, step: int):
+        batch = draw_token_batch(model, tokens, indices, generator, demo, resolution, "cpu")
+        learnt = batch.hidden  # B N, where the model learns
+        if way == "wrong low-res tokens":
+            everywhere = torch.ones_like(batch.low_ids, dtype=torch.bool)
+            low_ids, _ = with_wrong_tokens(batch.low_ids, everywhere, generator)
+            batch = batch._replace(low_ids=low_ids)
+        if way == "wrong visible tokens":
+            masked_ids, wrong = with_wrong_tokens(batch.ids, ~batch.hidden, generator)
+            learnt = batch.hidden | wrong
+            masked_ids = masked_ids.masked_fill(batch.hidden, model.mask_id)
+            batch = batch._replace(masked_ids=masked_ids, hidden=learnt)
+        logits = hidden_logits(model, batch, torch.arange(len(indices)), "cpu")  # M K
+        loss = cross_entropy(logits, targets[batch.ids[learnt]])
+        yield loss, {"hidden": learnt.float().mean()}
+
+    return parts_of
+
+
+def make_base(muse: Muse, tokens: Tokens) -> MaskGit:
+    tokenizer = muse.tokenizer
+    config = PRESETS["demo"].base
+    model = MaskGit(config, tokenizer.config.codes, tokenizer.config.grid, muse.text.width)
+    codebook = tokenizer.quantizer.lookup(torch.arange(tokenizer.config.codes))
+    model.start(tokens.shards[0]["text"].float(), codebook)
+    return model
+
+
+def train(
+    stage: str, way: str, seed: int, steps: int, pictures: int, out: Path
+) -> tuple[nn.Module, float]:
+    """The trained model, and the processor seconds that it took."""
+    muse, demo = Muse.load(MODEL), PRESETS["demo"]
+    tokens = cached_tokens(muse, "shapes", "train", pictures, out)
+    tokenizer = muse.tokenizer_hi if stage == "superres" else muse.tokenizer
+    resolution = "high" if stage == "superres" else "low"
+    codebook = tokenizer.quantizer.lookup(torch.arange(tokenizer.config.codes))
+
+    def make():
+        if stage == "superres":
+            model = make_superres(muse, demo.superres, tokens)
+        else:
+            model = make_base(muse, tokens)
+        return model, loss_of_way(way, model, tokens, resolution, codebook)
+
+    settings = replace(getattr(demo.stages, stage), steps=steps)
+    name = f"otherwise-{stage}-{way.replace(' ', '-')}-{seed}"
+    model, _, seconds = fit(name, make, settings, len(tokens), seed, out)
+    return model, seconds
+
+
+# --- Drawing ---
+
+
+@lru_cache
+def held_out(n: int) -> tuple[list[shapes.Scene], list[str]]:
+    scenes = [shapes.scene(i, "heldout") for i in range(n)]
+    return scenes, [shapes.caption(scene) for scene in scenes]
+
+
+def measured(images: Tensor, n: int) -> dict[str, float]:
+    scenes, _ = held_out(n)
+    right = {name: cell["value"] for name, cell in alignment(scenes, images).items()}
+    return right | {"outline": outline(images)["value"]}
+
+
+def draw(stage: str, model: nn.Module, seed: int, n: int) -> dict[str, dict[str, float]]:
+    """The measures of held-out captions, by the end of the stage."""
+    muse = Muse.load(MODEL)
+    setattr(muse, stage, model)
+    _, captions = held_out(n)
+    results = {}
+    for end in ENDS[stage]:
+        sampling_hi = replace(muse.config.sampling_hi, mean_vectors=end != "likeliest")
+        if stage == "superres":
+            low = test_tokens(MODEL, n, seed)
+        else:
+            low = base_tokens(muse, captions, seed, end)
+        _, images = muse.draw(captions, seed=10_000 * seed, low=low, sampling_hi=sampling_hi)
+        results[end] = measured(images, n)
+    return results
+
+
+def base_tokens(muse: Muse, captions: list[str], seed: int, end: str) -> Tensor:
+    """Low-res tokens (B, n), decoded in 16 passes, or in fewer and then revised."""
+    revisions = REVISIONS if end == "revised" else 0
+    steps = muse.config.sampling.steps - revisions
+    sampling = replace(muse.config.sampling, steps=steps)
+    batches = []
+    for start in range(0, len(captions), BATCH):
+        batch, first = captions[start : start + BATCH], 10_000 * seed + start
+        ids = draw_low(muse, batch, first, sampling)
+        generators = muse.generators("revision", first, len(batch))
+        for _ in range(revisions):
+            ids = revise_least_likely(muse, batch, ids, generators)
+        batches.append(ids)
+    return torch.cat(batches)
+
+
+@torch.no_grad()
+def revise_least_likely(
+    muse: Muse, captions: list[str], ids: Tensor, generators: list[torch.Generator]
+) -> Tensor:
+    """Draw the least likely tokens of complete ids (B, N) anew, all in one pass."""
+    sampling = muse.config.sampling
+    prompts = muse.embed_prompts(captions)
+    cond, uncond = muse.contexts(muse.base, prompts, sampling.guidance)
+    logits = guide(muse.base(ids, cond), muse.base(ids, uncond), sampling.guidance)  # B N K
+    log_p = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]  # B N
+    least = torch.zeros_like(ids, dtype=torch.bool)
+    least.scatter_(1, log_p.topk(REVISED, dim=1, largest=False).indices, True)
+    noise, _ = noise_of(generators, *logits.shape[1:])  # B N K
+    return torch.where(least, draw_codes(logits, noise, sampling.temperature), ids)
+
+
+def work(stage: str, way: str, seed: int, steps: int, pictures: int, n: int, out: Path) -> dict:
+    model, seconds = train(stage, way, seed, steps, pictures, out)
+    return {"seconds": seconds, "drawn": draw(stage, model, seed, n)}
+
+
+# --- The report ---
+
+
+def verdicts(done: dict) -> list[str]:
+    """Is a way better than Muse's, in each measure? And is it better to revise?"""
+
+    def compared(text: str, stage: str, better: tuple[str, str], worse: tuple[str, str]) -> None:
+        """better, worse: a way and an end."""
+        for measure in MEASURES:
+            groups = [
+                values(done, f"{stage}/{way}", "drawn", end, measure)
+                for way, end in (better, worse)
+            ]
+            lines.append(f"- {stage}, {measure}: {text}: {verdict(*groups)}")
+
+    lines = []
+    for stage, (first, *others) in WAYS.items():
+        plain, better = ENDS[stage]
+        for way in others:
+            for end in ENDS[stage]:
+                compared(f"{way} are better ({end})", stage, (way, end), (first, end))
+            text = f"{way}, {better}, are better than Muse's, {plain}"
+            compared(text, stage, (way, better), (first, plain))
+    return lines
+
+
+def make_table(done: dict) -> str:
+    rows = []
+    for stage, ways in WAYS.items():
+        for way in ways:
+            for end in ENDS[stage]:
+                group = f"{stage}/{way}"
+                seconds = mean_and_std(values(done, group, "seconds"))
+                cells = [mean_and_std(values(done, group, "drawn", end, m)) for m in MEASURES]
+                rows.append([stage, way, end, seconds, *cells])
+    return table(["stage", "way", "end", "seconds", *MEASURES], rows)
+
+
+def main():
+    args = arguments(__doc__, superres=500, base=500, pictures=20_000, n=256)
+    jobs = {}
+    for seed in SEEDS:
+        for stage, ways in WAYS.items():
+            for way in ways:
+                steps = getattr(args, stage)
+                job = (stage, way, seed, steps, args.pictures, args.n, args.out)
+                jobs[f"{stage}/{way}/{seed}"] = job
+    done = run_jobs(args.out / "otherwise.json", jobs, work, args.workers)
+    write_report(args.out, "otherwise", done, make_table(done), "\n".join(verdicts(done)))
+
+
+if __name__ == "__main__":
+    main()
