@@ -14,6 +14,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -319,6 +320,9 @@ def check_drawable(number: str | None, path: Path) -> None:
 def draw_lesson(number: str, results: list[Result], path: Path) -> None:
     """Draw a row with the package, and one with each function that is written."""
     model = Muse.load(MODEL)
+    # A student's step gives codes and no probabilities, so the package has only those, too.
+    plain = replace(model.config.sampling_hi, mean_vectors=False)
+    model.config = replace(model.config, sampling_hi=plain)
     picture = PICTURES[number]
     ours = picture(model)
     rows = [("minimuse", ours)]

@@ -1,5 +1,8 @@
 """Lesson 08, super-resolution: what must hold of its exercises, and wrong solutions."""
 
+import math
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,7 +12,8 @@ from minimuse.checks import Exercise
 from minimuse.checks.compare import assert_same
 from minimuse.checks.properties import attention
 
-from minimuse import data
+from minimuse import data, decode
+from minimuse.beyond.mean_vectors import code_vectors
 from minimuse.superres import spread_over_squares
 from minimuse.transformer import attend, multi_axis
 
@@ -181,6 +185,43 @@ def trains_queries_keys_and_values(multi_axis):
     assert_same(gradient, wanted, "the gradient of qkv", rtol=1e-9, atol=1e-9)
 
 
+def mixes_the_codes(mean_vectors):
+    """A known token has the vector of its id, any other the mean of all by their probabilities."""
+
+    @given(small, small, st.integers(1, 5), small, seeds)
+    @example(2, 2, 3, 2, 0)
+    @example(1, 1, 1, 1, 0)
+    def check(B, side, K, C, seed):
+        generator = torch.Generator().manual_seed(seed)
+        N = side * side
+        logits = 3 * torch.randn(B, N, K, generator=generator)
+        known = torch.rand(B, N, generator=generator) < 0.4
+        ids = torch.randint(K, (B, N), generator=generator).masked_fill(~known, K)
+        codebook = torch.randn(K, C, generator=generator)
+        out = mean_vectors(logits, ids, known, codebook)
+        assert out.shape == (B, N, C), f"{tuple(logits.shape)} became {tuple(out.shape)}"
+        for b, n in torch.cartesian_prod(torch.arange(B), torch.arange(N)).tolist():
+            expected = torch.zeros(C)
+            parts = [math.exp(x) for x in logits[b, n].tolist()]
+            for code in range(K):
+                expected += parts[code] / sum(parts) * codebook[code]
+            if known[b, n]:
+                expected = codebook[ids[b, n]]
+            kind = f"known, with id {int(ids[b, n])}" if known[b, n] else "not known"
+            case = f"a token that is {kind}, of {K} codes"
+            assert_same(out[b, n], expected.tolist(), case, rtol=1e-4, atol=1e-4)
+
+    check()
+
+
+def takes_large_logits(mean_vectors):
+    """exp(1000) is infinite. The code whose logit is larger by far has all the probability."""
+    logits = torch.tensor([[[1000.0, 0.0]]])
+    hidden = torch.tensor([[2]]), torch.tensor([[False]])
+    out = mean_vectors(logits, *hidden, torch.tensor([[5.0, 6.0], [7.0, 8.0]]))
+    assert_same(out[0, 0], [5.0, 6.0], "logits of 1000 and 0, codes (5, 6) and (7, 8)")
+
+
 # --- The package's functions, with the signatures of the exercises ---
 
 
@@ -227,6 +268,16 @@ def sees_after_in_the_package(layers, grid, window):
 
 def spread_in_the_package(vectors, low_grid, grid):
     return spread_over_squares(vectors, grid // low_grid)
+
+
+def mean_vectors_in_the_package(logits, ids, known, codebook):
+    """What `decode.step` and `code_vectors` make of a pass that reveals all tokens."""
+    left = torch.zeros(len(ids), dtype=torch.long)
+    sampling = decode.Sampling(mean_vectors=True)
+    noises = torch.zeros_like(logits), torch.zeros(ids.shape)
+    step = decode.step(logits, ids, ~known, left, *noises, sampling)
+    quantizer = SimpleNamespace(lookup=lambda ids: F.embedding(ids, codebook))
+    return code_vectors(step, SimpleNamespace(quantizer=quantizer)).flatten(1, 2)
 
 
 # --- Planted bugs: halving ---
@@ -473,6 +524,51 @@ def number_for_size(qkv, grid, window):
     return axes(qkv, grid, grid // window)
 
 
+# --- Planted bugs: mean vectors ---
+
+
+def mixed(logits, ids, known, codebook, bug):
+    """mean_vectors with switches that break it."""
+    axis = 1 if bug == "softmax over tokens" else -1
+    weights = logits.softmax(dim=axis)
+    if bug == "likeliest":
+        weights = F.one_hot(logits.argmax(-1), len(codebook)).float()
+    if bug == "logits":
+        weights = logits
+    if bug == "no sum of 1":
+        weights = logits.exp()
+    if bug == "exp":
+        weights = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    if bug == "tempered":
+        weights = (logits / 0.5).softmax(dim=-1)
+    means = weights @ codebook
+    if bug == "known are mixed":
+        return means
+    codes = codebook[ids % len(codebook)]
+    if bug == "all are known":
+        return codes
+    return torch.where(known[..., None], codes, means)
+
+
+def with_mean_bug(bug):
+    def mean_vectors(logits, ids, known, codebook):
+        return mixed(logits, ids, known, codebook, bug)
+
+    return mean_vectors
+
+
+MEAN_BUGS = (
+    "softmax over tokens",
+    "likeliest",
+    "logits",
+    "no sum of 1",
+    "exp",
+    "tempered",
+    "known are mixed",
+    "all are known",
+)
+
+
 EXERCISES = [
     Exercise(
         "halve",
@@ -543,5 +639,13 @@ EXERCISES = [
             without_gradient,
             weights_are_constants,
         ),
+    ),
+    Exercise(
+        "mean_vectors",
+        mean_vectors_in_the_package,
+        (mixes_the_codes, takes_large_logits),
+        hint="a weighted sum over all codes is a product of two matrices. And a mask id is no row "
+        "of the codebook.",
+        wrong=tuple(with_mean_bug(bug) for bug in MEAN_BUGS),
     ),
 ]

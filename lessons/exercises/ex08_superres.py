@@ -73,6 +73,20 @@ def multi_axis(qkv: torch.Tensor, grid: int, window: int) -> torch.Tensor:
     raise NotImplementedError
 
 
+def mean_vectors(
+    logits: torch.Tensor, ids: torch.Tensor, known: torch.Tensor, codebook: torch.Tensor
+) -> torch.Tensor:
+    """The code vectors (B, N, C) that the decoder gets after one pass.
+
+    logits (B, N, K), the token ids before the pass (B, N), which of them were known (B, N) bool,
+    and the codebook (K, C). A token that was not known has the mask id K.
+
+    Slowly: a known token has the vector of its id. For any other token, multiply the vector of each
+    code by the probability of that code, which is the softmax of the token's logits, and add up.
+    """
+    raise NotImplementedError
+
+
 def other_low_res(low_ids: torch.Tensor) -> torch.Tensor:
     """Open-ended: edit low-res tokens (B, n) by hand: move, mirror, exchange, mix.
 

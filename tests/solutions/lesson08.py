@@ -170,6 +170,30 @@ def axes_by_moving(qkv, grid, window):
     return torch.cat(out, dim=1)
 
 
+# --- mean_vectors ---
+def means_by_einsum(logits, ids, known, codebook):
+    mixed = torch.einsum("bnk,kc->bnc", logits.softmax(-1), codebook)
+    inside = ids.clamp(max=len(codebook) - 1)
+    return torch.where(known.unsqueeze(-1), codebook[inside], mixed)
+
+
+def means_in_place(logits, ids, known, codebook):
+    out = torch.softmax(logits, dim=2) @ codebook
+    out[known] = codebook[ids[known]]
+    return out
+
+
+def means_token_by_token(logits, ids, known, codebook):
+    B, N, _ = logits.shape
+    out = torch.zeros(B, N, codebook.shape[1])
+    for b in range(B):
+        for n in range(N):
+            p = (logits[b, n] - logits[b, n].max()).exp()
+            mean = (p[:, None] * codebook).sum(0) / p.sum()
+            out[b, n] = codebook[ids[b, n]] if known[b, n] else mean
+    return out
+
+
 RIGHT = {
     "halve": (mean_by_slices, mean_by_einops, mean_by_convolution, mean_by_area),
     "attention_pairs": (pairs_by_counting, pairs_by_formula, pairs_by_groups),
@@ -181,4 +205,5 @@ RIGHT = {
         spread_by_pixel_shuffle,
     ),
     "multi_axis": (axes_by_masks, axes_group_by_group, axes_by_moving),
+    "mean_vectors": (means_by_einsum, means_in_place, means_token_by_token),
 }
