@@ -55,8 +55,8 @@ class Sampling:
     entropy_bound: float = 0.5  # of the entropy sampler, in nats
     law: str = "cosine"  # the schedule: see schedule.LAWS
     random_codes: float = 0.0  # fraction of an empty grid, for a model distilled into one pass
-    # Images are made of the mean of all code vectors, weighted by their probabilities, and not of
-    # the code that was drawn. For a last pass that reveals most of the tokens.
+    # Images are made of the mean of all code vectors, and not of the codes that were drawn. Each
+    # has its probability with guidance, at temperature 1. See beyond/mean_vectors.py.
     mean_vectors: bool = False
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Step(NamedTuple):
     ids: Tensor  # (B, N) a code at every position: the known token, or the present guess
     confidence: Tensor  # (B, N) log-probability of the guess; +inf where the token was known before
     hidden: Tensor  # (B, N) bool, hidden again after this step
-    # (B, N, K), with `mean_vectors` only: of all codes at every position, 1 for a known token
+    # (B, N, K) of all codes at every position; only with `mean_vectors`
     probabilities: Tensor | None = None
 
 
@@ -223,11 +223,7 @@ def step(
     N = ids.shape[-1]
     hidden_again = rank >= N - left[:, None]  # B N
 
-    probabilities = None
-    if sampling.mean_vectors:
-        is_code = guess[..., None] == torch.arange(logits.shape[-1], device=guess.device)  # B N K
-        probabilities = torch.where(hidden[..., None], logits.softmax(dim=-1), is_code.float())
-
+    probabilities = logits.softmax(dim=-1) if sampling.mean_vectors else None  # B N K
     confidence = log_p.masked_fill(~hidden, float("inf"))  # B N
     return Step(guess, confidence, hidden_again, probabilities)
 

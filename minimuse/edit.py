@@ -22,7 +22,7 @@ from einops import repeat
 from PIL import Image
 
 from minimuse import schedule
-from minimuse.beyond.mean_vectors import code_vectors
+from minimuse.beyond.mean_vectors import vectors_of
 from minimuse.data import from_pil, halve, to_pil
 from minimuse.decode import Sampling, decode
 from minimuse.muse import Muse
@@ -122,8 +122,9 @@ def fill(
     low, high = encode_around(muse, pixels, hole)  # 1 h w each
     low = repeat(low, "1 h w -> B h w", B=n).clone()
     high = repeat(high, "1 h w -> B h w", B=n).clone()
-    # Of hidden tokens it is any vector, until they are filled.
-    vectors = muse.tokenizer_hi.quantizer.lookup(high % muse.superres.mask_id)  # B h_hi w_hi C
+    # Hidden tokens have the vector of any code, until they are filled.
+    any_code = high.masked_fill(high == muse.superres.mask_id, 0)
+    vectors = muse.tokenizer_hi.quantizer.lookup(any_code)  # B h_hi w_hi C
     grid = muse.config.tokenizer.grid
 
     # All B rows have the same hole, so the first one tells which tokens are still hidden.
@@ -133,7 +134,7 @@ def fill(
         window = next_window(low[0] == muse.base.mask_id, high[0] == muse.superres.mask_id, grid)
 
     H, W = hole.shape
-    drawn = muse.pixels(high, "high", vectors=vectors)[..., :H, :W].cpu()  # B 3 H W
+    drawn = muse.decode_vectors(vectors, "high")[..., :H, :W].cpu()  # B 3 H W
     if keep_pixels:
         drawn = feather(drawn, pixels.cpu(), hole.cpu())
     return to_pil(drawn)
@@ -152,8 +153,8 @@ def fill_window(
 ) -> None:
     """Fill the hidden tokens of one window, in place: low (B, h, w) and high (B, h_hi, w_hi).
 
-    `vectors` (B, h_hi, w_hi, C) are the code vectors of `high`, and change with it. `window` is
-    the row and column of its first low-res token, `sampling` that of both models.
+    `vectors` (B, h_hi, w_hi, C), what the decoder gets, change with `high`. `window` is the row and
+    column of its first low-res token, `sampling` that of both models.
     """
     y, x = window
     grid = muse.config.tokenizer.grid
@@ -171,10 +172,14 @@ def fill_window(
         high=parts["high"].flatten(1),
         place=window,
     )
-    for resolution, step in steps:
+    hidden = (parts["high"] == muse.superres.mask_id)[..., None]  # B h w 1
+    last = dict(steps)  # the last step of each resolution
+    for resolution, step in last.items():
         parts[resolution][:] = step.ids.view_as(parts[resolution])
-        if resolution == "high":
-            vectors[:, rows, columns] = code_vectors(step, muse.tokenizer_hi)
+    if "high" in last:
+        # What another window has filled keeps its vectors.
+        new = vectors_of(last["high"], muse.tokenizer_hi)
+        vectors[:, rows, columns] = torch.where(hidden, new, vectors[:, rows, columns])
 
 
 # --- Mask-free editing ---

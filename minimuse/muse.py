@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from minimuse.beyond.mean_vectors import code_vectors
+from minimuse.beyond.mean_vectors import vectors_of
 from minimuse.data import to_pil
 from minimuse.decode import Sampling, Step, decode, one_pass
 from minimuse.plumbing import arguments as checks
@@ -32,23 +32,13 @@ from minimuse.plumbing.compiled import compile_pass, round_weights
 from minimuse.plumbing.device import autocast, generator_at
 from minimuse.plumbing.files import write_json
 from minimuse.plumbing.parts import PARTS, check_model, find_model, load_part, read_about, save_part
-from minimuse.plumbing.prompts import check_prompts, common_weights, read_prompts
+from minimuse.plumbing.prompts import Prompts, check_prompts, common_weights, read_prompts
 from minimuse.plumbing.ranges import check_arguments, later_seed
 from minimuse.plumbing.t5_files import load_t5
 from minimuse.plumbing.vocabulary import each_word_once, say_unknown_words
 from minimuse.t5_frozen import FrozenT5
 from minimuse.transformer import Context
 from minimuse.vq import ImageTokenizer
-
-
-class Prompts(NamedTuple):
-    """Embedded prompts of B images: P for each image, and one negative prompt."""
-
-    text: Tensor  # (P B, T, E): the first prompt of every image, then the second, and so on
-    visible: Tensor  # (P B, T) bool, True = real token
-    weights: tuple[float, ...]  # one weight for each of the P prompts
-    negative_text: Tensor  # (B, T, E): what guidance steers away from
-    negative_visible: Tensor  # (B, T) bool, all False for the null caption
 
 
 class Muse:
@@ -172,21 +162,22 @@ class Muse:
         check_arguments(batch=batch, seed=seed)
         check_prompts(prompts)
         checks.check_start(self, len(prompts), low, high)
-        lows, highs = [], []
+        drawn = {"low": [], "high": []}
         for start in range(0, len(prompts), batch):
             rows = slice(start, start + batch)
             ids = {
                 "low": None if low is None else low[rows],
                 "high": None if high is None else high[rows],
             }
-            vectors = {}  # Ids that are complete already have no steps, and need none.
-            steps = self.steps(prompts[rows], seed=later_seed(seed, start), **ids, **settings)
-            for resolution, step in steps:
-                ids[resolution] = step.ids
-                vectors[resolution] = code_vectors(step, self.tokenizers[resolution])
-            lows.append(self.pixels(ids["low"], "low", vectors=vectors.get("low")))
-            highs.append(self.pixels(ids["high"], "high", vectors=vectors.get("high")))
-        return torch.cat(lows), torch.cat(highs)
+            # A dict keeps the last step of each resolution. Ids that are complete have none.
+            last = dict(self.steps(prompts[rows], seed=later_seed(seed, start), **ids, **settings))
+            for resolution, images in drawn.items():
+                if resolution in last:
+                    vectors = vectors_of(last[resolution], self.tokenizers[resolution])
+                    images.append(self.decode_vectors(vectors, resolution))
+                else:
+                    images.append(self.pixels(ids[resolution], resolution))
+        return torch.cat(drawn["low"]), torch.cat(drawn["high"])
 
     @in_usual_state
     def steps(
@@ -221,9 +212,9 @@ class Muse:
             high = self.hidden_grid(self.superres, self.config.tokenizer_hi.grid, B)
 
         def decoding(
-            stage: str, model: nn.Module, ids: Tensor, sampling: Sampling, *low_ids: Tensor
+            stage: str, model: nn.Module, ids: Tensor, sampling: Sampling, low: Tensor | None = None
         ) -> Iterator[Step]:
-            contexts = self.contexts(model, embedded, sampling.guidance, *low_ids)
+            contexts = self.contexts(model, embedded, sampling.guidance, low)
             generators = self.generators(stage, seed, B, place)
             arguments = (sampling, generators, embedded.weights, self.run_pass)
             return decode(model, ids, model.mask_id, *contexts, *arguments)
@@ -256,23 +247,27 @@ class Muse:
 
     @in_usual_state
     @torch.no_grad()
-    def pixels(
-        self, ids: Tensor, resolution: str, finetuned: bool = True, vectors: Tensor | None = None
-    ) -> Tensor:
+    def pixels(self, ids: Tensor, resolution: str, finetuned: bool = True) -> Tensor:
         """Turn token ids into images (B, 3, H, W) in [-1, 1].
 
         ids (B, h, w), or (B, N) of a square grid, are of `resolution` "low" or "high". Without
-        `finetuned`, high-res ids go through the tokenizer's own decoder. `vectors` (B, h, w, C) is
-        what to decode in place of the code vectors of the ids: see `beyond/mean_vectors.py`.
+        `finetuned`, high-res ids go through the tokenizer's own decoder.
         """
-        check_arguments(finetuned=finetuned)
         checks.check_choice("resolution", resolution, ("low", "high"))
         tokenizer = self.tokenizers[resolution]
         checks.check_grid(ids, tokenizer.config.grid, tokenizer.config.codes - 1, self.device)
         if ids.dim() == 2:
             ids = rearrange(ids, "B (h w) -> B h w", h=tokenizer.config.grid)
-        if vectors is None:
-            vectors = tokenizer.quantizer.lookup(ids)  # B h w C
+        return self.decode_vectors(tokenizer.quantizer.lookup(ids), resolution, finetuned)
+
+    @in_usual_state
+    @torch.no_grad()
+    def decode_vectors(self, vectors: Tensor, resolution: str, finetuned: bool = True) -> Tensor:
+        """Turn vectors (B, h, w, C) from `vectors_of` into images; the rest is as in `pixels`."""
+        check_arguments(finetuned=finetuned)
+        checks.check_choice("resolution", resolution, ("low", "high"))
+        tokenizer = self.tokenizers[resolution]
+        checks.check_vectors(vectors, tokenizer.config.code_width, self.device)
         decoder = self.decoder if resolution == "high" and finetuned else tokenizer.decoder
         with autocast(self.device):
             return decoder(rearrange(vectors, "B h w C -> B C h w")).float().clamp(-1, 1)

@@ -58,7 +58,7 @@ def drawing(muse):
 def test_the_last_frame_is_what_generate_draws(muse, asked):
     *_, last = views.frames(muse, 2, **asked)
     expected = [np.asarray(image) for image in muse.generate(n=2, **asked)]
-    assert (last.images == np.stack(expected)).all()
+    assert (views.images_of(muse, last) == np.stack(expected)).all()
 
 
 def first_visible(hidden, place):
@@ -122,8 +122,8 @@ def cell(image, b, token, frame):
 
 def test_hidden_tokens_are_hatched_and_others_are_only_enlarged(muse, drawing):
     for frame in (drawing[2], drawing[-2]):
-        image = views.guesses(frame)
-        pixels = views.decoded(muse, frame.ids, frame.stage, finetuned=False)
+        image = views.guesses(muse, frame)
+        pixels = views.images_of(muse, frame)
         factor = views.SIDE // pixels.shape[1]
         plain = np.concatenate(list(pixels.repeat(factor, 1).repeat(factor, 2)), axis=1)
         assert np.asarray(image).shape == plain.shape
@@ -156,7 +156,7 @@ def test_a_click_finds_the_token_under_it(B):
 
 def test_the_frame_is_around_the_token_that_was_clicked(muse, drawing):
     frame = drawing[0]
-    image = views.guesses(frame, [views.SIDE + 100, 3])  # of image 1, token 1
+    image = views.guesses(muse, frame, [views.SIDE + 100, 3])  # of image 1, token 1
     assert (cell(image, 1, 1, frame)[0, 0] == (255, 0, 255)).all()
     others = [place for place in np.ndindex(frame.ids.shape) if place != (1, 1)]
     assert not any((cell(image, *place, frame)[0, 0] == (255, 0, 255)).all() for place in others)

@@ -191,6 +191,26 @@ def test_both_types_of_ids(muse, dtype):
     assert wide.shape == (2, 3, 16, 24)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vectors: vectors.double(),
+        lambda vectors: vectors.long(),
+        lambda vectors: vectors[..., :-1],
+        lambda vectors: vectors.flatten(1, 2),
+        lambda vectors: vectors.tolist(),
+        lambda vectors: vectors / 0,
+        lambda vectors: vectors.to("meta"),
+        lambda vectors: "vectors",
+        lambda vectors: None,
+    ],
+)
+def test_what_is_no_vectors(muse, idle, change):
+    vectors = muse.tokenizer_hi.quantizer.lookup(torch.zeros(1, 8, 8, dtype=torch.long))
+    refused("^vectors ", lambda: muse.decode_vectors(change(vectors), "high"))
+    refused("^resolution is", lambda: muse.decode_vectors(vectors, "middle"))
+
+
 # --- Prompts ---
 class Column:
     """Like a column of a table: it has a length and items, and is no list."""

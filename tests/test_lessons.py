@@ -43,10 +43,11 @@ def test_links_lead_somewhere_and_figures_say_what_they_show(page):
     text_without_fences = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M)
     links = re.findall(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", text_without_fences)
     for is_image, words, target in links:
-        if target.startswith("#"):
-            assert target.removeprefix("#") in headings(page), f"no heading is {target}"
-        elif not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{target} does not exist"
+        if not target.startswith("http"):
+            file, _, heading = target.partition("#")
+            other = page.parent / file if file else page
+            assert other.exists(), f"{file} does not exist"
+            assert not heading or heading in headings(other), f"no heading is {target}"
         if is_image:
             assert len(words) > 15, f"{target} has no alt text"
 

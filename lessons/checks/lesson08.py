@@ -13,7 +13,7 @@ from minimuse.checks.compare import assert_same
 from minimuse.checks.properties import attention
 
 from minimuse import data, decode
-from minimuse.beyond.mean_vectors import code_vectors
+from minimuse.beyond.mean_vectors import vectors_of
 from minimuse.superres import spread_over_squares
 from minimuse.transformer import attend, multi_axis
 
@@ -271,13 +271,13 @@ def spread_in_the_package(vectors, low_grid, grid):
 
 
 def mean_vectors_in_the_package(logits, ids, known, codebook):
-    """What `decode.step` and `code_vectors` make of a pass that reveals all tokens."""
+    """What `decode.step` and `vectors_of` make of a pass that reveals all tokens."""
     left = torch.zeros(len(ids), dtype=torch.long)
     sampling = decode.Sampling(mean_vectors=True)
     noises = torch.zeros_like(logits), torch.zeros(ids.shape)
     step = decode.step(logits, ids, ~known, left, *noises, sampling)
     quantizer = SimpleNamespace(lookup=lambda ids: F.embedding(ids, codebook))
-    return code_vectors(step, SimpleNamespace(quantizer=quantizer)).flatten(1, 2)
+    return vectors_of(step, SimpleNamespace(quantizer=quantizer)).flatten(1, 2)
 
 
 # --- Planted bugs: halving ---

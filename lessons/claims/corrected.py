@@ -112,6 +112,7 @@ def judged(model: str, part: str, n: int, seed: int, way: str, passes: int, sett
         first = seed * 10_000 + start
         ids = low_ids(muse, batch, first, way, passes, setting)
         *_, (_, last) = muse.steps(batch, seed=first, low=ids)
+        # Images of codes, without mean vectors, as they were when this was measured.
         images.append(muse.pixels(last.ids, "high"))
     return judge(torch.cat(images))
 

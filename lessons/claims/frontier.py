@@ -142,6 +142,7 @@ def draw_and_judge(
             settings = {"sampling_hi": sampling, "low": low_tokens(model, part, n, seed)[b]}
         batch = captions[start : start + BATCH]
         last = dict(muse.steps(batch, seed=seed * 10_000 + start, **settings))
+        # Images of codes, without mean vectors, as they were when this was measured.
         images.append(muse.pixels(last["high"].ids, "high"))
     return judge(torch.cat(images))
 

@@ -8,9 +8,10 @@ seeds each. All ways of a stage train for as many steps.
 Super-resolution:
 - as Muse: the target of a hidden token is its true code.
 - soft targets: it is a distribution over codes; codes whose vectors are near the true one have a
-  part of it. The median nearest code has e^-1 = .37 times the probability of the true one.
-- wrong low-res tokens: a tenth of the low-res tokens are those of another image at the same place.
-  So the model learns not to trust each of them, as the base model's have errors too.
+  part of it. The mean true token keeps half of it.
+- wrong low-res tokens: a tenth of the low-res tokens are those of another image at the same place
+  (some have the same code there). So the model learns not to trust each of them, as the base
+  model's have errors too.
 
 Base model:
 - as Muse: all visible tokens are true.
@@ -23,7 +24,7 @@ Held-out captions are drawn with the trained model in place of toy-shapes' own, 
   likeliest codes, or of mean code vectors (minimuse/beyond/mean_vectors.py).
 - The base model decodes as Muse in 16 passes; or in 12, and 4 more revise: the model looks at the
   complete grid, and draws the two tokens anew that it finds least likely (a token-critic as in
-  2209.04439, but the model is its own critic).
+  2209.04439, but the model is its own critic). Guidance does not rise while it revises.
 """
 
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from corrected import draw_low, test_tokens
 from frontier import BATCH
@@ -59,10 +61,12 @@ from minimuse.maskgit import MaskGit
 from minimuse.metrics.alignment import alignment
 from minimuse.metrics.outline import outline
 from minimuse.plumbing.config import PRESETS
+from minimuse.vq import EMAQuantizer
 
 MODEL = "toy-shapes"
 SEEDS = (0, 1, 2, 3, 4)
 WRONG = 0.1  # the fraction of tokens that are another image's
+KEPT = 0.5  # what the true code keeps of a soft target, on average
 WAYS = {
     "superres": ("as Muse", "soft targets", "wrong low-res tokens"),
     "base": ("as Muse", "wrong visible tokens"),
@@ -76,12 +80,23 @@ MEASURES = ("shape", "count", "all", "outline")
 # --- Targets, and wrong tokens ---
 
 
-def soft_targets(codebook: Tensor) -> Tensor:
-    """For each true code (K) a distribution over all codes (K, K); near codes have more of it."""
+def soft_targets(codebook: Tensor, frequency: Tensor) -> Tensor:
+    """For each true code (K) a distribution over all codes (K, K); near codes have more of it.
+
+    `frequency` (K,) is how often tokens have each code. Codes that are often used lie close to each
+    other, so the width is chosen for what a mean *token* keeps, by halving an interval.
+    """
     squared = torch.cdist(codebook, codebook).square()  # K K
-    others = squared + torch.diag(torch.full((len(squared),), torch.inf))
-    width = others.amin(dim=1).median()  # of the squared distance to the nearest code
-    return (-squared / width).softmax(dim=-1)
+    share = frequency / frequency.sum()  # K
+    narrow, wide = 0.0, float(squared.max())
+    for _ in range(40):
+        width = (narrow + wide) / 2
+        targets = (-squared / width).softmax(dim=-1)
+        if (share * targets.diagonal()).sum() > KEPT:
+            narrow = width
+        else:
+            wide = width
+    return targets
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -92,9 +107,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def with_wrong_tokens(
     ids: Tensor, where: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A tenth of ids (B, N) in `where` (B, N) become those of the next image of the batch.
+    """A tenth of ids (B, N) in `where` (B, N) become those of the image before it in the batch.
 
-    Returns the ids, and where they are wrong.
+    Returns the ids, and where they were exchanged; some codes are the same.
     """
     chosen = torch.rand(ids.shape, generator=generator) < WRONG
     wrong = chosen & where
@@ -105,12 +120,15 @@ def with_wrong_tokens(
 
 
 def loss_of_way(
-    way: str, model: nn.Module, tokens: Tokens, resolution: str, codebook: Tensor
+    way: str, model: nn.Module, tokens: Tokens, resolution: str, quantizer: EMAQuantizer
 ) -> Callable:
     """What `fit` takes as the loss of a model: the masked-token loss, changed in one way."""
     demo = PRESETS["demo"]
-    K = len(codebook)
-    targets = soft_targets(codebook) if way == "soft targets" else torch.eye(K)
+    targets = torch.eye(len(quantizer.codebook))
+    if way == "soft targets":
+        ids = tokens.ids(resolution).flatten()
+        frequency = torch.bincount(ids, minlength=len(targets)).float()
+        targets = soft_targets(quantizer.codebook, frequency)
 
     def parts_of(indices: Tensor, generator: torch.Generator, step: int):
         batch = draw_token_batch(model, tokens, indices, generator, demo, resolution, "cpu")
@@ -146,16 +164,15 @@ def train(
     """The trained model, and the processor seconds that it took."""
     muse, demo = Muse.load(MODEL), PRESETS["demo"]
     tokens = cached_tokens(muse, "shapes", "train", pictures, out)
-    tokenizer = muse.tokenizer_hi if stage == "superres" else muse.tokenizer
     resolution = "high" if stage == "superres" else "low"
-    codebook = tokenizer.quantizer.lookup(torch.arange(tokenizer.config.codes))
+    quantizer = muse.tokenizers[resolution].quantizer
 
     def make():
         if stage == "superres":
             model = make_superres(muse, demo.superres, tokens)
         else:
             model = make_base(muse, tokens)
-        return model, loss_of_way(way, model, tokens, resolution, codebook)
+        return model, loss_of_way(way, model, tokens, resolution, quantizer)
 
     settings = replace(getattr(demo.stages, stage), steps=steps)
     name = f"otherwise-{stage}-{way.replace(' ', '-')}-{seed}"
@@ -185,7 +202,8 @@ def draw(stage: str, model: nn.Module, seed: int, n: int) -> dict[str, dict[str,
     _, captions = held_out(n)
     results = {}
     for end in ENDS[stage]:
-        sampling_hi = replace(muse.config.sampling_hi, mean_vectors=end != "likeliest")
+        one_pass = replace(muse.config.sampling_hi, steps=1, temperature=0.0)
+        sampling_hi = replace(one_pass, mean_vectors=end != "likeliest")
         if stage == "superres":
             low = test_tokens(MODEL, n, seed)
         else:
@@ -255,6 +273,8 @@ def verdicts(done: dict) -> list[str]:
                 compared(f"{way} are better ({end})", stage, (way, end), (first, end))
             text = f"{way}, {better}, are better than Muse's, {plain}"
             compared(text, stage, (way, better), (first, plain))
+        for way in (first, *others):
+            compared(f"{way}: {better} is better than {plain}", stage, (way, better), (way, plain))
     return lines
 
 
@@ -265,7 +285,10 @@ def make_table(done: dict) -> str:
             for end in ENDS[stage]:
                 group = f"{stage}/{way}"
                 seconds = mean_and_std(values(done, group, "seconds"))
-                cells = [mean_and_std(values(done, group, "drawn", end, m)) for m in MEASURES]
+                cells = [mean_and_std(values(done, group, "drawn", end, m)) for m in MEASURES[:-1]]
+                outlines = values(done, group, "drawn", end, MEASURES[-1])
+                # Outlines differ in the third place.
+                cells.append(f"{np.mean(outlines):.3f} ± {np.std(outlines, ddof=1):.3f}")
                 rows.append([stage, way, end, seconds, *cells])
     return table(["stage", "way", "end", "seconds", *MEASURES], rows)
 

@@ -2,8 +2,8 @@
 
     python lessons/claims/reuse.py --model toy-shapes --out runs/claims   # toy: `eval` extra
 
-The first run has the caption, the second has none. Guidance adds their difference, times t. Each
-way draws with the same captions, seeds and settings, those of the model:
+The first run has the caption, the second has none. Guidance adds their difference, times t. Ways
+to save second runs, each with a temperature of its own, tuned on other captions:
 
 - always: both runs in every pass, as Muse.
 - never: no guidance, and no second run.
@@ -12,8 +12,10 @@ way draws with the same captions, seeds and settings, those of the model:
   in the passes between. From one pass to the next, few tokens change.
 - once: it is computed in the first pass alone.
 
-Only the base model's passes are changed; super-resolution is as in config.json. Five seeds of
-drawing. Is a way worse than `always`? The report says how many runs of the model it saves.
+Only the base model's passes are changed; super-resolution is as in config.json, and so are
+guidance, its ramp and the number of passes. Five seeds of drawing. Is a way worse than `always`,
+and is a difference that is used again better than guidance in one half? The report says how often
+the base model runs.
 """
 
 import copy
@@ -24,7 +26,7 @@ from time import monotonic
 import matplotlib.pyplot as plt
 import torch
 from corrected import measure_of, summary
-from frontier import BATCH, load_muse, task
+from frontier import BATCH, TUNING_SEED, load_muse, quality, task
 from torch import Tensor, nn
 from trial import arguments, mean_and_std, run_jobs, table, verdict, write_report
 
@@ -34,9 +36,10 @@ from minimuse.decode import Sampling, Step, one_pass, step
 from minimuse.guidance import Conditions, run_model
 
 SEEDS = (0, 1, 2, 3, 4)
+TEMPERATURES = (0.3, 0.6, 0.8, 1.0)
+NEVER_AGAIN = 10_000
 # By name: the fractions of the passes that are guided, and in which of these passes the difference
 # is computed: every one, every second one, and so on.
-NEVER_AGAIN = 10_000
 WAYS = {
     "always": ((0.0, 1.0), 1),
     "never": (None, 1),
@@ -51,7 +54,7 @@ WAYS = {
 class Reusing:
     """`decode.one_pass` for the base model of one batch, with a difference that is used again.
 
-    It counts in `runs` how often the model ran.
+    It counts in `runs` how often the model ran. Each image has one prompt.
     """
 
     def __init__(self, base: nn.Module, every: int):
@@ -89,10 +92,12 @@ class Reusing:
         return step(logits, ids, hidden, left, *noises, sampling)
 
 
-def drawn(muse: Muse, captions: list[str], seed: int, way: str) -> tuple[Tensor, int]:
+def drawn(
+    muse: Muse, captions: list[str], seed: int, way: str, temperature: float
+) -> tuple[Tensor, int]:
     """Images (B, 3, H, W) of some captions, and how often the base model ran."""
     guided, every = WAYS[way]
-    sampling = muse.config.sampling
+    sampling = replace(muse.config.sampling, temperature=temperature)
     if guided is None:
         sampling = replace(sampling, guidance=0.0)
     else:
@@ -104,44 +109,53 @@ def drawn(muse: Muse, captions: list[str], seed: int, way: str) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def work(model: str, n: int, way: str) -> dict:
-    """Draw the captions of the test with every seed, in one way."""
-    begun = monotonic()
+def judged(model: str, part: str, n: int, seed: int, way: str, temperature: float) -> dict:
+    """Draw all captions of a part in one way, and judge the images."""
     muse = load_muse(model)
-    captions, judge = task(model, "test", n)
-    results = []
-    for seed in SEEDS:
-        images = []
-        for start in range(0, len(captions), BATCH):
-            batch = captions[start : start + BATCH]
-            of_batch, runs = drawn(muse, batch, seed * 10_000 + start, way)
-            images.append(of_batch)
-        results.append(judge(torch.cat(images)) | {"runs": runs})
-    return summary(results, begun)
+    captions, judge = task(model, part, n)
+    images = []
+    for start in range(0, len(captions), BATCH):
+        batch = captions[start : start + BATCH]
+        of_batch, runs = drawn(muse, batch, seed * 10_000 + start, way, temperature)
+        images.append(of_batch)
+    return judge(torch.cat(images)) | {"runs": runs}
+
+
+def work(model: str, n: int, way: str) -> dict:
+    """Tune the temperature of one way, then draw the captions of the test with every seed."""
+    begun = monotonic()
+
+    def tuning(temperature: float) -> float:
+        # Of the part "tune", `task` takes half as many captions as it is asked for.
+        return quality(judged(model, "tune", 2 * n, TUNING_SEED, way, temperature))
+
+    best = max(TEMPERATURES, key=tuning)
+    results = [judged(model, "test", n, seed, way, best) for seed in SEEDS]
+    return summary(results, begun) | {"tuned": best}
 
 
 def verdicts(done: dict) -> list[str]:
-    """Is a way worse than to compute both in every pass?"""
+    """Is a way worse than to compute both in every pass, and is one half worse than reuse?"""
     name, sign = measure_of(done)
-    always = [sign * value for value in done["always"][name]]
+    pairs = [("always", way) for way in done if way != "always"]
+    pairs += [("every 2nd", half) for half in ("early", "late")]
     lines = []
-    for way, result in done.items():
-        if way != "always":
-            scores = [sign * value for value in result[name]]
-            lines.append(f"- {name}: {way} is worse than always: {verdict(always, scores)}")
+    for better, worse in pairs:
+        scores = [[sign * value for value in done[way][name]] for way in (better, worse)]
+        lines.append(f"- {name}: {worse} is worse than {better}: {verdict(*scores)}")
     return lines
 
 
 def make_table(done: dict) -> str:
-    measures = [name for name in done["always"] if name not in ("runs", "seconds")]
+    measures = [name for name in done["always"] if name not in ("runs", "seconds", "tuned")]
     rows = []
     for way, result in done.items():
         cells = [mean_and_std(result[name]) for name in measures]
-        rows.append([way, str(result["runs"][0]), *cells])
-    return table(["second run", "runs of the base model", *measures], rows)
+        rows.append([way, str(result["runs"][0]), str(result["tuned"]), *cells])
+    return table(["second run", "runs of the base model", "temperature", *measures], rows)
 
 
-def draw_figure(path: Path, model: str, n: int) -> None:
+def draw_figure(path: Path, model: str, n: int, done: dict) -> None:
     """The first captions of the test, a row for each way."""
     muse = load_muse(model)
     captions = task(model, "test", n).captions[:8]
@@ -149,7 +163,7 @@ def draw_figure(path: Path, model: str, n: int) -> None:
     figure, axes = plt.subplots(len(WAYS), len(captions), figsize=size, layout="constrained")
     for row, way in zip(axes, WAYS, strict=True):
         row[0].set_ylabel(way)
-        images, _ = drawn(muse, captions, 0, way)
+        images, _ = drawn(muse, captions, 0, way, done[way]["tuned"])
         for axis, image in zip(row, to_pil(images), strict=True):
             axis.imshow(image)
             axis.set(xticks=[], yticks=[])
@@ -161,7 +175,7 @@ def main():
     name = f"reuse-{Path(args.model).name}"
     jobs = {way: (args.model, args.n, way) for way in WAYS}
     done = run_jobs(args.out / f"{name}.json", jobs, work, args.workers)
-    draw_figure(args.out / f"{name}.png", args.model, args.n)
+    draw_figure(args.out / f"{name}.png", args.model, args.n, done)
     write_report(args.out, name, done, make_table(done), "\n".join(verdicts(done)))
 
 

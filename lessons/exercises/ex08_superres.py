@@ -82,7 +82,7 @@ def mean_vectors(
     and the codebook (K, C). A token that was not known has the mask id K.
 
     Slowly: a known token has the vector of its id. For any other token, multiply the vector of each
-    code by the probability of that code, which is the softmax of the token's logits, and add up.
+    code by the probability of that code, the plain softmax of the token's logits, and add up.
     """
     raise NotImplementedError
 

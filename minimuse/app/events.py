@@ -34,7 +34,7 @@ def draw(muse: Muse, asked: dict, n: int) -> Iterator[tuple]:
         step = len(drawing)
         slider = gr.Slider(maximum=max(2, step), value=step)
         yield *shown(muse, asked, (asked, drawing), step), (asked, drawing), slider, [], gr.skip()
-    images = [Image.fromarray(pixels) for pixels in frame.images]
+    images = [Image.fromarray(pixels) for pixels in views.images_of(muse, frame)]
     yield f"Drawn in {passes_of(drawing)}.", *[gr.skip()] * 5, images, images[0]
 
 
@@ -69,7 +69,7 @@ def shown(muse: Muse, asked: dict, drawn: tuple, step: int, spot: Any = None) ->
         for code in p.topk(5).indices.tolist():
             patch = Image.fromarray(images[order == code][0])
             codes.append((patch, f"{p[code]:.1%} ({code})"))
-    return status, views.guesses(frame, spot), views.heat(frame, spot), codes
+    return status, views.guesses(muse, frame, spot), views.heat(frame, spot), codes
 
 
 # --- Compare ---
@@ -82,7 +82,7 @@ def compare(muse: Muse, asked: dict, *both: Any) -> Iterator[tuple]:
             drawing.append(frame)
             images = [gr.skip(), gr.skip()]
             label = f"{'AB'[i]}: {seconds:.1f} s, {passes_of(drawing)}"
-            images[i] = gr.Image(views.guesses(frame), label=label)
+            images[i] = gr.Image(views.guesses(muse, frame), label=label)
             yield f"{'AB'[i]} is drawn: {passes_of(drawing)}.", *images
     yield "Both are drawn.", gr.skip(), gr.skip()
 

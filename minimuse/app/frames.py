@@ -14,13 +14,12 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
-from minimuse.beyond.mean_vectors import code_vectors
+from minimuse.beyond.mean_vectors import vectors_of
 from minimuse.data import to_pil
 from minimuse.guidance import conditions_of, guided_logits
 from minimuse.muse import Muse
 
 SIDE = 384  # pixels of one enlarged image
-TOKENIZERS = {"low": "tokenizer", "high": "tokenizer_hi"}
 ROW = 32  # codes in a row of the sheet of all codes
 # Colours of probabilities from 0 to 1: those of the map "viridis".
 HEAT = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
@@ -35,7 +34,7 @@ class Frame(NamedTuple):
     probability: np.ndarray  # (B, N) float32, of the code in the pass that drew it
     kept: np.ndarray  # (B, N) int16, the number of the pass that kept it; 0 if it is hidden
     guidance: float  # t of this pass
-    images: np.ndarray  # (B, H, W, 3) uint8, of all codes and guesses
+    vectors: np.ndarray  # (B, h, h, C) float32, what the decoder gets for all codes and guesses
 
 
 # --- Decoding ---
@@ -60,11 +59,8 @@ def frames(
         probability = np.where(kept > 0, probability, step.confidence.exp().float().cpu())
         kept = np.where((kept == 0) & ~step.hidden.cpu().numpy(), number, kept).astype(np.int16)
         ids = step.ids.cpu().numpy().astype(np.int32)
-        # Only the finished images are worth the time of the large decoder.
-        finished = not step.hidden.any()
-        vectors = code_vectors(step, muse.tokenizers[stage])
-        images = decoded(muse, ids, stage, finished, vectors)
-        yield Frame(stage, number, ids, probability, kept, guidances[-1], images)
+        vectors = vectors_of(step, muse.tokenizers[stage]).cpu().numpy()
+        yield Frame(stage, number, ids, probability, kept, guidances[-1], vectors)
 
 
 @torch.no_grad()
@@ -98,9 +94,9 @@ def as_ids(muse: Muse, ids: np.ndarray) -> torch.Tensor:
 
 
 # --- Images ---
-def guesses(frame: Frame, picked: list[int] | None = None) -> Image.Image:
+def guesses(muse: Muse, frame: Frame, picked: list[int] | None = None) -> Image.Image:
     """All guesses, with hidden tokens hatched. The token at the pixel `picked` has a frame."""
-    image = enlarged(tiled(frame.images), len(frame.ids))
+    image = enlarged(tiled(images_of(muse, frame)), len(frame.ids))
     hidden = enlarged(191 * on_grid(frame.kept == 0), len(frame.ids))
     stripes = np.add(*np.indices(hidden.size[::-1])) // 4 % 3 == 0
     image.paste(Image.fromarray(np.where(stripes, 110, 165).astype(np.uint8)), mask=hidden)
@@ -129,16 +125,21 @@ def id_map(ids: np.ndarray) -> Image.Image:
     return enlarged(127.5 + 127.5 * np.sin(on_grid(ids)[..., None] * np.array([2.4, 5.9, 9.1])))
 
 
-def decoded(
-    muse: Muse,
-    ids: np.ndarray,
-    stage: str,
-    finetuned: bool = True,
-    vectors: torch.Tensor | None = None,
-) -> np.ndarray:
-    """Ids (B, N) -> images (B, H, W, 3) uint8. Arguments: see `Muse.pixels`."""
-    images = to_pil(muse.pixels(as_ids(muse, ids), stage, finetuned, vectors))
-    return np.stack([np.asarray(image) for image in images])
+def images_of(muse: Muse, frame: Frame) -> np.ndarray:
+    """Images (B, H, W, 3) uint8 of a pass; those of the last pass are `Muse.generate`'s."""
+    finished = bool(frame.kept.all())  # only then the large decoder is worth its time
+    vectors = torch.from_numpy(frame.vectors).to(muse.device)
+    return as_bytes(muse.decode_vectors(vectors, frame.stage, finished))
+
+
+def decoded(muse: Muse, ids: np.ndarray, stage: str) -> np.ndarray:
+    """Ids (B, N) -> images (B, H, W, 3) uint8."""
+    return as_bytes(muse.pixels(as_ids(muse, ids), stage))
+
+
+def as_bytes(images: torch.Tensor) -> np.ndarray:
+    """Images (B, 3, H, W) -> (B, H, W, 3) uint8, as files have them."""
+    return np.stack([np.asarray(image) for image in to_pil(images)])
 
 
 def tiled(images: np.ndarray) -> np.ndarray:
@@ -186,7 +187,7 @@ def all_codes(muse: Muse, stage: str) -> tuple[np.ndarray, np.ndarray]:
 
     An image has 3x3 tokens of one code. It comes from the tokenizer's own decoder, a fast one.
     """
-    codes = torch.arange(getattr(muse, TOKENIZERS[stage]).config.codes, device=muse.device)
+    codes = torch.arange(muse.tokenizers[stage].config.codes, device=muse.device)
     pixels = muse.pixels(codes[:, None, None].expand(-1, 3, 3), stage, finetuned=False)
     images = ((rearrange(pixels, "K C H W -> K H W C") + 1) * 127.5).byte().cpu().numpy()
     order = images.mean((1, 2, 3)).argsort(kind="stable")

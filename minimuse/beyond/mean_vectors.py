@@ -1,14 +1,15 @@
 """Images from what a model thinks of all codes, and not from the codes that it drew.
 
 Near an edge, a model often gives several codes some probability each: with the edge a little more
-to the left, to the right, rounder. No code of the codebook lies between them, but their mean does:
+to the left, to the right, rounder. No code vector lies between them, but their mean does:
 
     code   probability   code vector
       17           .50      (1, 0, 2)
       90           .50      (1, 4, 2)      mean vector: (1, 2, 2), which the decoder can draw
 
-So the decoder gets the mean of all code vectors, weighted by their probabilities. This needs no
-training. It is for a last pass that reveals most of the tokens: what was known before it stays.
+So the decoder gets the mean of all code vectors, weighted by their probabilities: those of the
+logits with guidance, at temperature 1 and without top-k. This needs no training. It is for a last
+pass that reveals most of the tokens: a token that was known before it keeps its code vector.
 Letters: B images, N image tokens on an h w grid, K codes of C numbers.
 """
 
@@ -22,15 +23,16 @@ from minimuse.decode import Step
 from minimuse.vq import ImageTokenizer
 
 
-def code_vectors(step: Step, tokenizer: ImageTokenizer) -> Tensor:
-    """The code vectors (B, h, w, C) of one step of decoding on a square grid.
+def vectors_of(step: Step, tokenizer: ImageTokenizer) -> Tensor:
+    """What the decoder gets for a step of decoding on a square grid: vectors (B, h, w, C).
 
-    They are those of its ids, or with `Sampling.mean_vectors` the mean vectors.
+    Without `Sampling.mean_vectors` they are the code vectors of the step's ids.
     """
-    if step.probabilities is None:
-        vectors = tokenizer.quantizer.lookup(step.ids)  # B N C
-    else:
+    quantizer = tokenizer.quantizer
+    vectors = quantizer.lookup(step.ids)  # B N C
+    if step.probabilities is not None:
         K = step.probabilities.shape[-1]
-        codebook = tokenizer.quantizer.lookup(torch.arange(K, device=step.ids.device))  # K C
-        vectors = step.probabilities @ codebook  # B N C
+        codebook = quantizer.lookup(torch.arange(K, device=step.ids.device))  # K C
+        known = step.confidence.isposinf()  # B N, before this step
+        vectors = torch.where(known[..., None], vectors, step.probabilities @ codebook)
     return rearrange(vectors, "B (h w) C -> B h w C", h=math.isqrt(vectors.shape[1]))

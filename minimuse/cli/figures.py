@@ -12,7 +12,7 @@ import torch
 from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
 
-from minimuse.beyond.mean_vectors import code_vectors
+from minimuse.beyond.mean_vectors import vectors_of
 from minimuse.muse import Muse
 from minimuse.plumbing.files import save_image
 from minimuse.runs.sheet import FONT_SIZE, GAP, TEXT_COLOUR, WHITE, sheet
@@ -49,8 +49,8 @@ def decoding_frames(
     `Muse.steps`.
     """
     for resolution, step in muse.steps(prompts, **settings):
-        vectors = code_vectors(step, muse.tokenizers[resolution])
-        images = muse.pixels(step.ids, resolution, vectors=vectors)
+        vectors = vectors_of(step, muse.tokenizers[resolution])
+        images = muse.decode_vectors(vectors, resolution)
         side = images.shape[-1]
         shade = 0.75 * tokens_to_pixels(step.hidden.float(), side)
         # The confidence of a token that was known from the start is infinite.

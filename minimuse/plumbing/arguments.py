@@ -98,6 +98,19 @@ def check_grid(ids: Any, grid: int, top: int, device: torch.device) -> None:
     check_ids("ids", ids, ("B", grid**2) if is_flat else ("B", "h", "w"), top, device)
 
 
+def check_vectors(vectors: Any, width: int, device: torch.device) -> None:
+    """Check what a decoder gets: vectors (B, h, w, C) of `width` C, finite float32."""
+    is_float32 = isinstance(vectors, torch.Tensor) and vectors.dtype == torch.float32
+    if not is_float32 or vectors.dim() != 4 or vectors.shape[-1] != width:
+        raise ValueError(f"vectors is {described(vectors)}, not float32 (B, h, w, {width})")
+    if vectors.device != device:
+        raise ValueError(
+            f"vectors is on {vectors.device}, and the model on {device}; give vectors.to(..)"
+        )
+    if not vectors.isfinite().all():
+        raise ValueError("vectors has values that are not finite")
+
+
 def check_images(name: str, images: Any, dims: str = "(B, 3, H, W)", values: bool = True) -> None:
     """Check images as floats in [-1, 1], of 3 channels; `values` False leaves out the values."""
     is_float = isinstance(images, torch.Tensor) and images.is_floating_point()

@@ -17,12 +17,28 @@ Whatever could have been meant otherwise than it is read is a warning that says 
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from minimuse.datasets.emoji import STYLES
 from minimuse.plumbing.arguments import check_text, check_texts
 from minimuse.plumbing.messages import warn
 from minimuse.plumbing.ranges import check, number, shown
+
+
+class Prompts(NamedTuple):
+    """Embedded prompts of B images, P for each image, and one negative prompt.
+
+    T text tokens, E text width.
+    """
+
+    text: Tensor  # (P B, T, E): the first prompt of every image, then the second, and so on
+    visible: Tensor  # (P B, T) bool, True = real token
+    weights: tuple[float, ...]  # one weight for each of the P prompts
+    negative_text: Tensor  # (B, T, E): what guidance steers away from
+    negative_visible: Tensor  # (B, T) bool, all False for the null caption
+
 
 MOST_PARTS = 16
 WEIGHT = number(-100, 100)

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import nn
 
 from minimuse import schedule
+from minimuse.beyond.mean_vectors import vectors_of
 from minimuse.data import Images, Tokens, halve
 from minimuse.decode import MAY_BE_AHEAD, Sampling, decode
 from minimuse.losses import TokenBatch, draw_token_batch, first_step_with_codes, hidden_logits
@@ -143,10 +144,11 @@ class HeldoutTokens:
         ids = torch.full((len(rows), grid**2), self.model.mask_id, device=self.device)
         generators = [generator_at("held-out noise", i, device=self.device) for i in rows.tolist()]
         arguments = (self.model.mask_id, context, uncond, self.sampling, generators)
-        for step in decode(self.model, ids, *arguments):
-            ids = step.ids
+        *_, step = decode(self.model, ids, *arguments)
+        vectors = vectors_of(step, self.tokenizer)
         with autocast(self.device):
-            return self.tokenizer.decode(rearrange(ids, "B (h w) -> B h w", h=grid))
+            images = self.tokenizer.decoder(rearrange(vectors, "B h w C -> B C h w"))
+        return images.float().clamp(-1, 1)
 
 
 class HeldoutImages:
