@@ -1,6 +1,6 @@
 """Training otherwise than Muse: with soft targets, and with wrong tokens among those that are seen.
 
-    python lessons/claims/otherwise.py --out runs/claims      # an hour of one thread
+    python lessons/claims/otherwise.py --out runs/claims    # an hour and a half of one thread
 
 Small super-resolution and base models as the demo's, on the tokens of toy-shapes' tokenizers, five
 seeds each. All ways of a stage train for as many steps.
