@@ -122,9 +122,9 @@ def fill(
     low, high = encode_around(muse, pixels, hole)  # 1 h w each
     low = repeat(low, "1 h w -> B h w", B=n).clone()
     high = repeat(high, "1 h w -> B h w", B=n).clone()
-    # Hidden tokens have the vector of any code, until they are filled.
-    any_code = high.masked_fill(high == muse.superres.mask_id, 0)
-    vectors = muse.tokenizer_hi.quantizer.lookup(any_code)  # B h_hi w_hi C
+    # Hidden tokens have the vector of code 0, until they are filled.
+    codes = high.masked_fill(high == muse.superres.mask_id, 0)
+    vectors = muse.tokenizer_hi.quantizer.lookup(codes)  # B h_hi w_hi C
     grid = muse.config.tokenizer.grid
 
     # All B rows have the same hole, so the first one tells which tokens are still hidden.
@@ -151,10 +151,11 @@ def fill_window(
     sampling: tuple[Sampling, Sampling],
     seed: int,
 ) -> None:
-    """Fill the hidden tokens of one window, in place: low (B, h, w) and high (B, h_hi, w_hi).
+    """Fill the hidden tokens of one window. What is filled, is changed in place.
 
-    `vectors` (B, h_hi, w_hi, C), what the decoder gets, change with `high`. `window` is the row and
-    column of its first low-res token, `sampling` that of both models.
+    That is low (B, h, w), high (B, h_hi, w_hi), and what the decoder gets, `vectors` (B, h_hi,
+    w_hi, C). `window` is the row and column of its first low-res token, `sampling` that of both
+    models.
     """
     y, x = window
     grid = muse.config.tokenizer.grid
@@ -172,7 +173,7 @@ def fill_window(
         high=parts["high"].flatten(1),
         place=window,
     )
-    hidden = (parts["high"] == muse.superres.mask_id)[..., None]  # B h w 1
+    hidden = (parts["high"] == muse.superres.mask_id)[..., None]  # B grid_hi grid_hi 1
     last = dict(steps)  # the last step of each resolution
     for resolution, step in last.items():
         parts[resolution][:] = step.ids.view_as(parts[resolution])

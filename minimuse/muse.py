@@ -263,7 +263,7 @@ class Muse:
     @in_usual_state
     @torch.no_grad()
     def decode_vectors(self, vectors: Tensor, resolution: str, finetuned: bool = True) -> Tensor:
-        """Turn vectors (B, h, w, C) from `vectors_of` into images; the rest is as in `pixels`."""
+        """Turn vectors (B, h, w, C), as from `vectors_of`, into images. See `pixels`."""
         check_arguments(finetuned=finetuned)
         checks.check_choice("resolution", resolution, ("low", "high"))
         tokenizer = self.tokenizers[resolution]

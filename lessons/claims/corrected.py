@@ -51,7 +51,7 @@ def certainty(
     return logits.log_softmax(dim=-1).amax(dim=-1) + noise, left
 
 
-# --- The base model: three ways, at equal passes ---
+# --- The base model: four ways, at equal passes ---
 
 
 def draw_low(muse: Muse, captions: list[str], seed: int, sampling: Sampling) -> Tensor:
@@ -160,7 +160,7 @@ def batches(captions: list[str], ids: Tensor):
 
 
 def ended(muse: Muse, captions: list[str], low: Tensor, seed: int, end: str) -> Tensor:
-    """Images (B, 3, H, W) after one pass of super-resolution with guidance."""
+    """Images (B, 3, H, W) after one pass of super-resolution."""
     temperature = 1.0 if end == "drawn" else 0.0
     sampling = replace(muse.config.sampling_hi, steps=1, temperature=temperature)
     if end != "mean vector":

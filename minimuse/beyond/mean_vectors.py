@@ -8,8 +8,9 @@ to the left, to the right, rounder. No code vector lies between them, but their 
       90           .50      (1, 4, 2)      mean vector: (1, 2, 2), which the decoder can draw
 
 So the decoder gets the mean of all code vectors, weighted by their probabilities: those of the
-logits with guidance, at temperature 1 and without top-k. This needs no training. It is for a last
-pass that reveals most of the tokens: a token that was known before it keeps its code vector.
+logits with guidance, at temperature 1 and without top-k. This needs no training. Only tokens of the
+last pass have mean vectors; one that was known before it keeps its code vector. With a single pass
+of super-resolution all tokens have them, with four 97 of 256.
 Letters: B images, N image tokens on an h w grid, K codes of C numbers.
 """
 
