@@ -24,8 +24,10 @@ LEVELS = [
     {"edit"},
     {"beyond"},
     {"muse", "train", "losses"},
+    {"beyond.mean_vectors"},  # `muse` needs it, though it came after Muse
     {"plumbing"},
     {"decode", "superres"},
+    {"beyond.random_start"},  # `decode` needs it
     {"maskgit", "vq", "vq_loss", "grow", "t5_frozen", "guidance"},
     {"transformer", "schedule"},
     {"datasets"},
