@@ -38,8 +38,10 @@ def problem(seed, B=2, N=9):
     return logits, ids, hidden, hidden.sum(dim=-1) // 2, *noise
 
 
-# Code k has a 1 at place k, so the mean vector of a token is its probabilities.
-UNIT_CODES = SimpleNamespace(quantizer=SimpleNamespace(lookup=lambda ids: F.one_hot(ids, K) * 1.0))
+# Code k is large at place k and 0 elsewhere. So the mean vector of a token is its probabilities,
+# scaled; it is rounded to sixteenths.
+SCALE = 2.0**20
+UNIT_CODES = SimpleNamespace(quantizer=SimpleNamespace(lookup=lambda x: SCALE * F.one_hot(x, K)))
 
 
 def is_right(step):
@@ -50,7 +52,7 @@ def is_right(step):
         arguments = problem(seed)
         logits, ids, hidden = arguments[:3]
         sampling = Sampling(temperature=temperature, top_k=top_k, mean_vectors=True)
-        vectors = vectors_of(step(*arguments, sampling), UNIT_CODES).flatten(1, 2)  # B N K
+        vectors = vectors_of(step(*arguments, sampling), UNIT_CODES).flatten(1, 2) / SCALE  # B N K
         for b, n in torch.cartesian_prod(*map(torch.arange, ids.shape)).tolist():
             expected = logits[b, n].exp() / logits[b, n].exp().sum()
             if not hidden[b, n]:
@@ -108,7 +110,8 @@ def test_a_guess_of_probability_0_is_not_known():
     logits = torch.tensor([[[-torch.inf, 0.0, 0.0, -torch.inf, -torch.inf]]])
     ids, noise = torch.tensor([[0]]), torch.zeros(1, 1)
     result = Step(ids, -torch.inf * torch.ones(1, 1), noise == 1, logits.softmax(dim=-1))
-    assert vectors_of(result, UNIT_CODES).flatten().tolist() == [0, 0.5, 0.5, 0, 0]
+    vectors = vectors_of(result, UNIT_CODES) / SCALE
+    assert vectors.flatten().tolist() == [0, 0.5, 0.5, 0, 0]
 
 
 # --- Vectors ---
@@ -121,7 +124,7 @@ def test_a_mean_lies_between_its_codes(muse):
     codebook = muse.tokenizer_hi.quantizer.codebook
     vectors = vectors_of(Step(ids, confidence, None, probabilities), muse.tokenizer_hi)
     expected = 0.25 * codebook[3] + 0.75 * codebook[7]
-    torch.testing.assert_close(vectors, expected.expand(1, grid, grid, -1))
+    assert (vectors - expected).abs().max() <= 1 / 32  # rounded to sixteenths
 
 
 @pytest.mark.parametrize("quantizer", ["ema", "fsq"])
@@ -134,7 +137,8 @@ def test_places_of_a_grid_are_read_as_a_page(muse, quantizer):
     expected = tokenizer.quantizer.lookup(ids.view(1, grid, grid))
     for probabilities in (None, certain):
         result = Step(ids, torch.zeros(ids.shape), None, probabilities)
-        torch.testing.assert_close(vectors_of(result, tokenizer), expected)
+        rounded = expected if probabilities is None else (16 * expected).round() / 16
+        assert torch.equal(vectors_of(result, tokenizer), rounded)
 
 
 # --- Drawing ---
@@ -161,6 +165,22 @@ def test_batches_do_not_change_what_is_drawn(muse):
     together = muse.draw([CAPTION] * 3, seed=4, **with_means(muse))[1]
     by_two = muse.draw([CAPTION] * 3, batch=2, seed=4, **with_means(muse))[1]
     torch.testing.assert_close(together, by_two)
+
+
+def test_neither_threads_nor_batches_change_an_image():
+    """The last bits of logits depend on both, a mean that is rounded hardly ever."""
+    muse, threads = Muse.load("toy-shapes"), torch.get_num_threads()
+    drawn = []
+    try:
+        for count, batch in ((1, 8), (2, 8), (2, 3)):
+            torch.set_num_threads(count)
+            drawn.append(muse.draw([CAPTION] * 8, batch, seed=0)[1])
+    finally:
+        torch.set_num_threads(threads)
+    for other in drawn[1:]:
+        same = (other == drawn[0]).flatten(1).all(dim=1)
+        assert same.sum() >= 7
+    assert ((drawn[0] - drawn[1]).abs() < 0.5).all()
 
 
 def test_the_last_frame_of_a_film_is_the_drawing(muse):

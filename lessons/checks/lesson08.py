@@ -276,8 +276,10 @@ def mean_vectors_in_the_package(logits, ids, known, codebook):
     sampling = decode.Sampling(mean_vectors=True)
     noises = torch.zeros_like(logits), torch.zeros(ids.shape)
     step = decode.step(logits, ids, ~known, left, *noises, sampling)
-    quantizer = SimpleNamespace(lookup=lambda ids: F.embedding(ids, codebook))
-    return vectors_of(step, SimpleNamespace(quantizer=quantizer)).flatten(1, 2)
+    # The package rounds means to sixteenths, which is too coarse to be compared.
+    scale = 2.0**20
+    quantizer = SimpleNamespace(lookup=lambda ids: scale * F.embedding(ids, codebook))
+    return vectors_of(step, SimpleNamespace(quantizer=quantizer)).flatten(1, 2) / scale
 
 
 # --- Planted bugs: halving ---
