@@ -151,11 +151,10 @@ def fill_window(
     sampling: tuple[Sampling, Sampling],
     seed: int,
 ) -> None:
-    """Fill the hidden tokens of one window. What is filled, is changed in place.
+    """Fill the hidden tokens of one window, in place: low (B, h, w) and high (B, h_hi, w_hi).
 
-    That is low (B, h, w), high (B, h_hi, w_hi), and what the decoder gets, `vectors` (B, h_hi,
-    w_hi, C). `window` is the row and column of its first low-res token, `sampling` that of both
-    models.
+    `vectors` (B, h_hi, w_hi, C), which the decoder gets, are changed in place, too. `window` is the
+    row and column of its first low-res token, `sampling` that of both models.
     """
     y, x = window
     grid = muse.config.tokenizer.grid
