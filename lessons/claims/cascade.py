@@ -1,10 +1,10 @@
 """Claim 2: a cascade beats predicting the fine grid directly (Muse, section 2.4).
 
-    python lessons/claims/cascade.py --out runs/claims   # 45 minutes of two cores
+    python lessons/claims/cascade.py --out runs/claims   # 75 minutes of two cores
 
 The cascade is a base model of 4 x 4 tokens with super-resolution to 16 x 16. Its rival is one
 masked model that predicts the 16 x 16 tokens from the caption. Both have as many parameters and
-as many seconds of training, from three seeds each. `direct.py` says how they are trained, tuned
+as many seconds of training, from five seeds each. `direct.py` says how they are trained, tuned
 and measured.
 """
 

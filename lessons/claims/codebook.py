@@ -1,30 +1,37 @@
 """Claim 9: a larger codebook does not help (Muse, appendix: 8,192 codes, and no gain from more).
 
-    python lessons/claims/codebook.py --out runs/claims        # half an hour of two cores
+    python lessons/claims/codebook.py --out runs/claims        # two hours of one core
 
 Low-res tokenizers of shapes with 128, 512 and 2,048 codes, and on each a base model as the demo's.
-All are trained alike, with one seed. The low-res images of 32 pixels are judged without
-super-resolution: what the tokenizer can show (reconstructed), and what the base model makes of
-held-out captions (drawn). More codes allow better images, and make each token harder to predict.
+All are trained alike, five of each size: a seed is that of a tokenizer and of its base model. The
+low-res images of 32 pixels are judged without super-resolution: what the tokenizer can show
+(reconstructed), and what the base model makes of held-out captions (drawn). More codes allow better
+images, and make each token harder to predict.
 """
 
 from argparse import Namespace
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from einops import rearrange
 from torch import nn
 from trial import (
+    SEEDS,
     Fitted,
     arguments,
     first_captions,
     fit,
     masked_loss,
+    mean_and_std,
     run_jobs,
     stage_settings,
     table,
+    values,
+    verdict,
     write_report,
 )
 
@@ -47,9 +54,12 @@ from minimuse.vq_loss import ImageLoss
 SIZES = (128, 512, 2048)
 ATTRIBUTES = ("shape", "colour", "size", "count", "all")
 KINDS = ("reconstructed", "drawn")
+MEASURES = ("psnr", "used", "perplexity", "bits")
 
 
-def fit_tokenizer(config: Config, steps: int, images: Images, text_width: int, out: Path) -> Fitted:
+def fit_tokenizer(
+    config: Config, steps: int, seed: int, images: Images, text_width: int, out: Path
+) -> Fitted:
     stage = replace(config.stages.tokenizer, steps=steps)
 
     def make():
@@ -58,12 +68,12 @@ def fit_tokenizer(config: Config, steps: int, images: Images, text_width: int, o
         model = nn.ModuleDict({"part": tokenizer, "loss": ImageLoss(config.loss, features)})
         return model, tokenizer_loss(model, images, config, stage, True, "cpu")
 
-    name = f"codebook-tokenizer-{config.tokenizer.codes}"
-    return fit(name, make, stage, len(images), 0, out)
+    name = f"codebook-tokenizer-{config.tokenizer.codes}-{seed}"
+    return fit(name, make, stage, len(images), seed, out)
 
 
 def fit_base(
-    tokenizer: ImageTokenizer, steps: int, tokens: Tokens, text_width: int, out: Path
+    tokenizer: ImageTokenizer, steps: int, seed: int, tokens: Tokens, text_width: int, out: Path
 ) -> Fitted:
     codes, grid = tokenizer.config.codes, tokenizer.config.grid
 
@@ -73,32 +83,35 @@ def fit_base(
         model.start(words, tokenizer.quantizer.lookup(torch.arange(codes)))
         return model, masked_loss(model, tokens, "low")
 
-    return fit(f"codebook-base-{codes}", make, stage_settings(steps, 48), len(tokens), 0, out)
+    name = f"codebook-base-{codes}-{seed}"
+    return fit(name, make, stage_settings(steps, 48), len(tokens), seed, out)
 
 
-def draw_ids(muse: Muse, base: MaskGit, captions: list[str]) -> torch.Tensor:
+def draw_ids(muse: Muse, base: MaskGit, captions: list[str], seed: int) -> torch.Tensor:
     """Low-res ids (B, N) for the captions, by this base model."""
     sampling = muse.config.sampling
     contexts = muse.contexts(base, muse.embed_prompts(captions), sampling.guidance)
     ids = torch.full((len(captions), len(base.decoder.positions())), base.mask_id)
-    generators = muse.generators("low", 0, len(captions))
+    generators = muse.generators("low", 1000 * seed, len(captions))
     for step in decode(base, ids, base.mask_id, *contexts, sampling, generators):
         ids = step.ids
     return ids
 
 
-def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, out: Path) -> dict:
+def work(
+    codes: int, seed: int, tokenizer_steps: int, steps: int, pictures: int, n: int, out: Path
+) -> dict:
     muse = Muse.load("toy-shapes")
     config = replace(muse.config, tokenizer=replace(muse.config.tokenizer, codes=codes))
     images = load("shapes", "train", config.tokenizer_hi.side, pictures)
     heldout = load("shapes", "heldout", config.tokenizer_hi.side, n)
-    fitted = fit_tokenizer(config, tokenizer_steps, images, muse.text.width, out)
+    fitted = fit_tokenizer(config, tokenizer_steps, seed, images, muse.text.width, out)
     tokenizer = fitted.model["part"]
     # Without the high-res tokenizer no high-res ids are made. Nothing here looks at them.
     parts = {"tokenizer": tokenizer}
     tokens = tokens_of(parts, muse.text, images)
     heldout_tokens = tokens_of(parts, muse.text, heldout)
-    base = fit_base(tokenizer, steps, tokens, muse.text.width, out)
+    base = fit_base(tokenizer, steps, seed, tokens, muse.text.width, out)
 
     ids = heldout_tokens.ids("low")  # M N
     text, visible = heldout_tokens.captions(torch.arange(n))  # M T E, M T
@@ -107,8 +120,9 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
     )
     captions = first_captions(heldout)
     grid = config.tokenizer.grid
+    drawn_ids = draw_ids(muse, base.model, captions, seed)
     images_of = {}
-    for kind, its_ids in zip(KINDS, (ids, draw_ids(muse, base.model, captions)), strict=True):
+    for kind, its_ids in zip(KINDS, (ids, drawn_ids), strict=True):
         images_of[kind] = tokenizer.decode(rearrange(its_ids, "M (h w) -> M h w", h=grid))
     scenes = [shapes.parse(caption) for caption in captions]
     results = {}
@@ -118,7 +132,6 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
     entropy, used = perplexity(ids, codes)
     real = halve(heldout.batch(range(n)))
     return results | {
-        "captions": n,
         "seconds": fitted.seconds + base.seconds,
         "psnr": psnr(images_of["reconstructed"], real),
         "perplexity": entropy,
@@ -129,18 +142,19 @@ def work(codes: int, tokenizer_steps: int, steps: int, pictures: int, n: int, ou
 
 def size_table(done: dict) -> str:
     rows = []
-    for codes, result in done.items():
-        psnr_db = f"{result['psnr']:.1f} dB"
-        effective = f"{result['perplexity']:.0f}"
-        rows.append([codes, psnr_db, f"{result['used']}", effective, f"{result['bits']:.1f}"])
-    return table(["codes", "PSNR", "used", "perplexity", "bits of a held-out image"], rows)
+    for codes in SIZES:
+        cells = [mean_and_std(values(done, str(codes), name)) for name in MEASURES]
+        rows.append([str(codes), *cells])
+    return table(["codes", "PSNR, dB", "used", "perplexity", "bits of a held-out image"], rows)
 
 
 def attribute_table(done: dict) -> str:
     rows = []
-    for codes, result in done.items():
+    for codes in SIZES:
         for kind in KINDS:
-            right = [f"{result[kind][attribute]:.2f}" for attribute in ATTRIBUTES]
+            right = [
+                mean_and_std(values(done, str(codes), kind, attribute)) for attribute in ATTRIBUTES
+            ]
             rows.append([f"{codes}, {kind}", *right])
     return table(["low-res images, right in", *ATTRIBUTES], rows)
 
@@ -149,42 +163,32 @@ def draw_figure(args: Namespace, done: dict) -> None:
     figure, axis = plt.subplots(figsize=(5, 3))
     for kind in KINDS:
         for attribute, line in (("all", "-"), ("count", "--")):
-            right = [result[kind][attribute] for result in done.values()]
-            axis.plot(list(done), right, line, marker="o", label=f"{kind}: {attribute}")
+            right = [values(done, str(codes), kind, attribute) for codes in SIZES]
+            mean, std = np.mean(right, axis=1), np.std(right, axis=1)
+            label = f"{kind}: {attribute}"
+            axis.errorbar(range(len(SIZES)), mean, std, ls=line, marker="o", capsize=2, label=label)
     axis.set(xlabel="codes", ylabel="fraction of images that are right")
+    axis.set(xticks=range(len(SIZES)), xticklabels=SIZES)
     axis.legend(fontsize=8)
     figure.savefig(args.out / "codebook.png", dpi=110, bbox_inches="tight")
 
 
 def verdicts(done: dict) -> list[str]:
-    """Whether the largest codebook does not help, by the standard error of two fractions.
-
-    It speaks of other captions only: with one training each, nothing is said about another
-    training. All sizes get the same captions, so a paired test (McNemar's) would be a better one,
-    but the answer to each caption is not kept.
-    """
-    small, middle, large = (done[str(codes)]["drawn"]["all"] for codes in SIZES)
-    captions = done[str(SIZES[1])]["captions"]
-    error = (2 * middle * (1 - middle) / captions) ** 0.5
-    if abs(large - middle) <= 2 * error:
-        answer = "cannot be told"
-    elif large > middle:
-        answer = "does not hold"
-    else:
-        answer = "holds"
-    line = (
-        f"- {SIZES[2]:,} codes do not help against {SIZES[1]}: {answer} (right in all: "
-        f"{small:.2f}, {middle:.2f}, {large:.2f}; one seed, standard error {error:.2f})"
-    )
-    return [line]
+    """Whether fewer codes are as good: each size is compared with the next smaller one."""
+    lines = []
+    for few, many in pairwise(SIZES):
+        drawn = [values(done, str(codes), "drawn", "all") for codes in (many, few)]
+        means = f"{np.mean(drawn[1]):.2f}, {np.mean(drawn[0]):.2f}"
+        lines.append(
+            f"- {many:,} codes help against {few:,}: {verdict(*drawn)} (right in all: {means})"
+        )
+    return lines
 
 
 def main():
     args = arguments(__doc__, tokenizer_steps=3000, steps=2000, pictures=20_000, n=256)
-    jobs = {
-        str(codes): (codes, args.tokenizer_steps, args.steps, args.pictures, args.n, args.out)
-        for codes in SIZES
-    }
+    lengths = (args.tokenizer_steps, args.steps, args.pictures, args.n, args.out)
+    jobs = {f"{codes}/{seed}": (codes, seed, *lengths) for codes in SIZES for seed in SEEDS}
     done = run_jobs(args.out / "codebook.json", jobs, work, args.workers)
     draw_figure(args, done)
     tables = size_table(done), attribute_table(done)

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import torch
 from frontier import BATCH, TUNING_SEED, load_muse, low_tokens, quality, task
 from torch import Tensor
-from trial import arguments, mean_and_std, run_jobs, table, verdict, write_report
+from trial import SEEDS, arguments, mean_and_std, run_jobs, table, verdict, write_report
 
 from minimuse import Muse, decode
 from minimuse.data import to_pil
@@ -34,7 +34,6 @@ from minimuse.decode import Sampling
 from minimuse.metrics.outline import outline
 from minimuse.schedule import random_masks
 
-SEEDS = (0, 1, 2, 3, 4)
 PASSES = (4, 8, 16)
 TEMPERATURES = (0.6, 0.8, 1.0)
 CHOICE_TEMPERATURES = (0.5, 2.0, 8.0)

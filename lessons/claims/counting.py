@@ -3,7 +3,7 @@
 
     python lessons/claims/counting.py --out runs/claims   # a quarter of an hour of one core
 
-toy-shapes draws 1,536 images, with three seeds: for held-out captions (no training image has their
+toy-shapes draws 2,560 images, with five seeds: for held-out captions (no training image has their
 combination of shape, colour and size), and for captions of combinations it was trained on, in other
 scenes. The tables give the fraction of images that are right, by the number of things in the
 caption and by the spatial relation of two things, as the detector reads them. "parts" are shape,

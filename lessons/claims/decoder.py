@@ -1,11 +1,11 @@
 """Claim 3: a bigger decoder sharpens detail, with no other part trained again (Muse, section 2.5).
 
-    python lessons/claims/decoder.py --out runs/claims   # minutes of one core; `eval` extra
+    python lessons/claims/decoder.py --out runs/claims   # half an hour of one core; `eval` extra
 
 The high-res decoders of both shipped models: as the tokenizers were trained, and after growing and
 finetuning. Both decode the same tokens. Those of real held-out images are compared with the images
 by PSNR, SSIM, the perceptual distance and sharpness. Others are drawn for held-out captions, with
-three seeds. Sharpness is the mean difference of neighbouring pixels, as a fraction of the real
+five seeds. Sharpness is the mean difference of neighbouring pixels, as a fraction of the real
 images'. There is one decoder of each kind.
 """
 

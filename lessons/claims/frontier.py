@@ -4,7 +4,7 @@ And the quality of every sampler at each number of passes.
     python lessons/claims/frontier.py --model toy-shapes --out runs/claims   # toy: `eval` extra
 
 Each sampler has temperatures of its own at each number of passes. They are tuned on other images
-than those of the test. Three seeds of drawing. First come the base model's passes, with
+than those of the test. Five seeds of drawing. First come the base model's passes, with
 super-resolution as the model's config.json has it. Then super-resolution's passes, from low-res
 tokens that are drawn once. Then guidance that rises, is constant, or acts late only, at (nearly)
 equal passes.

@@ -1,11 +1,11 @@
 """Claim 4: mask ratios drawn from the cosine schedule make a better model than a fixed ratio
 (Muse, section 2.6).
 
-    python lessons/claims/laws.py --out runs/claims        # half an hour of two cores
+    python lessons/claims/laws.py --out runs/claims        # an hour of one core
 
 Base models as the demo's, on the tokens of toy-shapes' tokenizers. They differ in the distribution
 of mask ratios only: the cosine schedule, the uniform one, always 15 % (BERT's), always 64 % (the
-mean of the cosine schedule). Three seeds each. They are measured on held-out captions: nats per
+mean of the cosine schedule). Five seeds each. They are measured on held-out captions: nats per
 hidden token at five ratios, and what toy-shapes draws with this base model in place of its own, in
 1, 4 and 16 passes.
 """

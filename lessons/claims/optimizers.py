@@ -1,9 +1,9 @@
 """Not in Muse: which parameters decay, what Muon trains, and a discriminator that is clipped apart.
 
-    python lessons/claims/optimizers.py --out runs/claims        # an hour of two cores
+    python lessons/claims/optimizers.py --out runs/claims        # two hours of two cores
 
 Two questions about `minimuse/plumbing/optimizers.py`. Each is answered by training the same model
-in several ways, from three seeds:
+in several ways, from five seeds:
 
 - the demo's base model, on scenes: bits of a held-out token, and what toy-shapes draws with it in
   place of its own base model

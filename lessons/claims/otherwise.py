@@ -39,6 +39,7 @@ from frontier import BATCH
 from pieces import make_superres
 from torch import Tensor, nn
 from trial import (
+    SEEDS,
     arguments,
     cached_tokens,
     fit,
@@ -64,7 +65,6 @@ from minimuse.plumbing.config import PRESETS
 from minimuse.vq import EMAQuantizer
 
 MODEL = "toy-shapes"
-SEEDS = (0, 1, 2, 3, 4)
 WRONG = 0.1  # the fraction of tokens that are another image's
 KEPT = 0.5  # what the true code keeps of a soft target, on average
 WAYS = {

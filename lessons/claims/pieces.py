@@ -1,11 +1,11 @@
 """Not in Muse: super-resolution trained on pieces of images, against one trained on whole images.
 
-    python lessons/claims/pieces.py --out runs/claims        # a quarter of an hour of two cores
+    python lessons/claims/pieces.py --out runs/claims        # half an hour of two cores
 
 Super-resolution models as the demo's, on the tokens of toy-shapes' tokenizers. They train for as
 many steps, with as many tokens in each: on whole images (multi-axis attention, as Muse and
 toy-shapes have it), or on a quarter each of four times as many images, in pieces of 4 x 4 tokens.
-Pieces with something in them are chosen more often, and a piece does not see the others. Three
+Pieces with something in them are chosen more often, and a piece does not see the others. Five
 seeds. They are measured on held-out captions: what toy-shapes draws with this super-resolution in
 place of its own.
 """

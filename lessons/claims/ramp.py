@@ -1,10 +1,10 @@
 """Claim 5: guidance that rises over the steps costs less diversity than constant guidance
 (Muse, section 2.7).
 
-    python lessons/claims/ramp.py --out runs/claims   # half an hour of two cores; `eval` extra
+    python lessons/claims/ramp.py --out runs/claims   # an hour of one core; `eval` extra
 
 Both shipped models draw for held-out captions, with guidance that rises linearly to t (the paper's)
-and with guidance t in all steps, for several t and three seeds. An image is faithful if all its
+and with guidance t in all steps, for several t and five seeds. An image is faithful if all its
 attributes are right, by the detector (shapes), or if its concept is among the ten most likely, by
 the judge (emoji). Diversity is the recall of real images' features.
 

@@ -28,14 +28,13 @@ import torch
 from corrected import measure_of, summary
 from frontier import BATCH, TUNING_SEED, load_muse, quality, task
 from torch import Tensor, nn
-from trial import arguments, mean_and_std, run_jobs, table, verdict, write_report
+from trial import SEEDS, arguments, mean_and_std, run_jobs, table, verdict, write_report
 
 from minimuse import Muse
 from minimuse.data import to_pil
 from minimuse.decode import Sampling, Step, one_pass, step
 from minimuse.guidance import Conditions, run_model
 
-SEEDS = (0, 1, 2, 3, 4)
 TEMPERATURES = (0.3, 0.6, 0.8, 1.0)
 NEVER_AGAIN = 10_000
 # By name: the fractions of the passes that are guided, and in which of these passes the difference

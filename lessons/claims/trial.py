@@ -40,7 +40,7 @@ from minimuse.schedule import mask_counts, random_masks, sample_ratios
 from minimuse.superres import SuperRes
 from minimuse.train import training_loop
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 LEVEL = 0.05  # of the test behind a verdict: how often equal means seem to differ
 PACE_STEPS = 16  # steps to measure how long a step takes; the first five warm up
 # A time budget is checked at these fractions of it, since the speed of a machine changes.
@@ -281,7 +281,7 @@ def verdict(better: list[float], worse: list[float]) -> str:
     Returns "holds", "does not hold" (the first mean is smaller) or "cannot be told".
 
     A single seed has no spread, so it cannot be told. The same is so if neither group has a spread:
-    then the seed changes nothing, and three seeds say no more than one. If one group has none, the
+    then the seed changes nothing, and five seeds say no more than one. If one group has none, the
     test has the degrees of freedom of the other. So with zeros as `worse`, and the differences of
     pairs as `better`, this is the paired test.
     """
