@@ -7,7 +7,7 @@
 The tokenizers and the decoder train on images. The base and the super-resolution model train on
 token ids and text embeddings. The tokenizers and the text encoder are frozen then, so
 `runs/cache.py` runs them once. There is no augmentation but the random crops of `losses.py`. All
-images are in memory, as uint8, but those of tar files (`datasets/stream.py`). Where images come
+images are in memory, as uint8, except those of tar files (`datasets/stream.py`). Where images come
 from: `datasets/`.
 """
 
@@ -125,7 +125,7 @@ def pad_texts(texts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def halve(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, 3, H/2, W/2), by means of 2x2 pixels: the images of the base model."""
+    """(B, 3, H, W) -> (B, 3, H/2, W/2): each pixel is the mean of 2x2. Makes the low-res images."""
     H, W = images.shape[-2:]
     if H % 2 or W % 2:  # pooling would drop the last row or column silently
         raise ValueError(f"image is {H}x{W}; halving needs even sides")
@@ -133,7 +133,7 @@ def halve(images: torch.Tensor) -> torch.Tensor:
 
 
 def from_pil(image: Image.Image) -> torch.Tensor:
-    """Any PIL image -> (3, H, W) in [-1, 1]; on white where it is transparent."""
+    """Any 8-bit PIL image -> (3, H, W) in [-1, 1]; on white where it is transparent."""
     pixels = torch.from_numpy(np.array(on_white(image)))  # H W 3
     return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
@@ -154,7 +154,7 @@ def on_white(image: Image.Image) -> Image.Image:
 def on_colour(image: Image.Image, colour: str) -> Image.Image:
     """Any 8-bit PIL image as RGB, on a colour where it is transparent."""
     if image.mode.startswith(("I", "F")):  # PIL would clip these to white
-        raise ValueError("more than 8 bits a channel")
+        raise ValueError(f"the image has mode {image.mode}; it needs 8 bits a channel, as RGB has")
     image = image.convert("RGBA")
     behind = Image.new("RGBA", image.size, colour)
     return Image.alpha_composite(behind, image).convert("RGB")

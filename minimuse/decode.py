@@ -116,7 +116,7 @@ def decode(
     order = fixed_order(sampling.sampler, ids)  # B N, or None
     for k, counts in enumerate(scheduled):
         # Also for a step that is skipped, so that the noise of an image depends on the step alone.
-        token_noise, choice_noise = noise_of(generators, N, mask_id)  # B N K, B N
+        token_noise, choice_noise = noise_of(generators, N, K=mask_id)  # B N K, B N
         if sampling.sampler in MAY_BE_AHEAD:
             # Only the device knows how many tokens have been revealed: this waits for it.
             masked = hidden.sum(dim=-1).tolist()
@@ -204,7 +204,7 @@ def step(
     A pure function, which can be compared with a reference number by number. logits (B, N, K), with
     guidance; ids (B, N); hidden (B, N) bool; left (B,) how many tokens of each row stay hidden;
     token_noise (B, N, K) standard Gumbel noise; choice_noise (B, N) Gumbel noise, already scaled
-    (an entry of ORDERS, in its place, for a sampler that has one).
+    (for a sampler in ORDERS: the scores of `fixed_order`).
     Confidence is computed before temperature and top-k. Of equal scores, the first positions are
     kept. With the sampler "confidence" this is MaskGIT's step (section 3.2).
     """
@@ -252,7 +252,7 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 # --- Samplers ---
 # Each takes logits (B, N, K); log_p (B, N), the log-probability of each guess; hidden (B, N); left
 # (B,), how many tokens should stay hidden; the choice noise (B, N), or for a sampler in ORDERS the
-# order in its place; and the settings. It returns scores (B, N), the highest of which are kept
+# scores of `fixed_order`; and the settings. It returns scores (B, N), the highest of which are kept
 # (those of known tokens do not matter), and how many tokens stay hidden (B,). A new sampler is one
 # more function like these, and an entry in SAMPLERS.
 def confidence(
@@ -279,7 +279,8 @@ def halton(
 
     Neighbouring tokens depend on each other most, and in this order they come in different steps.
     """
-    return noise, left
+    scores = noise  # no noise: for this sampler, they are the scores of `fixed_order`
+    return scores, left
 
 
 def entropy(
@@ -288,15 +289,15 @@ def entropy(
     """Keep the guesses of lowest entropy: as many as are safe, but at least as many as scheduled.
 
     Tokens of one step are drawn independently of each other. The error of that is at most the sum
-    of their entropies without the largest one, and this sum is kept below `entropy_bound`
-    (2505.24857, section 3).
+    of their entropies without the largest one. This sum is at most `entropy_bound` (2505.24857,
+    section 3).
     """
     log_q = logits.log_softmax(dim=-1)  # B N K
     # nansum, because 0 * log(0) is NaN here and 0 in an entropy.
     entropies = (log_q.exp() * -log_q).nansum(dim=-1)  # B N, in nats
     entropies = entropies.masked_fill(~hidden, float("inf"))
     ascending = entropies.sort(dim=-1).values  # B N
-    # sum_before[i] is the sum of the first i + 1 entropies without the largest, which comes last.
+    # sum_before[i] is the sum of the i lowest entropies: of the first i + 1 without the largest.
     # It is 0 for the first token, so at least one token is always kept.
     sum_before = ascending.cumsum(dim=-1) - ascending  # B N
     is_safe = (sum_before <= sampling.entropy_bound).logical_and(ascending.isfinite())  # B N

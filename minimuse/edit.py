@@ -123,8 +123,8 @@ def fill(
     low = repeat(low, "1 h w -> B h w", B=n).clone()
     high = repeat(high, "1 h w -> B h w", B=n).clone()
     # Hidden tokens have the vector of code 0, until they are filled.
-    codes = high.masked_fill(high == muse.superres.mask_id, 0)
-    vectors = muse.tokenizer_hi.quantizer.lookup(codes)  # B h_hi w_hi C
+    filled = high.masked_fill(high == muse.superres.mask_id, 0)
+    vectors = muse.tokenizer_hi.quantizer.lookup(filled)  # B h_hi w_hi C
     grid = muse.config.tokenizer.grid
 
     # All B rows have the same hole, so the first one tells which tokens are still hidden.
@@ -294,9 +294,9 @@ def finish(
     ratio = high.shape[1] // h
     changed = changed_below(before[0], low.view(-1, h, w), ratio)  # B h_hi w_hi
     high = high.masked_fill(changed, muse.superres.mask_id).flatten(1)  # B N_hi
-    settings = {"negative": negative, "sampling_hi": sampling_hi}
+    given = {"negative": negative, "sampling_hi": sampling_hi}
     # No low-res token is hidden, so all steps are of super-resolution.
-    _, drawn = muse.draw([prompt] * len(low), seed=seed, low=low, high=high, **settings)
+    _, drawn = muse.draw([prompt] * len(low), seed=seed, low=low, high=high, **given)
     return to_pil(drawn[..., : image.height, : image.width])
 
 
@@ -344,5 +344,5 @@ def encode_around(
 
 
 def low_res_unit(muse: Muse) -> int:
-    """The side of a low-res token, in pixels of the high-res image, which is twice as large."""
+    """The side of a low-res token in pixels of the high-res image, of twice the low-res side."""
     return 2 * muse.config.tokenizer.factor

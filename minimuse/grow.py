@@ -22,7 +22,7 @@ def grow(
     """Make a wider and deeper decoder compute the same function as a small one, to finetune it.
 
     Both are the layers of a decoder, in order. Raises a ValueError if the large one has fewer
-    residual blocks, or a width that is not a multiple of the small one's.
+    residual blocks at a resolution, or a width that is not a multiple of the small one's.
     """
     sources = [layer for layer in small if list(layer.parameters())]
     for layer in large:
@@ -42,7 +42,7 @@ def widened(weight: torch.Tensor, shape: torch.Size, generator: torch.Generator)
     if wide.shape != shape:
         raise ValueError(
             f"cannot grow weights of {tuple(weight.shape)} to {tuple(shape)}: "
-            "decoder_channels must be a multiple of channels"
+            "decoder_channels must be a multiple of channels, and decoder_blocks no fewer anywhere"
         )
     is_convolution = weight.dim() == 4
     if is_convolution and copies[1] > 1:  # copies of input channels

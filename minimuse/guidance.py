@@ -28,10 +28,10 @@ ONE_BATCH_TOKENS = 1024
 class Conditions(NamedTuple):
     """What the model looks at while it decodes B images: the same in every step."""
 
-    prompts: Context  # P B rows: the first prompt of every image, then the second, ...
+    cond: Context  # P B rows: the first prompt of every image, then the second, ...
     weights: tuple[float, ...]  # one weight for each of the P prompts
     uncond: Context | None  # B rows that guidance steers away from; None without guidance
-    joined: Context | None  # the rows of `prompts`, then of `uncond`, if both run in one batch
+    joined: Context | None  # the rows of `cond`, then of `uncond`, if both run in one batch
 
     def at(self, t: float) -> "Conditions":
         """What is needed at guidance t: one prompt needs no unconditional rows if t is 0."""
@@ -86,7 +86,7 @@ def mixed_logits(
 ) -> Tensor:
     """Logits with guidance t: (B, N, K), or (M, K) of the M tokens in `where` (B, N)."""
     if conditions.uncond is None:
-        return run_model(model, ids, where, conditions.prompts)
+        return run_model(model, ids, where, conditions.cond)
     *conds, uncond = logits_of_each(model, ids, where, conditions)
     if conditions.weights == (1.0,):
         return guide(conds[0], uncond, t)
@@ -100,7 +100,7 @@ def logits_of_each(
     P = len(conditions.weights)
     if conditions.joined is not None:
         return list(run_model(model, ids, where, conditions.joined, P + 1).chunk(P + 1))
-    conds = run_model(model, ids, where, conditions.prompts, P)
+    conds = run_model(model, ids, where, conditions.cond, P)
     uncond = run_model(model, ids, where, conditions.uncond)
     return [*conds.chunk(P), uncond]
 

@@ -35,7 +35,10 @@ LossOf = Callable[[torch.Tensor, torch.Generator, int], Losses]
 
 
 class TokenBatch(NamedTuple):
-    """A batch of token ids, masked, on the model's device."""
+    """A batch of token ids, masked. Ids are on the model's device; texts are on the CPU.
+
+    N is the number of tokens that train: of super-resolution, those that are sampled.
+    """
 
     ids: torch.Tensor  # (B, N) true ids
     masked_ids: torch.Tensor  # (B, N) with the mask id at hidden positions
@@ -105,7 +108,7 @@ def draw_token_batch(
         # Super-resolution trains on some places of each image, but sees all of its low-res tokens.
         low_ids = tokens.ids("low", indices).to(device)
         places = model.sample_places(ids, generator)
-        ids = ids.gather(1, places)
+        ids = ids.gather(1, places)  # B N, of the sampled tokens alone
     texts = tokens.choose_captions(indices, generator)
     one_column = torch.ones(len(indices), 1, dtype=torch.bool)  # a text mask
     has_caption = drop_captions(one_column, config.caption_dropout, generator)
@@ -138,14 +141,14 @@ def tokenizer_loss(
     `loss_of` yields once, and moves the codebook. Metrics are those of the images, and the
     perplexity of the codes.
 
-    In the first steps, a fraction `quantize_from`, the model is an autoencoder without codes. Then
+    In a first fraction of the steps, `loss.quantize_from`, it is an autoencoder without codes. Then
     k-means places the codes. With codes at random places, the encoder would learn to use those few
     that it can tell apart.
     """
     tokenizer = model["part"]
     image_loss = model["loss"]
-    quantize_from = first_step_with_codes(tokenizer, config, settings)
-    adversarial_from = config.loss.adversarial_from * settings.steps
+    first_quantized = first_step_with_codes(tokenizer, config, settings)
+    first_adversarial = config.loss.adversarial_from * settings.steps
 
     def batch_of(indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         batch = images.batch(indices).to(device)  # B 3 H W
@@ -156,21 +159,21 @@ def tokenizer_loss(
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
         real = batch_of(own_rows(indices), generator)
         last_layer = tokenizer.decoder[-1].weight
-        if step < quantize_from:
+        if step < first_quantized:
             with autocast(device):
                 fake = tokenizer.autoencode(real)
                 loss, metrics = image_loss(fake, real, last_layer, adversarial=False)
             yield share(loss, metrics)
             return
 
-        if step == quantize_from:
+        if step == first_quantized:
             # A batch is too small to place the codes: it may lack whole colours.
             sample = torch.randint(len(images), (256,), generator=generator)
             batches = (batch_of(part, generator) for part in sample.split(32))
             place_codes(tokenizer, batches, generator, device)
         with autocast(device):
             fake, latents, ids, commitment = tokenizer(real)
-            adversarial = step >= adversarial_from
+            adversarial = step >= first_adversarial
             loss, metrics = image_loss(fake, real, last_layer, adversarial)
         # There is one codebook, so every process moves it to the latents of the whole batch.
         latents, ids = rows_of_all(latents.detach()), rows_of_all(ids)
@@ -218,15 +221,15 @@ def decoder_loss(
     """
     decoder = model["part"]
     image_loss = model["loss"]
-    adversarial_from = config.loss.adversarial_from * settings.steps
+    first_adversarial = config.loss.adversarial_from * settings.steps
 
     def loss_of(indices: torch.Tensor, generator: torch.Generator, step: int) -> Losses:
         batch = images.batch(own_rows(indices)).to(device)  # B 3 H W
         real = crop(batch, config.tokenizer.side, generator)
         with autocast(device):
-            codes = frozen.quantizer.lookup(frozen.encode(real))  # B h w C
-            fake = decoder(rearrange(codes, "B h w C -> B C h w"))
-            adversarial = step >= adversarial_from
+            vectors = frozen.quantizer.lookup(frozen.encode(real))  # B h w C
+            fake = decoder(rearrange(vectors, "B h w C -> B C h w"))
+            adversarial = step >= first_adversarial
             loss, metrics = image_loss(fake, real, decoder[-1].weight, adversarial)
         yield share(loss, metrics)
 

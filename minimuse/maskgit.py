@@ -11,7 +11,7 @@ never masks anything by itself: `hide` and `drop_captions` do, before it runs.
     loss = masked_token_loss(logits, ids, hidden).loss
 
 Letters: B batch, N image tokens, M hidden tokens of the batch, K codes, D width, T text tokens,
-E text width, C width of a code vector.
+E text width, C width of a code vector, L words of captions.
 """
 
 import math
@@ -53,13 +53,13 @@ class MaskGit(nn.Module):
         self.mask_id = codes
         initialize_weights(self, config.layers)
 
-    def start(self, text: Tensor, codes: Tensor) -> None:
+    def start(self, text: Tensor, vectors: Tensor) -> None:
         """Initialise from what is known before training.
 
-        That is the embeddings of the captions' words (M, E) and the tokenizer's codes (K, C).
+        That is the embeddings of the captions' words (L, E) and the tokenizer's vectors (K, C).
         """
         start_white(self.text[0], text)
-        self.decoder.start(codes, std=0.3)
+        self.decoder.start(vectors, std=0.3)
 
     def context(self, text: Tensor, visible: Tensor) -> Context:
         """Text embeddings (B, T, E) and their mask (B, T) -> what `forward` attends to."""

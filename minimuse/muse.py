@@ -106,8 +106,8 @@ class Muse:
     def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write config.json and the weights; bf16 halves the files, int8 quarters them.
 
-        See `save_part` for int8. Another dtype than these and float16 is a ValueError, and so is a
-        model that `compile` has rounded.
+        See `save_part` for int8. The dtype is one of these, float32 or float16. Another is a
+        ValueError, and so is a model that `compile` has rounded.
         """
         if self.is_rounded:
             raise ValueError("compile() has rounded the weights; load the model again to save it")
@@ -133,7 +133,8 @@ class Muse:
     ) -> list[Image.Image]:
         """Draw n PIL images for one prompt: image i has the seed `seed` + i.
 
-        `settings` are fields of `Sampling`, such as steps=12 or guidance=3.0. None is the model's.
+        `settings` are fields of `Sampling`, such as guidance=3.0; None is the model's own value.
+        `steps` is for the base model only.
         """
         check_arguments(n=n, seed=seed)
         sampling, sampling_hi = self.sampling(**settings)
@@ -156,9 +157,11 @@ class Muse:
         """Draw low-res (B, 3, H/2, W/2) and high-res images (B, 3, H, W), one for each prompt.
 
         Image i has the seed `seed` + i, and is the same whatever is drawn beside it. `batch` images
-        are drawn at a time. `settings` are the other arguments of `steps`.
+        are drawn at a time. `settings` are `negative`, `sampling`, `sampling_hi` and `plain`, as in
+        `steps`.
         """
-        checks.check_draw_arguments(settings, ("negative", "sampling", "sampling_hi", "plain"))
+        known = ("negative", "sampling", "sampling_hi", "plain")
+        checks.check_draw_arguments(settings, known, Sampling.__dataclass_fields__)
         check_arguments(batch=batch, seed=seed)
         check_prompts(prompts)
         checks.check_start(self, len(prompts), low, high)
@@ -289,10 +292,10 @@ class Muse:
     def embed_prompts(self, prompts: list[str], negative: str = "", plain: bool = False) -> Prompts:
         """Embed the prompts of B images with the text encoder. "" is the null caption.
 
-        "one thing AND another:0.5" composes two prompts. A model of emoji gets a style if the
-        prompt names none, and all words in lower case. See `plumbing/prompts.py`. Words that no
-        training caption had are a warning. `plain` takes prompts as they are, without all this.
-        No prompts, or prompts whose weights differ from image to image, are ValueErrors.
+        "one thing AND another:0.5" composes two prompts. For a model of emoji, a prompt
+        without a style gets one, and all words become lower case. See `plumbing/prompts.py`. Words
+        that no training caption had are a warning. `plain` takes prompts as they are, without all
+        this. No prompts, or prompts whose weights differ from image to image, are ValueErrors.
         """
         check_arguments(plain=plain)
         check_prompts(prompts, negative, plain)

@@ -15,8 +15,8 @@ Not in Muse:
     context = model.context(text, visible, low_ids)    # low_ids (B, n)
     logits = model(ids, context)                       # ids (B, N), K = masked -> (B, N, K)
 
-Letters: B D E K T as in `maskgit.py`; n low-res tokens, N high-res tokens, M of them sampled for a
-training step, P pieces.
+Letters: B C D E K L M T as in `maskgit.py`; n low-res tokens, N high-res tokens, Q of them sampled
+for a training step, P pieces.
 """
 
 import math
@@ -34,7 +34,7 @@ from minimuse.transformer import Block, Context, GridPositions, TokenDecoder, la
 
 @dataclass(frozen=True)
 class SuperResConfig(BaseConfig):
-    """The size of the super-resolution model: width, layers and heads as in the base model."""
+    """The size of the super-resolution model: its own width, layers and heads, and these."""
 
     encoder_layers: int  # self-attention over the low-res tokens
     window: int  # side of a local window, in tokens; 0: full attention
@@ -73,24 +73,24 @@ class SuperRes(nn.Module):
         # The output of `spread` then has the same variance as its input.
         nn.init.normal_(self.spread.weight, std=width**-0.5)
 
-    def start(self, text: Tensor, low_codes: Tensor, codes: Tensor) -> None:
+    def start(self, text: Tensor, low_vectors: Tensor, vectors: Tensor) -> None:
         """Initialise from what is known before training, as the base model does.
 
-        That is the embeddings of the captions' words (L, E) and the code vectors of both
+        That is the embeddings of the captions' words (L, E) and the code vectors (K, C) of both
         tokenizers. Token embeddings start larger than in the base model (0.5 and not 0.3), because
         vectors of standard deviation 1, from the low-res tokens, are added to them.
         """
         start_white(self.text[0], text)
-        start_like(self.low_embedding.weight, low_codes, std=0.5)
-        self.decoder.start(codes, std=0.5)
+        start_like(self.low_embedding.weight, low_vectors, std=0.5)
+        self.decoder.start(vectors, std=0.5)
 
     def context(
         self, text: Tensor, visible: Tensor, low_ids: Tensor, places: Tensor | None = None
     ) -> Context:
         """Text (B, T, E), its mask (B, T), low-res ids (B, n) -> what `forward` attends to.
 
-        `places` (B, M) are token numbers from `sample_places`, for a training step on only those
-        M tokens of each image. Cross-attention sees all low-res tokens in any case.
+        `places` (B, Q) are token numbers from `sample_places`, for a training step on only those
+        Q tokens of each image. Cross-attention sees all low-res tokens in any case.
         """
         low = self.low_embedding(low_ids) + self.low_positions()  # B n D
         for block in self.low_blocks:
@@ -104,20 +104,20 @@ class SuperRes(nn.Module):
         low_of_squares = low  # B n D
         if places is not None:
             rows = torch.arange(len(low))[:, None]  # B 1
-            low_of_squares = low[rows, covering(places, self.grid, self.low_grid)]  # B M/scale^2 D
+            low_of_squares = low[rows, covering(places, self.grid, self.low_grid)]  # B Q/scale^2 D
         scale = self.grid // self.low_grid
-        from_low = spread_over_squares(self.spread(low_of_squares), scale)  # B N D or B M D
+        from_low = spread_over_squares(self.spread(low_of_squares), scale)  # B N D or B Q D
         return self.decoder.make_context(both, both_visible, from_low)
 
     def forward(self, ids: Tensor, context: Context, where: Tensor | None = None) -> Tensor:
         """High-res ids (B, N), K = masked -> logits (B, N, K).
 
-        With `where` (B, N) bool, only the logits of the tokens where it is True.
+        With `where` (B, N) bool, only the logits of the M tokens where it is True: (M, K).
         """
         return self.decoder(ids, context, where)
 
     def sample_places(self, ids: Tensor, generator: torch.Generator) -> Tensor:
-        """Sample a quarter of the pieces of each row of ids (B, N) -> their token numbers (B, M).
+        """Sample a quarter of the pieces of each row of ids (B, N) -> their token numbers (B, Q).
 
         The more tokens of a piece differ from its most common one, the likelier it is sampled:
         there is little to learn from a plain background. The decoder needs a square grid, so the
@@ -161,8 +161,8 @@ def spread_over_squares(vectors: Tensor, scale: int) -> Tensor:
 def covering(places: Tensor, grid: int, low_grid: int) -> Tensor:
     """The low-res token that covers each square of sampled high-res tokens.
 
-    places (B, M): numbers of high-res tokens, an image made of whole squares. -> (B, m), one
-    number per square. Here a low-res grid of 2, a grid of 4, and its squares in another order:
+    places (B, Q): numbers of high-res tokens, an image made of q whole squares. -> (B, q). Here a
+    low-res grid of 2, a grid of 4, and its squares in another order:
 
         low-res      high-res           places             covered by
                       0  1 |  2  3      10 11 |  2  3

@@ -141,7 +141,7 @@ def epoch_order(seed: int, stage: str, epoch: int, size: int) -> torch.Tensor:
 def accumulate_gradients(losses: Iterable[tuple[torch.Tensor, Metrics]]) -> dict[str, torch.Tensor]:
     """Compute the losses of a batch and add up their gradients; return the loss and the metrics.
 
-    The sums are over all parts of the batch and over all processes. Collective.
+    The sums are over all parts of the batch and over all processes; all must call this.
     """
     _, processes = collectives.rank_and_size()
     sums: dict[str, torch.Tensor] = {}
@@ -170,7 +170,7 @@ def set_step(optimizers: list[torch.optim.Optimizer], settings: Stage, step: int
     """Set the learning rate and the number of the step.
 
     The rate is each optimizer's own peak times `learning_rate_fraction`. Only Muon reads the
-    number, so that a resumed run goes on with the right matrices.
+    number: with `muon_every` matrices take turns, and the step says whose turn it is.
     """
     fraction = learning_rate_fraction(settings, step)
     for optimizer in optimizers:
@@ -227,8 +227,8 @@ class SkippedSteps:
             self.total += 1
         if self.in_a_row == MAX_SKIPPED_IN_A_ROW:
             raise ValueError(
-                f"gradients were not finite in {self.in_a_row} steps in a row, to step "
-                f"{steps_done}; lower stages.{self.stage}.lr, in another --out"
+                f"gradients were not finite in the last {self.in_a_row} steps, up to step "
+                f"{steps_done}; start again with a lower stages.{self.stage}.lr and another --out"
             )
 
     def report(self, finite: bool, metrics: Metrics) -> Metrics:

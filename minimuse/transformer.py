@@ -84,8 +84,8 @@ class OffsetBias(nn.Module):
     """Learned relative positions: a number per head and 2-D offset, added to the scores.
 
     The offset is query minus key, in rows and columns of a side x side grid. Not in Muse.
-    At first each head attends most to one neighbour, in a direction of its own (as in ConViT,
-    2103.10697).
+    At first the bias of a head is highest near a point at distance 1, and the heads have different
+    directions (as in ConViT, 2103.10697).
     """
 
     def __init__(self, heads: int, side: int):
@@ -96,7 +96,7 @@ class OffsetBias(nn.Module):
         rows = row[:, None] - row[None, :] + side - 1  # (N, N)
         columns = column[:, None] - column[None, :] + side - 1
         self.register_buffer("offsets", rows * (2 * side - 1) + columns, persistent=False)
-        # Minus twice the distance of each offset from the head's own direction.
+        # The weight is minus twice the distance of each offset from the head's point.
         step = torch.arange(1 - side, side)  # all offsets along one axis
         angle = 2 * math.pi / max(heads, 4) * torch.arange(heads)[:, None, None]  # (H, 1, 1)
         row_gap = step[:, None] - angle.sin()  # (H, 2 side - 1, 1)
@@ -179,7 +179,7 @@ class Context(NamedTuple):
 
     keys: list[Tensor]  # per layer (B, H, T, d)
     values: list[Tensor]  # per layer (B, H, T, d)
-    visible: Tensor  # (B, T) bool, True = real token
+    visible: Tensor  # (B, T) bool, True = real token, False = padding
     # (B, N, D): super-resolution adds it to the embeddings of its tokens. Each vector is made from
     # the low-res token that covers the high-res token. In the base model it is 0.
     from_low: Tensor | float = 0.0
@@ -300,10 +300,10 @@ class TokenDecoder(nn.Module):
         )
         self.norm = layer_norm(width)
 
-    def start(self, codes: Tensor, std: float) -> None:
+    def start(self, vectors: Tensor, std: float) -> None:
         """Initialise embeddings and head from the tokenizer's code vectors (K, C)."""
-        start_like(self.embedding.weight, codes, std)
-        start_like(self.head[-1].weight, codes, std=0.3)
+        start_like(self.embedding.weight, vectors, std)
+        start_like(self.head[-1].weight, vectors, std=0.3)
 
     def make_context(
         self, context: Tensor, visible: Tensor, from_low: Tensor | float = 0.0
@@ -311,11 +311,11 @@ class TokenDecoder(nn.Module):
         """context (B, T, D), visible (B, T) -> the keys and values of each layer."""
         # A CPU's softmax over 5 numbers takes 2.5 times as long as over 16: add invisible keys.
         missing = max(0, 16 - context.shape[1])
-        context = F.pad(context, (0, 0, 0, missing))  # B T D
-        visible = F.pad(visible, (0, missing))  # B T
+        context = F.pad(context, (0, 0, 0, missing))  # B T' D, T' = max(T, 16)
+        visible = F.pad(visible, (0, missing))  # B T'
         keys, values = [], []
         for block in self.blocks:
-            k, v = block.cross_attention.keys_values(context)  # B H T d
+            k, v = block.cross_attention.keys_values(context)  # B H T' d
             keys.append(k)
             values.append(v)
         return Context(keys, values, visible, from_low)

@@ -40,7 +40,8 @@ class TokenizerConfig:
     channels: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4)  # of the channels; sides halve from one to the next
     blocks: tuple[int, ...] = (2, 2, 2)  # residual blocks per resolution
-    # Without overlap and residual blocks, a token depends on the pixels of its own patch only.
+    # Do the encoder's convolutions reach into neighbouring patches? If not, and without residual
+    # blocks, a token depends on its own patch only.
     overlap: bool = True
     quantizer: str = "ema"  # or "fsq"
     levels: tuple[int, ...] = ()  # FSQ: number of values per latent dimension
@@ -207,11 +208,11 @@ class EMAQuantizer(nn.Module):
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
         """Latents (..., C) -> ids (...) of the nearest codes by Euclidean distance, in float32."""
-        flat = z.reshape(-1, z.shape[-1]).float()
+        flat = z.reshape(-1, z.shape[-1]).float()  # (L, C) of L latents
         # |z - c|^2 = |z|^2 - 2 z c + |c|^2. |z|^2 is the same for all codes c, so leave it out.
         code_norms = self.codebook.square().sum(-1)  # (K,)
         with full_precision(z.device):
-            scores = torch.addmm(code_norms, flat, self.codebook.t(), alpha=-2.0)  # (M, K)
+            scores = torch.addmm(code_norms, flat, self.codebook.t(), alpha=-2.0)  # (L, K)
         return scores.argmin(dim=-1).view(z.shape[:-1])
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
@@ -260,10 +261,10 @@ class EMAQuantizer(nn.Module):
         ids: torch.Tensor,
         generator: torch.Generator,
     ) -> int:
-        """Put each dead code on a latent of this batch; return how many were dead.
+        """Put dead codes on latents of this batch, each on another; return how many.
 
         A code is dead if its mass is below `restart_below` of what it would have if all codes
-        were used alike. The new place is drawn by squared distance to the code in use, like the
+        were used alike. The latent is drawn by its squared distance to its own code, like the
         centres of k-means++, because frequent latents (the background) have enough codes.
         """
         threshold = self.restart_below * len(z) / len(self.mass)
@@ -290,12 +291,12 @@ class FSQuantizer(nn.Module):
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
         self.levels = levels
-        radix = [math.prod(levels[:i]) for i in range(len(levels))]
+        place_values = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("sizes", torch.tensor(levels), persistent=False)
-        self.register_buffer("radix", torch.tensor(radix), persistent=False)
+        self.register_buffer("place_values", torch.tensor(place_values), persistent=False)
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents z (B, h, w, C) -> codes (B, h, w, C), ids (B, h, w), commitment loss 0 ()."""
+        """Latents z (B, h, w, C) -> code vectors (B, h, w, C), ids (B, h, w), loss 0 ()."""
         with full_precision(z.device):
             z = z.float()  # (B, h, w, C)
             code = self.code_of(self.digits(z))  # (B, h, w, C)
@@ -306,7 +307,7 @@ class FSQuantizer(nn.Module):
 
         The rounding goes straight through, so the gradient is that of the bound.
         """
-        bounded = torch.sigmoid(z) * (self.sizes - 1)  # (0, L-1)
+        bounded = torch.sigmoid(z) * (self.sizes - 1)  # (..., C), each number between 0 and L-1
         return bounded + (bounded.round() - bounded).detach()
 
     def code_of(self, digits: torch.Tensor) -> torch.Tensor:
@@ -315,11 +316,11 @@ class FSQuantizer(nn.Module):
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
         """Latents (..., C) -> ids (...)."""
-        return (self.digits(z.float()).round().long() * self.radix).sum(-1)
+        return (self.digits(z.float()).round().long() * self.place_values).sum(-1)
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (...) -> codes (..., C)."""
-        return self.code_of(ids[..., None] // self.radix % self.sizes)
+        return self.code_of(ids[..., None] // self.place_values % self.sizes)
 
     def start(self, z: torch.Tensor, generator: torch.Generator) -> None:
         """Do nothing: there is no codebook to place."""

@@ -74,7 +74,7 @@ class ImageLoss(nn.Module):
             parts["perceptual"] = perceptual.detach()
 
         if self.discriminator is not None and adversarial:
-            # Autograd decides while `fake` passes through which weights will get a gradient.
+            # Autograd notes in a forward pass which weights need a gradient: here, not these.
             self.discriminator.requires_grad_(False)
             adversarial_loss = generator_loss(self.discriminator(fake))
             scale = adaptive_weight(loss, adversarial_loss, last_layer)

@@ -79,7 +79,7 @@ class Reusing:
         noises = (token_noise, choice_noise)
         if model is not self.base:  # super-resolution
             return one_pass(model, ids, inputs, hidden, left, conditions, t, *noises, sampling)
-        logits = run_model(model, inputs, None, conditions.prompts)  # B N K
+        logits = run_model(model, inputs, None, conditions.cond)  # B N K
         self.runs += 1
         if conditions.uncond is not None:
             if self.guided_passes % self.every == 0:

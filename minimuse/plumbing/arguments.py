@@ -317,14 +317,19 @@ def check_setting_names(given: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(f"there is no setting {name!r}; there is {', '.join(known)}")
 
 
-def check_draw_arguments(given: dict[str, Any], known: tuple[str, ...]) -> None:
-    """Raise a TypeError if `Muse.draw` gets a keyword that it does not have."""
+def check_draw_arguments(
+    given: dict[str, Any], known: tuple[str, ...], settings: Iterable[str]
+) -> None:
+    """Raise a TypeError if `Muse.draw` gets a keyword that it does not have.
+
+    settings: the names of those that belong into its argument `sampling`.
+    """
     for name in given:
         if name not in known:
-            raise TypeError(
-                f"draw has no argument {name!r}; besides its own, it takes {', '.join(known)}. "
-                f"Settings go into sampling=muse.sampling({name}=...)[0]"
-            )
+            message = f"draw has no argument {name!r}; besides its own, it takes {', '.join(known)}"
+            if name in settings:
+                message += f". Settings go into sampling=muse.sampling({name}=...)[0]"
+            raise TypeError(message)
 
 
 def check_samplings(kind: type, **values: Any) -> None:

@@ -43,7 +43,7 @@ def compile_pass(one_pass: Callable[..., Any], backend: str = "inductor") -> Cal
         guidance = torch.full((), t, dtype=torch.float32, device=ids.device)
         torch.compiler.cudagraph_mark_step_begin()
         same_length = conditions._replace(
-            prompts=padded(conditions.prompts),
+            cond=padded(conditions.cond),
             uncond=padded(conditions.uncond),
             joined=padded(conditions.joined),
         )
