@@ -20,7 +20,8 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     comes out too large, so compare only values at equal M.
 
     With roots A and B of the covariances, S = A^T A and S' = B^T B, the trace of (S S')^1/2 is the
-    sum of the singular values of A B^T. So no root of a (C, C) matrix is needed.
+    sum of the singular values of A B^T: their squares are the eigenvalues of A B^T B A^T, which has
+    the nonzero ones of A^T A B^T B = S S'. So no root of a (C, C) matrix is needed.
     """
     a, b = a.cpu().double(), b.cpu().double()
     of_means = (a.mean(dim=0) - b.mean(dim=0)).square().sum()

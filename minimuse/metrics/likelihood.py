@@ -79,10 +79,10 @@ def bits_per_token(
     """Bits that a token of the images (M, N) costs at most, given its context; a guess: log2 K.
 
     Let a masked model draw one token after another in a random order. That gives an image a
-    probability, whose logarithm is at least its mean over orders (2110.02037, eq. 2). The next
-    token may be any of those still hidden, so the bound of an image is `hidden_nll` averaged over
-    all counts from 1 to N of hidden tokens, with equal weights. Here each image gets one count, and
-    the counts are spread evenly over the images.
+    probability, whose logarithm is at least the mean of the orders' logarithms (2110.02037, eq. 2).
+    The next token may be any of those still hidden, so the bound of an image is `hidden_nll`
+    averaged over all counts from 1 to N of hidden tokens, with equal weights. Here each image gets
+    one count, and the counts are spread evenly over the images.
     """
     M, N = ids.shape
     generator = generator_at(seed, "bits")
