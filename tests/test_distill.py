@@ -236,7 +236,11 @@ def test_what_cannot_be_distilled(fails, one_pass, tiny_model, tmp_path):
     argv = ("train", "distill", "--start", tiny_model, "--out", new)
     assert "leave it out" in fails(*argv, "--preset", "tiny")
     assert "random_codes is 0" in fails(*argv, "sampling.random_codes=0")
+    assert "has the base of its teacher" in fails(*argv, "base.width=64")
     assert not new.exists()
+    going_on = ("train", "distill", "--resume", "--out", one_pass)
+    for changed in (("--seed", "7"), ("--start", tiny_model), ("stages.base.steps=6",)):
+        assert "goes on as it began" in fails(*going_on, *changed)
 
 
 def test_what_one_pass_cannot_do(one_pass):

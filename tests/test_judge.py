@@ -169,7 +169,7 @@ def test_what_it_cannot_judge(judge):
     ],
 )
 def test_what_has_no_features(shape, dtype):
-    with pytest.raises(ValueError, match="the judge needs floats"):
+    with pytest.raises(ValueError, match="Lite0 needs floats"):
         features(None, torch.zeros(shape, dtype=dtype))
 
 

@@ -109,10 +109,10 @@ BROKEN = [
         "torch.cdist(real, generated) <= reach[:, None]",
     ),
     ("bits", "math.log(2)", "1"),
-    ("bits", "* N // M", "* N // M // 2 * 2"),
+    ("bits", "// (2 * M)", "// (2 * M) // 2 * 2"),
     (
         "bits",
-        "counts = 1 + torch.randperm(M, generator=generator) * N // M",
+        "counts = 1 + (2 * torch.randperm(M, generator=generator) + 1) * N // (2 * M)",
         "counts = schedule.mask_counts(schedule.sample_ratios(M, generator), N)",
     ),
     ("ssim", "0.03 * 2", "0.03"),

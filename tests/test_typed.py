@@ -162,6 +162,7 @@ def test_a_table_is_read(tmp_path):
         ("", "its first line must be"),
         (HEADER + "a car,,,\n", "line 2: a row needs a prompt and one concept"),
         (HEADER + "a car,automobile,,mauve\n", "line 2: the colour is 'mauve'"),
+        (HEADER + '"a red" car,automobile,,\n', "line 2: .* repair the quotes"),
     ],
 )
 def test_other_tables_are_refused(tmp_path, text, message):

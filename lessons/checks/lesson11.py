@@ -326,7 +326,7 @@ def mean_of_variances(n, p, q):
 # --- Planted bugs: bits_per_token ---
 def even_counts(M, N, generator):
     """The correct counts of hidden tokens (M,): 1 to N, equally often."""
-    return 1 + torch.randperm(M, generator=generator) * N // M
+    return 1 + (2 * torch.randperm(M, generator=generator) + 1) * N // (2 * M)
 
 
 def cosine_counts(M, N, generator):

@@ -86,7 +86,7 @@ def distillation_loss(
         auxiliary_loss = masked_token_loss(auxiliary_logits, drawn, hidden).loss
         hidden_logits = logits[hidden]  # M K
         gradient = matching_gradient(hidden_logits, teacher_logits, auxiliary_logits, seeking)
-        # The derivative of this sum with respect to the student's logits is `gradient`.
+        # Its derivative with respect to the student's logits is `gradient`, divided by M.
         student_loss = (gradient * hidden_logits).sum(dim=-1).mean()
         divergence = kl(teacher_logits, auxiliary_logits.detach())
         metrics = {"auxiliary": auxiliary_loss.detach(), "divergence": divergence}
@@ -118,8 +118,8 @@ def matching_gradient(
     (Di[M]O, section 3, has a family of them). With s, p and q for the probabilities of student,
     teacher and auxiliary model:
 
-    - *Covering*: q - p, the gradient of KL(p || q). The student learns to draw whatever the teacher
-      may draw, and wrong images, too, if it cannot do better.
+    - *Covering*: q - p, the gradient of KL(p || q) for the logits of q, given to the student's. It
+      learns to draw whatever the teacher may draw, and wrong images, too, if it must.
     - *Seeking*: the gradient of the sum of s (log q - log p). The student learns to draw only what
       the teacher may draw, and may leave out some of it.
 

@@ -78,7 +78,7 @@ def batches(args: argparse.Namespace, size: int) -> Iterator[tuple[int, int, int
 
 
 def write_gif(muse: Muse, args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Draw the same images again, and show all steps of their decoding."""
+    """Draw the first images again, and show all steps of their decoding."""
     sampling, sampling_hi = muse.sampling(**settings)
     decoding_gif(
         muse,
@@ -171,7 +171,8 @@ def draw_edited(
     width, height = size
     if args.sheet is not None:
         inputs = sum(image.width for image in before.values())
-        check_image_size(args.sheet, 2 * (inputs + args.n * width), 2 * height)
+        remedy = "ask for fewer images, or leave --sheet out"
+        check_image_size(args.sheet, 2 * (inputs + args.n * width), 2 * height, remedy)
     at_a_time = max(1, min(BATCH, BATCH_PIXELS // (width * height)))
     shown = []
     for start, n, seed in batches(args, at_a_time):
@@ -262,7 +263,8 @@ def check_gif_size(muse: Muse, args: argparse.Namespace, settings: dict[str, Any
     frames = min(sampling.steps, muse.config.tokenizer.grid**2)
     frames += min(sampling_hi.steps, muse.config.tokenizer_hi.grid**2)
     images = min(args.n, MAX_GIF_IMAGES)
-    check_image_size(args.gif, frames * images * STRIP_CELL, 3 * STRIP_CELL)
+    remedy = "take fewer steps, or a name that ends in .gif"
+    check_image_size(args.gif, frames * images * STRIP_CELL, 3 * STRIP_CELL, remedy)
 
 
 def check_suffix(path: Path) -> None:

@@ -45,15 +45,15 @@ def decoding_frames(
     """Decode prompts, and yield two batches of images (B, 3, H, W) for each step.
 
     The first shows all guesses, shaded where they are hidden again after this step. The second
-    shows the probability of each guess, from black (0) to white (1). `settings` are those of
-    `Muse.steps`.
+    shows the probability of each guess, from black (0) to white (1), and white where the token was
+    known before. `settings` are those of `Muse.steps`.
     """
     for resolution, step in muse.steps(prompts, **settings):
         vectors = vectors_of(step, muse.tokenizers[resolution])
         images = muse.decode_vectors(vectors, resolution)
         side = images.shape[-1]
         shade = 0.75 * tokens_to_pixels(step.hidden.float(), side)
-        # The confidence of a token that was known from the start is infinite.
+        # The confidence of a token that was known before this step is infinite.
         probability = step.confidence.exp().clamp(max=1).float()
         probability_image = 2 * tokens_to_pixels(probability, side) - 1
         yield images * (1 - shade) + 0.55 * shade, probability_image.expand(-1, 3, -1, -1)

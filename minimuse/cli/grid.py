@@ -83,13 +83,15 @@ def draw_grid(
     return sheet(rows, titles, columns=columns)
 
 
-def check_image_size(path: Path, width: int, height: int) -> None:
+def check_image_size(
+    path: Path, width: int, height: int, remedy: str = "ask for fewer images"
+) -> None:
     """Raise a ValueError if an image of this size is too large for its file or for the memory."""
     longest = LONGEST_SIDE.get(path.suffix.lower(), MAX_PIXELS)
     if max(width, height) > longest or width * height > MAX_PIXELS:
         raise ValueError(
             f"{path} would have about {width}x{height} pixels; at most {longest} a side and "
-            f"{MAX_PIXELS:,} in all can be written: ask for fewer images"
+            f"{MAX_PIXELS:,} in all can be written: {remedy}"
         )
 
 

@@ -75,6 +75,8 @@ def run_distill(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None:
             raise ValueError(f"distill takes what --{name} says from its teacher; leave it out")
     if args.resume:
+        if args.settings or args.seed is not None or args.start is not None:
+            raise ValueError("distill goes on as it began; leave out --start, --seed and key=value")
         check_resumable(args.out)
     elif args.start is None:
         raise ValueError("distill needs a teacher: a model that draws in many steps, as --start")
@@ -191,6 +193,11 @@ def copy_start(start: Path, out: Path, stages: tuple[str, ...]) -> None:
         raise ValueError(
             "--start keeps the tokenizers and trains the rest further; "
             "begin in one process, with base, superres, decoder or all"
+        )
+    if "rest" in read_about(start):
+        raise ValueError(
+            f"{start} has no parts but a base model that draws in one pass; "
+            "start from the model that it was made from"
         )
     parts = [part for part in STAGES if has_part(start, part)]
     missing = sorted({*stages, *TOKENIZERS} - {*parts})

@@ -16,8 +16,9 @@ memory. On the command line it is `--data shapes`, `--data emoji` or `--data PAT
 - "heldout-concept" (emoji): concepts that training has in no style.
 
 Of emoji and of folders, what is held out follows from a hash of the name. It does not depend on
-which other images there are, so a new version of a data set moves no image into training. (The one
-exception is a folder so small that the hash holds out all or none.)
+which other images there are, so a new version of a data set moves no image into training. (Two
+exceptions: the image with the largest hash always trains, and the one with the smallest is held
+out if there is no other.)
 """
 
 from collections.abc import Sequence

@@ -173,7 +173,7 @@ def rows_of_table(table: Path, listing: Listing) -> Iterator[Row]:
 
 
 def lines_of_table(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each line of a table that is not empty, with the number of its first line.
+    """The fields of each row of a table that is not empty, after the number of its first line.
 
     People put spaces after commas, also before a quote.
     """
@@ -237,7 +237,7 @@ def read_text(path: Path) -> str:
 
 
 def decoded(place: Path | str, contents: bytes) -> str:
-    """The text of bytes in UTF-8. Spreadsheets put a byte-order mark first, which goes.
+    """The text of bytes in UTF-8. Spreadsheets put a byte-order mark first; it is removed.
 
     place: where the bytes are, for messages.
     """
@@ -247,7 +247,7 @@ def decoded(place: Path | str, contents: bytes) -> str:
         raise ValueError(
             f"{place} is not UTF-8 (byte {error.start}); save it again as UTF-8"
         ) from None
-    # Letters of UTF-16 have a zero byte each, which UTF-8 allows, and no text has.
+    # In UTF-16 most letters have a zero byte. UTF-8 would accept it, but no text has one.
     if "\0" in text:
         raise ValueError(f"{place} is not UTF-8 (it has zero bytes); save it again as UTF-8")
     return text

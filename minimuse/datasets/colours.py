@@ -28,15 +28,16 @@ HUES = (
 
 COLOUR_WORDS = (*dict(HUES), "brown", "black", "grey", "white")
 
-# A pixel whose three values are all above this belongs to the white background.
+# A pixel is called white if its red, green and blue are all above this.
 WHITE = 0.85
 
-# Below this value a pixel is black, whatever its hue; below this saturation it has no hue.
+# A pixel is black if the largest of them is below BLACK; with less saturation than GREY, it has no
+# hue.
 BLACK = 0.32
 GREY = 0.15
 
 # --- When a colour is clear ---
-# A pixel whose three values are all above this may be the page, unless the thing surrounds it.
+# A pixel with all three above this may be the page, unless the thing surrounds it.
 PAGE = 0.97
 # Words that are no hue. They are often outlines, tyres and windows.
 NEUTRAL = ("black", "grey", "white")

@@ -187,8 +187,8 @@ ATTRIBUTES = (*PARTS, "count", "relation", "background", "all")
 def agree(wanted: Scene, reading: Scene) -> dict[str, bool | None]:
     """Which attributes a reading has right, for *every* thing of the caption.
 
-    A relation that the caption does not name gets None. A missing thing makes all parts wrong, an
-    additional thing only the count.
+    A relation that the caption does not name gets None. A missing thing makes everything wrong but
+    the background. An additional one makes the count wrong, and with it "all".
     """
     things = pair(wanted.things, reading.things)
     matches = [_matches(a, b) for a, b in zip(wanted.things, things, strict=True)]

@@ -37,7 +37,9 @@ NO_NOUN = re.compile(
 )
 # The noun of "man rowing boat" is not its last word, and "hammer and pick" has two.
 OTHER_NOUN = re.compile(r'^(wo)?man |^person |^deaf |^no |^(people|men|women)\b|[:"]|\b(and|not)\b')
-NOUNS_IN_ING = frozenset(("building", "wedding", "painting", "earring", "pudding", "bed", "seed"))
+NOUNS_LIKE_VERBS = frozenset(
+    ("building", "wedding", "painting", "earring", "pudding", "bed", "seed")
+)
 
 
 IRREGULAR = {
@@ -87,12 +89,15 @@ def with_article(label: str) -> str:
 
 
 def article_of(words: str) -> str:
-    """ "an" before a vowel that is spoken as one: not in "one" and "unicorn", but in "hour"."""
+    """ "an" before a vowel that is spoken as one: not in "one" and "unicorn", but in "hour".
+
+    Some are wrong: "an euro", "a unimpressed face", "a x-ray". The shipped models read them so.
+    """
     return "an" if re.match(r"[aei]|o(?!ne)|u(?!ni)|hour", words) else "a"
 
 
 def thing_with_article(thing: str) -> str:
-    """As `with_article`, but by the noun: "bread" stays, and "face with big eyes" does not."""
+    """As `with_article`, but by the noun: "bread" gets none, "face with big eyes" gets "a"."""
     head = head_of(thing)
     is_plural = head in IRREGULAR.values() or with_article(head) == head
     is_bare = is_plural or head in MASS or thing.startswith("people ")
@@ -117,7 +122,7 @@ def plural(label: str) -> str:
 
 def is_noun(word: str) -> bool:
     """Guess from its letters whether the last word of a label is a noun."""
-    return word in NOUNS_IN_ING or not NO_NOUN.fullmatch(word)
+    return word in NOUNS_LIKE_VERBS or not NO_NOUN.fullmatch(word)
 
 
 def plural_of_word(noun: str) -> str:

@@ -50,9 +50,9 @@ class Member(BytesIO):
         return self.place
 
 
-# A JPEG may be decoded at a half, a quarter or an eighth of its size, which is far faster. What is
-# left has at least this many times the pixels of a side that are needed: LANCZOS then gives nearly
-# the image that it makes of the whole one (tests/test_kept.py).
+# A JPEG may be decoded at a half, a quarter or an eighth of its size, which is far faster. Each
+# side keeps at least this many times the pixels that are needed: then LANCZOS gives nearly the
+# image that it makes of the whole one (tests/test_kept.py).
 SPARE = 2
 
 
@@ -109,9 +109,11 @@ def explain_unreadable(path: Path | Member, error: Exception) -> tuple[str, str]
                 f"{path} is a {image.format} file, whatever its name says",
                 "save it as PNG, JPEG or WebP",
             )
-    remedy = "save it again as a smaller 8-bit PNG"
+    remedy = "copy it again from where it came, or save it again as an 8-bit PNG"
     if isinstance(error, UnidentifiedImageError):
         remedy = "save it again as PNG, JPEG or WebP"
+    elif isinstance(error, Image.DecompressionBombError):
+        remedy = "save it again as a smaller PNG"
     return f"{path} cannot be read ({error})", remedy
 
 

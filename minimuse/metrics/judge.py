@@ -40,6 +40,7 @@ SIDE = 128
 # the last one tells a concept.
 STAGES = (2, 4, 6)
 
+SMALLEST_SIDE = 32  # pixels of an image that Lite0 can make something of
 TOP = 10  # the verdict "ten": the concept is among the ten most similar ones
 
 
@@ -47,13 +48,14 @@ TOP = 10  # the verdict "ten": the concept is among the ten most similar ones
 def features(net: Lite0, images: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """Means of some of Lite0's feature maps: images (B, 3, H, W) in [-1, 1] -> (B, C).
 
-    C = 40 + 112 + 320 + 1280. H and W must be at least 32.
+    C = 40 + 112 + 320 + 1280. H and W must be at least SMALLEST_SIDE.
     """
-    right_shape = images.dim() == 4 and images.shape[1] == 3 and min(images.shape[2:]) >= 32
+    right_shape = images.dim() == 4 and images.shape[1] == 3
+    right_shape = right_shape and min(images.shape[2:]) >= SMALLEST_SIDE
     if not right_shape or not images.is_floating_point():
         raise ValueError(
-            f"images are {tuple(images.shape)} {images.dtype}; the judge needs floats "
-            "(B, 3, H, W), with H and W at least 32"
+            f"images are {tuple(images.shape)} {images.dtype}; Lite0 needs floats (B, 3, H, W), "
+            f"with H and W at least {SMALLEST_SIDE}"
         )
     batches = []
     for part in images.split(batch):

@@ -86,6 +86,6 @@ def bits_per_token(
     """
     M, N = ids.shape
     generator = generator_at(seed, "bits")
-    counts = 1 + torch.randperm(M, generator=generator) * N // M
+    counts = 1 + (2 * torch.randperm(M, generator=generator) + 1) * N // (2 * M)
     hidden = schedule.random_masks(counts, N, generator).to(ids.device)
     return mean_of(hidden_nll(model, ids, context, hidden) / math.log(2))

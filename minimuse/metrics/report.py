@@ -30,7 +30,7 @@ from minimuse.metrics import alignment
 from minimuse.metrics.distances import frechet, kid, precision
 from minimuse.metrics.images import psnr, ssim
 from minimuse.metrics.intervals import interval, mean_of
-from minimuse.metrics.judge import Judge, features
+from minimuse.metrics.judge import SMALLEST_SIDE, Judge, features
 from minimuse.metrics.likelihood import bits_per_token, masked_nll
 from minimuse.metrics.outline import outline
 from minimuse.muse import Muse
@@ -133,7 +133,8 @@ def measure(
     if data == "shapes":
         low_res = {"reconstructed_low": reconstructed["low"], "generated_low": low}
         measures["alignment"] = alignment_report(captions, shown | low_res)
-    if has_lite0() and len(dataset) > TOO_FEW:
+    large_enough = min(real.shape[-2:]) >= SMALLEST_SIDE
+    if has_lite0() and large_enough and len(dataset) > TOO_FEW:
         train = load("train", 2 * n, seed)
         measures |= feature_report(muse, dataset, shown, train)
     return measures, {"captions": captions, "real": real, "low": low, "high": high}

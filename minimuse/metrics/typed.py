@@ -12,7 +12,7 @@ no colour, any is right.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ class TypedPrompt(NamedTuple):
 
     prompt: str
     concepts: tuple[str, ...]  # any of these is right
-    style: str  # empty: any
+    style: str  # empty: any; for who reads the table, since it is not judged
     colour: str  # empty: any
 
 
@@ -45,7 +45,7 @@ def read_prompts(path: str | Path) -> list[TypedPrompt]:
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise ValueError(f"{path}: its first line must be {','.join(COLUMNS)}")
     prompts = []
-    for row in reader:
+    for row in rows_of(reader, path):
         fields = [(row[column] or "").strip() for column in COLUMNS]
         prompt, concepts, style, colour = fields
         place = f"{path} line {reader.line_num}"
@@ -57,6 +57,15 @@ def read_prompts(path: str | Path) -> list[TypedPrompt]:
             )
         prompts.append(TypedPrompt(prompt, tuple(concepts.split()), style, colour))
     return prompts
+
+
+def rows_of(reader: csv.DictReader, path: str | Path) -> Iterator[dict[str, str]]:
+    """The rows of a table; a ValueError that names the line if its quotes are wrong."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        line = reader.line_num + 1
+        raise ValueError(f"{path} line {line}: {error}; repair the quotes") from None
 
 
 def typed_report(prompts: Sequence[TypedPrompt], images: torch.Tensor) -> dict[str, dict]:
@@ -79,7 +88,8 @@ def typed_right(prompts: Sequence[TypedPrompt], images: torch.Tensor) -> dict[st
     if len(prompts) != len(images):
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images")
     judge = Judge.load()
-    _, cosines = judge.scores(features(Lite0(), images))  # B M
+    net = Lite0().to(images.device)
+    _, cosines = judge.scores(features(net, images).cpu())  # B M
     likeliest = cosines.topk(TOP, dim=1).indices.tolist()
     shown_concepts = [{judge.concepts[i] for i in row} for row in likeliest]
     shown_colours = [word for word, _ in dominant_colours(images)]

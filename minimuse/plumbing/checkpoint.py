@@ -229,8 +229,8 @@ def read_newest_intact(path: Path) -> tuple[Path, dict[str, str], dict[str, torc
         try:
             header, tensors = read_checkpoint(newest)
             break
-        except ValueError as error:
-            warn(f"{error}. Resuming from the one before it")
+        except ValueError:
+            warn(f"{newest} is damaged; going on from the one before it")
             damaged.append(newest)
     else:  # there is only the oldest left
         newest = oldest

@@ -236,17 +236,21 @@ def from_json(values: Any, kind: type = Config, prefix: str = "") -> Any:
 def check_keys(values: dict[str, Any], kind: type, prefix: str) -> None:
     """Raise a ValueError if a key is no field of the dataclass, or if a needed field is missing."""
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    wrong = {name for name in values if name not in fields}
+    unknown = [name for name in values if name not in fields]
+    missing = []
     for name, f in fields.items():
         has_default = (
             f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         )
         if name not in values and not has_default:
-            wrong.add(name)
-    if wrong:
-        # Keys of a dict that a user typed need not be strings: base={1: 2}.
-        names = ", ".join(repr(f"{prefix}{name}") for name in sorted(wrong, key=str))
-        raise ValueError(f"unknown or missing: {names}; choose among {', '.join(fields)}")
+            missing.append(name)
+    # Keys of a dict that a user typed need not be strings: base={1: 2}.
+    if unknown:
+        names = ", ".join(repr(f"{prefix}{name}") for name in sorted(unknown, key=str))
+        raise ValueError(f"unknown: {names}; choose among {', '.join(fields)}")
+    if missing:
+        names = ", ".join(repr(f"{prefix}{name}") for name in missing)
+        raise ValueError(f"missing: {names}; without a value there is no default")
 
 
 def convert(value: Any, kind: Any, key: str) -> Any:

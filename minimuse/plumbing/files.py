@@ -99,8 +99,8 @@ def check_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{path} is not written: {name} is not finite; the file from before is kept. "
-                "Lower the learning rate, in another --out"
+                f"{path} is not written: {name} is not finite; a file from before is kept. In "
+                "training, a lower learning rate may help, in another --out"
             )
 
 

@@ -103,7 +103,7 @@ def orthogonalize(update: torch.Tensor, rounds: int = 5) -> torch.Tensor:
     if tall:
         x = x.mT  # then X X' is the smaller of the two square matrices
     for _ in range(rounds):
-        square = x @ x.mT  # m m
+        square = x @ x.mT  # k k, k = min(m, n)
         polynomial = torch.addmm(square, square, square, beta=b, alpha=c)  # b XX' + c (XX')^2
         x = torch.addmm(x, polynomial, x, beta=a)
     if tall:

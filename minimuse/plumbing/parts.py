@@ -56,7 +56,7 @@ def find_model(name: str | Path) -> Path:
     if str(name).strip() and (path / "config.json").is_file():
         return path
     if path.is_file():
-        raise FileNotFoundError(f"{str(name)!r} is a file of a model; give its directory")
+        raise FileNotFoundError(f"{str(name)!r} is a file; give the directory of a model")
     directory = shipped(name, "base.safetensors")
     if directory is not None:
         return directory

@@ -72,11 +72,11 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
     Without AND it is one pair, of weight 1. A weight out of range is a ValueError; what may have
     been meant otherwise is a warning.
     """
-    hidden = ESCAPED.sub(lambda match: STAND_INS[match[1]], prompt)
-    parts = [part.strip() for part in SEPARATOR.split(hidden)]
+    escaped = ESCAPED.sub(lambda match: STAND_INS[match[1]], prompt)
+    parts = [part.strip() for part in SEPARATOR.split(escaped)]
     if len(parts) == 1 or not any(parts):
-        say_if_almost_composed(prompt, hidden)
-        return [(restored(hidden), 1.0)]
+        say_if_almost_composed(prompt, escaped)
+        return [(restored(escaped), 1.0)]
     if len(parts) > MOST_PARTS:
         raise ValueError(f"the prompt has {len(parts)} parts; compose at most {MOST_PARTS}")
     pairs = [parse_part(part) for part in parts]
@@ -105,9 +105,9 @@ def parse_part(part: str) -> tuple[str, float]:
     return restored(part), 1.0
 
 
-def say_if_almost_composed(prompt: str, hidden: str) -> None:
+def say_if_almost_composed(prompt: str, escaped: str) -> None:
     """Warn if a prompt without AND ends like a part with a weight."""
-    stripped = hidden.strip()
+    stripped = escaped.strip()
     if re.search(r"\d:\d+$", stripped):
         return  # a clock time or a ratio
     almost = WEIGHTED.fullmatch(stripped) or ALMOST_A_WEIGHT.fullmatch(stripped)
@@ -130,11 +130,11 @@ def common_weights(parsed: list[list[tuple[str, float]]]) -> tuple[float, ...]:
     return distinct.pop()
 
 
-def restored(hidden: str) -> str:
+def restored(escaped: str) -> str:
     """The words, with each escaped character in place of its stand-in."""
     for character, stand_in in STAND_INS.items():
-        hidden = hidden.replace(stand_in, character)
-    return hidden
+        escaped = escaped.replace(stand_in, character)
+    return escaped
 
 
 # --- Checks ---

@@ -11,7 +11,7 @@
     OUT/cache/                          token ids and text embeddings, see `runs/cache.py`
     OUT/start/                          parts of another model, from which this training continues
     OUT/log.jsonl                       losses of all stages, see `runs/log.py`
-    OUT/watch/base-000230.png           what a stage made of held-out images, see `runs/watch.py`
+    OUT/watch/base-000288.png           what a stage made of held-out images, see `runs/watch.py`
     OUT/tensorboard/                    the log again, where TensorBoard is installed
 
 Only the config and the parts are needed to generate images. images.safetensors, the index and the

@@ -53,7 +53,7 @@ def begin_distillation(out: Path, start: Path, assignments: list[str], seed: int
     """Write a student to be trained into `out`: its settings, and the parts of its teacher.
 
     Raises a FileExistsError if there is a model already, and a ValueError if the teacher draws in
-    one pass itself.
+    one pass itself, or if the student is to have another size.
     """
     for path in (out / "config.json", part_path(out, "base")):
         if path.is_file():
@@ -64,6 +64,9 @@ def begin_distillation(out: Path, start: Path, assignments: list[str], seed: int
         raise ValueError(f"{start} draws in one pass already; give the model it was made from")
     config = replace(teacher, stages=replace(teacher.stages, base=STUDENT), sampling=ONE_PASS)
     config = override(config, assignments)
+    for part in ("tokenizer", "tokenizer_hi", "base", "superres"):
+        if getattr(config, part) != getattr(teacher, part):
+            raise ValueError(f"a student has the {part} of its teacher; leave out {part}.key=value")
     if config.sampling.random_codes == 0:
         raise ValueError("sampling.random_codes is 0; one pass needs random codes, such as 0.4")
     for part in PARTS:

@@ -50,7 +50,7 @@ class Look(NamedTuple):
 def count_for(settings: Stage, available: int, crops: int = 1) -> int:
     """How many held-out images a stage looks at: M, few if the stage is short.
 
-    crops: how many training images are as large as one that is looked at.
+    crops: how many crops, as training sees them, cover one whole image.
     """
     affordable = settings.steps * settings.batch // (IMAGES_FOR_EACH * crops)
     return min(available, max(PICTURES, affordable))

@@ -1,6 +1,6 @@
 """The log of a training, OUT/log.jsonl: one JSON object a line, about a hundred lines a stage.
 
-    {"stage": "base", "step": 23, "steps": 2300, "seconds": 2.9, "loss": 4.13, "accuracy": 0.21}
+    {"stage": "base", "step": 24, "steps": 2300, "seconds": 2.9, "loss": 4.13, "accuracy": 0.21}
 
     for line in read_log(out)["base"]:
         print(line["step"], line["loss"])

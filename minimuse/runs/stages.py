@@ -138,8 +138,8 @@ def images_for(
     """The images that stages train on, and held-out ones to look at meanwhile.
 
     The first are None if there is a cache and the stages need no images; a folder is then still
-    compared with the one that the model was begun with. The others are None if there is nothing to
-    train, or if the folder is gone.
+    compared with the one that the model was begun with. The others are None if the folder is gone,
+    or if data that ship have nothing to train.
     """
     cached = cache.index_path(out).is_file()
     needed = any(stage not in TOKEN_STAGES or not cached for stage in todo)
@@ -282,8 +282,6 @@ def choose_image_loss(
     settings = getattr(config.stages, name)
     if name == "decoder":
         return decoder_loss(model, frozen["tokenizer_hi"], images, config, settings, device)
-    if name not in ("tokenizer", "tokenizer_hi"):
-        raise ValueError(f"stage {name!r} has no loss")
     low = name == "tokenizer"
     return tokenizer_loss(model, images, config, settings, low, device)
 

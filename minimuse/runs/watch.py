@@ -1,7 +1,7 @@
 """What one can watch while a stage trains: OUT/log.jsonl, and sheets of pictures in OUT/watch.
 
-    OUT/watch/tokenizer-000220.png    real held-out pictures, and their reconstructions
-    OUT/watch/base-000230.png         what the base model draws for held-out captions
+    OUT/watch/tokenizer-000275.png    real held-out pictures, and their reconstructions
+    OUT/watch/base-000288.png         what the base model draws for held-out captions
 
 `minimuse curves OUT` draws the log. The training loop calls a `Watcher` with each record. At eight
 of them it also looks at held-out images (see `heldout.py`). All of it takes less than 2 % of the
