@@ -1,6 +1,6 @@
 """Training otherwise than Muse: with soft targets, and with wrong tokens among those that are seen.
 
-    python lessons/claims/otherwise.py --out runs/claims    # an hour and a half of one thread
+    python lessons/claims/otherwise.py --out runs/claims    # an hour of one thread
 
 Small super-resolution and base models as the demo's, on the tokens of toy-shapes' tokenizers, five
 seeds each. All ways of a stage train for as many steps.
@@ -27,11 +27,13 @@ Held-out captions are drawn with the trained model in place of toy-shapes' own, 
   2209.04439, but the model is its own critic). Guidance does not rise while it revises.
 """
 
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from corrected import draw_low, test_tokens
@@ -43,6 +45,7 @@ from trial import (
     arguments,
     cached_tokens,
     fit,
+    grouped_bars,
     mean_and_std,
     run_jobs,
     table,
@@ -293,6 +296,22 @@ def make_table(done: dict) -> str:
     return table(["stage", "way", "end", "seconds", *MEASURES], rows)
 
 
+def draw_figure(args: Namespace, done: dict) -> None:
+    """What is right in all, and the outlines, of each way and end of a stage."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained")
+    for row, (stage, ways) in zip(axes, WAYS.items(), strict=True):
+        for axis, measure in zip(row, ("all", "outline"), strict=True):
+            series = {
+                end: [values(done, f"{stage}/{way}", "drawn", end, measure) for way in ways]
+                for end in ENDS[stage]
+            }
+            grouped_bars(axis, ways, series)
+            axis.set(title=f"{stage}: {'right in all' if measure == 'all' else measure}")
+        row[0].set(ylim=(0.0, 0.75))
+        row[1].set(ylim=(0.7, 0.9))  # outlines of quite wrong shapes have some .7
+    figure.savefig(args.out / "otherwise.png", dpi=110)
+
+
 def main():
     args = arguments(__doc__, superres=500, base=500, pictures=20_000, n=256)
     jobs = {}
@@ -303,6 +322,7 @@ def main():
                 job = (stage, way, seed, steps, args.pictures, args.n, args.out)
                 jobs[f"{stage}/{way}/{seed}"] = job
     done = run_jobs(args.out / "otherwise.json", jobs, work, args.workers)
+    draw_figure(args, done)
     write_report(args.out, "otherwise", done, make_table(done), "\n".join(verdicts(done)))
 
 
