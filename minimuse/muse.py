@@ -292,10 +292,10 @@ class Muse:
     def embed_prompts(self, prompts: list[str], negative: str = "", plain: bool = False) -> Prompts:
         """Embed the prompts of B images with the text encoder. "" is the null caption.
 
-        "one thing AND another:0.5" composes two prompts. For a model of emoji, a prompt
-        without a style gets one, and all words become lower case. See `plumbing/prompts.py`. Words
-        that no training caption had are a warning. `plain` takes prompts as they are, without all
-        this. No prompts, or prompts whose weights differ from image to image, are ValueErrors.
+        "one thing AND another:0.5" composes two prompts. For a model of emoji, a prompt gets a
+        style if it names none, the label for other words, and lower case: `plumbing/prompts.py`.
+        Words that no training caption had are a warning. `plain` takes prompts as they are, without
+        all this. No prompts, or prompts whose weights differ from image to image, are ValueErrors.
         """
         check_arguments(plain=plain)
         check_prompts(prompts, negative, plain)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minimuse.muse import Muse
 from minimuse.plumbing.prompts import (
+    DEFAULT_STYLE,
     MOST_PARTS,
     STYLE_NAMES,
     check_prompts,
@@ -162,7 +163,8 @@ def test_any_text_is_drawn(muse, prompt):
 def test_a_prompt_without_style_gets_one(words):
     with pytest.warns(UserWarning, match="names no style") as told:
         ((drawn, weight),) = with_style([(words, 0.5)], "emoji")
-    assert drawn == f"{words.rstrip('.')}, noto style" and weight == 0.5
+    assert drawn == f"{words.rstrip('.')}, {DEFAULT_STYLE} style" and weight == 0.5
+    assert DEFAULT_STYLE in STYLE_NAMES
     assert all(style in str(told[0].message) for style in STYLE_NAMES)
 
 
@@ -196,15 +198,15 @@ def test_the_style_is_added_where_prompts_are_read_and_nowhere_else(muse, monkey
 
     monkeypatch.setattr(muse, "text", remember)
     muse.embed_prompts(["red"], "blue")
-    about = muse.about | {"data": "emoji", "vocabulary": "pizza fire blue noto 3d style"}
+    about = muse.about | {"data": "emoji", "vocabulary": "pizza fire blue twemoji 3d style"}
     monkeypatch.setattr(muse, "about", about)
     muse.embed_prompts(["pizza"], "blue", plain=True)
-    with pytest.warns(UserWarning, match="noto"):
+    with pytest.warns(UserWarning, match="names no style"):
         muse.embed_prompts(["pizza AND fire:0.5", "pizza AND fire, 3d:0.5"], "blue")
     assert embedded == [
         ["red", "blue"],
         ["pizza", "blue"],
-        ["pizza, noto style", "pizza, noto style", "fire, noto style", "fire, 3d", "blue"],
+        ["pizza, twemoji style", "pizza, twemoji style", "fire, twemoji style", "fire, 3d", "blue"],
     ]
 
 
@@ -233,7 +235,7 @@ def test_capital_letters_do_not_matter_to_toy():
     composed = tokens_of(toy, ["a red car, 3d AND fire, flat:0.5"])
     assert tokens_of(toy, ["A red CAR, 3D AND Fire, Flat:0.5"]) == composed
     # The style by default.
-    assert tokens_of(toy, ["A Red Car"]) == tokens_of(toy, ["a red car, noto style"])
+    assert tokens_of(toy, ["A Red Car"]) == tokens_of(toy, ["a red car, twemoji style"])
 
 
 def test_other_models_read_capital_letters():

@@ -306,7 +306,7 @@ def test_the_style_is_checked_as_it_is_drawn(muse):
     about = muse.about | {"data": "emoji", "vocabulary": "a cat style"}
     messages = told(Muse(muse.config, muse.text, muse.parts, about).generate, "a cat")
     assert "names no style" in messages[0]
-    assert named(messages[1:]) == ["'noto'"] and messages[1].startswith("MODEL may not")
+    assert named(messages[1:]) == ["'twemoji'"] and messages[1].startswith("MODEL may not")
 
 
 def test_plain_prompts_and_older_models_say_nothing(muse):

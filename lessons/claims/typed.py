@@ -5,7 +5,8 @@
 
 `typed.csv`, beside this file, has 80 prompts as people type them, with the concepts that count as
 right. Every second one was looked at while the model was made ("tuned"); the others were not. Each
-prompt is drawn with several seeds. Writes OUT/typed.json, and OUT/typed.png with the first seed.
+prompt is drawn with several seeds, as `Muse.draw` reads it: with a style, and with the label of the
+emoji that it means in other words. Writes OUT/typed.json, and OUT/typed.png with the first seed.
 """
 
 import argparse

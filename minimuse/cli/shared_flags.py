@@ -42,7 +42,8 @@ def in_range(name: str) -> Callable[[str], int | float]:
 # What the prompt of a drawing may be, for the help of every command that draws.
 PROMPT_HELP = (
     f"Models of emoji know the styles {', '.join(STYLE_NAMES)}: a prompt that names none is drawn "
-    f"in {DEFAULT_STYLE} style, and capital letters do not matter. "
+    f"in {DEFAULT_STYLE} style, and capital letters do not matter. Other words for an emoji become "
+    'its label: "a bike" is drawn as "bicycle". '
     '"one thing AND another:0.5" composes two prompts, with weights; '
     r"\AND and \: are the word and the colon."
 )

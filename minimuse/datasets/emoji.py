@@ -56,8 +56,7 @@ def find_emoji(split: str, side: int, data_dir: Path) -> list[Entry]:
     if side > SIDE:
         raise ValueError(f"side={side}, but the emoji packs hold {SIDE} pixels; give that or less")
     folder = data_dir / "emoji"
-    index = _read_json(folder / "index.json")
-    words = _read_json(folder / "captions.json")
+    words, index = read_words_and_index(data_dir)
     entries = []
     for style in STYLES:
         try:
@@ -69,6 +68,12 @@ def find_emoji(split: str, side: int, data_dir: Path) -> list[Entry]:
                 f"{_RESTORE}"
             ) from None
     return entries
+
+
+def read_words_and_index(data_dir: Path) -> tuple[dict, dict]:
+    """The words of each concept, and the index of each style (data/recipes/build_emoji.py)."""
+    folder = data_dir / "emoji"
+    return _read_json(folder / "captions.json"), _read_json(folder / "index.json")
 
 
 def _entries_of_style(

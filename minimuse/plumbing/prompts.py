@@ -23,6 +23,7 @@ from torch import Tensor
 
 from minimuse.datasets.emoji import STYLES
 from minimuse.plumbing.arguments import check_text, check_texts
+from minimuse.plumbing.emoji_labels import label_for
 from minimuse.plumbing.messages import warn
 from minimuse.plumbing.ranges import check, number, shown
 
@@ -58,9 +59,12 @@ ESCAPED = re.compile(r"\\(AND\b|:|\\)")
 STAND_INS = {"AND": "\ud800", ":": "\ud801", "\\": "\ud802"}
 
 # --- Styles ---
-# The emoji models know five styles, and draw badly without one.
+# The emoji models know five styles, and draw badly without one. The default is the one whose images
+# are recognised most often: flat shapes in few colours (data/toy/README.md has the figures).
 STYLE_NAMES = tuple(style.replace("-", " ") for style in STYLES)
-DEFAULT_STYLE = "noto"
+DEFAULT_STYLE = "twemoji"
+# What comes before a style at the end of a prompt, and the style.
+ENDS_IN_STYLE = re.compile(rf"([^,]*), ({'|'.join(STYLE_NAMES)}) style", re.IGNORECASE)
 # One of these words names a style.
 STYLE_WORDS = re.compile(r"\b(openmoji|twemoji|noto|fluent|flat|3d)\b", re.IGNORECASE)
 
@@ -172,18 +176,41 @@ def with_style(pairs: list[tuple[str, float]], data: str) -> list[tuple[str, flo
     return completed
 
 
+# --- The words that captions use ---
+def in_words_of_captions(pairs: list[tuple[str, float]], data: str) -> list[tuple[str, float]]:
+    """For a model of emoji, say each part as its captions do: "bicycle" for "a bike". Warn of it.
+
+    Only parts that are words and a style, without other commas, and whose words all belong to one
+    emoji (see `label_for`). `data` is as for `with_style`.
+    """
+    if data != "emoji":
+        return pairs
+    said = []
+    for words, weight in pairs:
+        match = ENDS_IN_STYLE.fullmatch(words.strip())
+        label = None
+        if match is not None and weight > 0:
+            thing, style = match.groups()
+            label = label_for(thing, style.lower().replace(" ", "-"))
+        if label is not None:
+            warn(f"{shown(thing)!r} is drawn as {label!r}, which is what the captions call it")
+            words = f"{label}, {style} style"
+        said.append((words, weight))
+    return said
+
+
 # --- For one model ---
 def read_prompts(
     prompts: list[str], negative: str, data: str
 ) -> tuple[list[list[tuple[str, float]]], str]:
     """Prompts and the negative prompt for a model that was trained on `data`.
 
-    Each prompt is parsed, gets a style, and is written as the captions were. Equal prompts are read
+    Each prompt is parsed, gets a style, and is said as the captions would. Equal prompts are read
     once, so that what is said of one is said once.
     """
     read = {}
     for prompt in dict.fromkeys(prompts):
-        pairs = with_style(parse_prompt(prompt), data)
+        pairs = in_words_of_captions(with_style(parse_prompt(prompt), data), data)
         read[prompt] = [(in_caption_case(words, data), weight) for words, weight in pairs]
     return [read[prompt] for prompt in prompts], in_caption_case(negative, data)
 
