@@ -298,9 +298,9 @@ def test_otherwise(claims, tmp_path, monkeypatch, capsys):
     run_in_process(otherwise, monkeypatch, "--out", tmp_path, *steps, "--pictures", 64, "--n", 3)
     done = read_json(tmp_path / "otherwise.json")
     assert len(done) == 2 * 5
-    # In each of 4 measures, 3 other ways are compared in 3 ways with Muse's, and the ends of all 5.
+    # In each of 4 measures, 3 other ways are compared in 4 ways with Muse's, and the ends of all 5.
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("- ") for line in lines) == 4 * (3 * 3 + 5)
+    assert sum(line.startswith("- ") for line in lines) == 4 * (3 * 4 + 5)
     again = verdicts_again(claims, tmp_path, monkeypatch, capsys)
     assert again == ["otherwise:", *verdict_lines(tmp_path / "otherwise.md"), ""]
 

@@ -1,5 +1,6 @@
-"""What emoji are called in captions: other words are found, labels stay, and nothing is lost."""
+"""What emoji are called in captions: other words are found, and labels and all else stay."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -8,25 +9,26 @@ import pytest
 from minimuse.data import ASSETS
 from minimuse.datasets import emoji
 from minimuse.datasets.colours import COLOUR_WORDS
-from minimuse.metrics.typed import read_prompts as read_table
 from minimuse.muse import Muse
 from minimuse.plumbing.emoji_labels import all_names, content_words, label_for
 from minimuse.plumbing.prompts import read_prompts
-
-TYPED = Path(__file__).parents[1] / "lessons" / "claims" / "typed.csv"
 
 
 @pytest.mark.parametrize(
     "prompt, label",
     [
-        ("a bike", "bicycle"),  # a lock has this tag, too
+        ("a bike", "bicycle"),
         ("a slice of pizza", "pizza"),
         ("Kitty", "cat face"),
         ("a burger", "hamburger"),
         ("burgers", "hamburger"),
+        ("some car", "automobile"),
         ("a red car", "automobile"),
+        ("red cars", "automobile"),
         ("a computer", "desktop computer"),
         ("a sailing boat", "sailboat"),
+        ("a pink pig", "pig"),
+        ("bike bike", "bicycle"),
     ],
 )
 def test_other_words_for_an_emoji(prompt, label):
@@ -39,9 +41,17 @@ def test_other_words_for_an_emoji(prompt, label):
         "a bicycle",  # a label
         "dogs",  # the same in the plural
         "a red apple",  # a label with a colour
+        "hourglass done",  # a label that no training caption has
         "a cat on a bike",  # two emoji
         "a purple unicorn riding a skateboard",
-        "love",  # part of "love hotel", which is no love
+        "two bikes",  # numbers count
+        "a three leaf clover",
+        "a man and a woman",
+        "no car",
+        "honey",  # a tag of bears
+        "love",
+        "a white man",
+        "an angry dog",
         "xyzzy",
         "red",
         "a",
@@ -53,36 +63,31 @@ def test_what_stays_as_it_is(prompt):
 
 
 def test_a_colour_must_be_that_of_the_picture():
-    known = {one.label: one for one in all_names()}
-    found = 0
-    for thing in ("car", "bird", "flower", "fish"):
-        for style in emoji.STYLES:
-            for colour in COLOUR_WORDS:
-                label = label_for(f"a {colour} {thing}", style)
-                if label is not None:
-                    found += 1
-                    assert colour in (known[label].colours[style], *known[label].words)
-    assert found > 10
-    assert label_for("a red car", "twemoji") == "automobile"
-    assert label_for("a white car", "twemoji") != "automobile"
+    (car,) = (one for one in all_names() if one.label == "automobile")
+    for style in emoji.STYLES:
+        for colour in COLOUR_WORDS:
+            label = label_for(f"a {colour} car", style)
+            assert label == ("automobile" if colour == car.colours[style] else None)
+    assert "red" in car.colours.values()
 
 
-def test_no_word_is_lost_and_every_label_is_known():
-    labels = {one.label: one for one in all_names()}
-    _, index = emoji.read_words_and_index(Path(ASSETS))
-    found = 0
-    for one in all_names():
-        for _, words in one.names:
-            prompt = " ".join(sorted(words))
-            label = label_for(prompt, "noto")
-            if label is not None:
-                found += 1
-                assert words - set(COLOUR_WORDS) <= labels[label].words
-                concept = label.replace(" ", "-")
-                assert concept not in index["noto"]["blobs"] or (
-                    emoji.split_of(concept, "noto") != "heldout-concept"
-                )
-    assert found > 500  # things such as "bike" have labels
+def test_every_label_stays():
+    captions, _ = emoji.read_words_and_index(Path(ASSETS))
+    for entry in captions.values():
+        for prompt in (entry["label"], f"the {entry['label']}"):
+            assert label_for(prompt, "twemoji") is None, prompt
+
+
+def test_the_table_names_each_thing_once():
+    """Each other name leads to its own label, and is no label."""
+    table = json.loads((ASSETS / "emoji" / "other-names.json").read_text())
+    known = {one.label for one in all_names()}
+    assert set(table) <= known
+    names = [name for others in table.values() for name in others]
+    assert len({content_words(name) for name in names}) == len(names) > 250
+    for label, others in table.items():
+        for name in others:
+            assert label_for(name, "twemoji") == label, name
 
 
 def test_plain_captions_of_training_stay():
@@ -96,10 +101,20 @@ def test_plain_captions_of_training_stay():
 
 
 def test_a_prompt_is_said_as_captions_do():
-    with pytest.warns(UserWarning, match="'a bike' is drawn as 'bicycle'"):
+    with pytest.warns(UserWarning, match="'a bike' is drawn as 'bicycle', the label"):
         (pairs,), negative = read_prompts(["a bike, Noto style AND a dog:-1"], "a bike", "emoji")
     assert pairs == [("bicycle, noto style", 1.0), ("a dog", -1.0)]
     assert negative == "a bike"
+
+
+@pytest.mark.parametrize("end", [", noto", ",  Noto  style", ",noto style."])
+def test_a_style_may_be_written_in_other_ways(end):
+    with pytest.warns(UserWarning, match="is drawn as 'bicycle'"):
+        (pairs,), _ = read_prompts([f"a bike{end}"], "", "emoji")
+    assert pairs == [("bicycle, noto style", 1.0)]
+    with pytest.warns(UserWarning, match="is drawn as 'bicycle'"):
+        (pairs,), _ = read_prompts(["a bike, fluent-flat style"], "", "emoji")
+    assert pairs == [("bicycle, fluent flat style", 1.0)]
 
 
 @pytest.mark.parametrize("prompt", ["a bike, a red one, noto style", "bike noto", "a bike, 3D"])
@@ -123,22 +138,7 @@ def test_plain_is_literal():
     assert said.text.equal(label.text) and not said.text.equal(literal.text)
 
 
-def test_of_typed_prompts_most_labels_are_right():
-    right, wrong = 0, []
-    for row in read_table(TYPED):
-        label = label_for(row.prompt.partition(",")[0], "twemoji")
-        if label is not None:
-            is_right = label.replace(" ", "-") in row.concepts
-            right += is_right
-            if not is_right:
-                wrong.append((row.prompt, label))
-    assert right >= 10 and len(wrong) <= right / 4, wrong
-
-
 def test_content_words():
-    assert content_words("A slice of the cherries, glasses and buses") == {
-        "slice",
-        "cherry",
-        "glasse",
-        "buse",
+    assert content_words("A slice of the cherries, glass and buses") == {
+        *("slice", "cherry", "glass", "and", "buse"),
     }

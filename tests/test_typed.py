@@ -19,7 +19,7 @@ from minimuse.datasets.colours import (
     dominant_colours,
     page_of,
 )
-from minimuse.metrics.typed import read_prompts, typed_report
+from minimuse.metrics.typed import read_prompts, typed_report, typed_right
 from minimuse.plumbing.lite0 import has_lite0
 
 PAINTS = {
@@ -181,10 +181,13 @@ def test_real_pictures_are_right_and_others_wrong(tmp_path):
     emoji = load("emoji", "train", 64)
     rows = [emoji.names.index(f"twemoji/{name}") for name in ("red-heart", "bicycle", "owl")]
     images = emoji.batch(torch.tensor(rows))
-    report = typed_report(prompts, images)
+    right, wrong = (typed_right(prompts, each) for each in (images, images.roll(1, dims=0)))
+    report = typed_report(prompts, [right])
     assert [report[name]["value"] for name in ("concept", "colour", "both")] == [1, 1, 1]
     assert report["colour"]["n"] == 1
-    report = typed_report(prompts, images.roll(1, dims=0))
-    assert report["both"]["value"] == 0
+    assert typed_report(prompts, [wrong])["both"]["value"] == 0
+    # Two drawings of three prompts are not six prompts.
+    report = typed_report(prompts, [right, wrong])
+    assert report["both"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 3}
     with pytest.raises(ValueError, match="3 prompts for 2 images"):
-        typed_report(prompts, images[:2])
+        typed_right(prompts, images[:2])

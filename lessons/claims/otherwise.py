@@ -1,6 +1,6 @@
 """Training otherwise than Muse: with soft targets, and with wrong tokens among those that are seen.
 
-    python lessons/claims/otherwise.py --out runs/claims    # an hour of one thread
+    python lessons/claims/otherwise.py --out runs/claims    # half an hour of one thread
 
 Small super-resolution and base models as the demo's, on the tokens of toy-shapes' tokenizers, five
 seeds each. All ways of a stage train for as many steps.
@@ -274,8 +274,9 @@ def verdicts(done: dict) -> list[str]:
         for way in others:
             for end in ENDS[stage]:
                 compared(f"{way} are better ({end})", stage, (way, end), (first, end))
-            text = f"{way}, {better}, are better than Muse's, {plain}"
-            compared(text, stage, (way, better), (first, plain))
+            for end, other in ((better, plain), (plain, better)):
+                text = f"{way}, {end}, are better than Muse's, {other}"
+                compared(text, stage, (way, end), (first, other))
         for way in (first, *others):
             compared(f"{way}: {better} is better than {plain}", stage, (way, better), (way, plain))
     return lines

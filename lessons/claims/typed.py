@@ -6,7 +6,8 @@
 `typed.csv`, beside this file, has 80 prompts as people type them, with the concepts that count as
 right. Every second one was looked at while the model was made ("tuned"); the others were not. Each
 prompt is drawn with several seeds, as `Muse.draw` reads it: with a style, and with the label of the
-emoji that it means in other words. Writes OUT/typed.json, and OUT/typed.png with the first seed.
+emoji that it means in other words. --as-typed leaves the label out. Intervals are by prompts, since
+drawings of one prompt are alike. Writes OUT/typed.json, and OUT/typed.png with the first seed.
 """
 
 import argparse
@@ -14,14 +15,14 @@ import json
 import warnings
 from pathlib import Path
 
-import torch
-
 from minimuse import Muse
 from minimuse.cli.figures import sheet
-from minimuse.metrics.typed import read_prompts, typed_report, typed_right
+from minimuse.metrics.typed import TypedPrompt, read_prompts, typed_report, typed_right
 from minimuse.plumbing.files import save_image
+from minimuse.plumbing.prompts import DEFAULT_STYLE
 
 PROMPTS = Path(__file__).with_suffix(".csv")
+HALVES = {"all": slice(None), "tuned": slice(0, None, 2), "not tuned": slice(1, None, 2)}
 
 
 def main() -> None:
@@ -29,32 +30,43 @@ def main() -> None:
     parser.add_argument("--model", default="toy")
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--as-typed", action="store_true", help="no labels for other words")
+    parser.add_argument("--style", default=DEFAULT_STYLE, help="of --as-typed, if none is named")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     muse = Muse.load(args.model)
     prompts = read_prompts(args.prompts)
-    report = {}
+    texts = [prompt.prompt for prompt in prompts]
+    if args.as_typed:
+        texts = [with_style(prompt, args.style) for prompt in prompts]
     drawings = []
     for seed in range(args.seeds):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about prompts that name no style
-            _, high = muse.draw([p.prompt for p in prompts], seed=1000 * seed)
+            _, high = muse.draw(texts, seed=1000 * seed, plain=args.as_typed)
         drawings.append(high)
-    for half, first in (("tuned", 0), ("not tuned", 1)):
-        rows = list(range(first, len(prompts), 2)) * args.seeds
-        shown = torch.cat([images[first::2] for images in drawings])
-        report[half] = typed_report([prompts[i] for i in rows], shown)
-        for measure, row in report[half].items():
+    rights = [typed_right(prompts, images) for images in drawings]
+    report = {}
+    for half, rows in HALVES.items():
+        its_rights = [{name: which[rows] for name, which in right.items()} for right in rights]
+        report[half] = typed_report(prompts[rows], its_rights)
+    for half, measures in report.items():
+        for measure, row in measures.items():
             interval = f"({row['low']:.2f} to {row['high']:.2f})"
-            print(f"{half:10}{measure:8} {row['value']:.2f} {interval} of {row['n']}")
-    right = typed_right(prompts, drawings[0])
+            print(f"{half:10}{measure:8} {row['value']:.2f} {interval} of {row['n']} prompts")
     marks = []
     for i, prompt in enumerate(prompts):
-        words = [name for name in ("concept", "colour") if not right[name][i]]
-        marks.append(f"{prompt.prompt} {'(not: ' + ', '.join(words) + ')' if words else ''}")
+        wrong = [name for name in ("concept", "colour") if not rights[0][name][i]]
+        marks.append(f"{prompt.prompt} {'(not: ' + ', '.join(wrong) + ')' if wrong else ''}")
     save_image(sheet([drawings[0]], marks, columns=10, cell=96), args.out / "typed.png")
     (args.out / "typed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def with_style(prompt: TypedPrompt, style: str) -> str:
+    """The words of a prompt, in lower case as captions are, and a style if they name none."""
+    words = prompt.prompt.lower()
+    return words if prompt.style else f"{words}, {style} style"
 
 
 if __name__ == "__main__":

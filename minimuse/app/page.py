@@ -156,8 +156,10 @@ class Page:
                 for each in heard:
                     # The page itself lists the words that a model knows.
                     text = DESCRIBE.sub("the column at the left lists", one_line(each.message))
-                    notes.append(html.escape(text))
-                    gr.Warning(notes[-1], duration=5)
+                    # Both sides of a comparison, and each click on a token, read the prompt again.
+                    if html.escape(text) not in notes:
+                        notes.append(html.escape(text))
+                        gr.Warning(notes[-1], duration=5)
                 status, *updates = result
                 yield ["<br>".join(filter(None, [status, *notes])), *updates]
 

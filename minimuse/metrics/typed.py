@@ -1,9 +1,9 @@
 """Prompts as people type them: is the thing in the picture, and does it have the colour?
 
-    from minimuse.metrics.typed import read_prompts, typed_report
+    from minimuse.metrics.typed import read_prompts, typed_report, typed_right
     prompts = read_prompts("prompts.csv")              # columns prompt, concepts, style, colour
-    report = typed_report(prompts, images)             # images (B, 3, H, W) in [-1, 1]
-    report["both"]["value"]
+    right = typed_right(prompts, images)               # images (B, 3, H, W) in [-1, 1]
+    typed_report(prompts, [right])["both"]["value"]
 
 A person asks for "a red car", and would take any of four emoji for it. So a prompt has one or more
 concepts that count as right. The judge (`judge.py`) must have one of them among its ten likeliest.
@@ -20,7 +20,7 @@ import torch
 
 from minimuse.datasets.captions import read_text
 from minimuse.datasets.colours import COLOUR_WORDS, dominant_colours
-from minimuse.metrics.intervals import proportion
+from minimuse.metrics.intervals import mean_of
 from minimuse.metrics.judge import TOP, Judge, features
 from minimuse.plumbing.lite0 import Lite0
 
@@ -68,23 +68,32 @@ def rows_of(reader: csv.DictReader, path: str | Path) -> Iterator[dict[str, str]
         raise ValueError(f"{path} line {line}: {error}; repair the quotes") from None
 
 
-def typed_report(prompts: Sequence[TypedPrompt], images: torch.Tensor) -> dict[str, dict]:
-    """How many images (B, 3, H, W) in [-1, 1] show the concept, the colour, and both.
+def typed_report(
+    prompts: Sequence[TypedPrompt], rights: Sequence[dict[str, list[bool]]]
+) -> dict[str, dict[str, float]]:
+    """How many drawings show the concept, the colour, and both.
 
-    "colour" counts only prompts that name one. Needs Lite0, of the extra `eval`.
+    rights: what `typed_right` says of each drawing of all prompts. A prompt counts by the fraction
+    of its drawings, and intervals are by prompts: drawings of one prompt are alike. "colour" counts
+    only prompts that name one.
     """
-    right = typed_right(prompts, images)
-    both = [a and b for a, b in zip(right["concept"], right["colour"], strict=True)]
+    concept, colour = (
+        torch.tensor([right[name] for right in rights]).double()  # drawings, prompts
+        for name in ("concept", "colour")
+    )
     named = [i for i, prompt in enumerate(prompts) if prompt.colour]
     return {
-        "concept": proportion(right["concept"]),
-        "colour": proportion([right["colour"][i] for i in named]),
-        "both": proportion(both),
+        "concept": mean_of(concept.mean(dim=0)),
+        "colour": mean_of(colour[:, named].mean(dim=0)),
+        "both": mean_of((concept * colour).mean(dim=0)),
     }
 
 
 def typed_right(prompts: Sequence[TypedPrompt], images: torch.Tensor) -> dict[str, list[bool]]:
-    """For each image whether it shows one of the concepts, and the colour that is named, if any."""
+    """For each image whether it shows one of the concepts, and the colour that is named, if any.
+
+    images (B, 3, H, W) in [-1, 1], one for each prompt. Needs Lite0, of the extra `eval`.
+    """
     if len(prompts) != len(images):
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images")
     judge = Judge.load()

@@ -1,32 +1,29 @@
 """What the captions of emoji call the thing that a prompt asks for.
 
     label_for("a bike", "noto")              # "bicycle"
-    label_for("a slice of pizza", "noto")    # "pizza"
-    label_for("a red car", "noto")           # "automobile", whose picture in this style is red
+    label_for("a slice of pizza", "noto")    # "pizza": one of its tags is "slice"
+    label_for("a red car", "noto")           # "automobile", if its picture in this style is red
     label_for("a bicycle", "noto")           # None: it says so already
     label_for("a cat on a bike", "noto")     # None: no emoji has all these words
 
 Our text encoder has read a few megabytes, and the emoji models a few thousand captions. So they
-draw "bicycle" well and "bike" badly. Muse's T5-XXL knows that both are the same. Here people have
-said it: each emoji has a label, and tags that others search for it with.
+draw "bicycle" well and "bike" badly. Muse's T5-XXL knows that both are the same. Here a table says
+it, data/emoji/other-names.json. It was written by hand: tags alone would make a bear of "honey".
 """
 
+import json
 from collections.abc import Set
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 
 from minimuse.data import ASSETS
 from minimuse.datasets import emoji
 from minimuse.datasets.colours import COLOUR_WORDS
-from minimuse.datasets.english import head_of
 from minimuse.plumbing.vocabulary import words_of
 
 # Words of a prompt that do not say what is to be drawn.
-SMALL_WORDS = frozenset(
-    ("a", "an", "the", "of", "with", "my", "this", "some", "one", "two", "three", "in", "on", "and")
-)
+SMALL_WORDS = frozenset(("a", "an", "the", "of", "with", "my", "this", "some", "one", "in", "on"))
 
 
 @dataclass(frozen=True)
@@ -34,39 +31,36 @@ class Names:
     """What one emoji is called."""
 
     label: str
-    names: tuple[tuple[str, frozenset[str]], ...]  # of label and things: the noun, and all words
-    words: frozenset[str]  # of label, things and all other tags
+    names: tuple[frozenset[str], ...]  # the words of the label, then those of each other name
+    words: frozenset[str]  # of all names and tags
     colours: dict[str, str]  # for each style the colour of the picture; "" if it has no clear one
 
 
 def label_for(prompt: str, style: str) -> str | None:
-    """The label of the emoji that a prompt asks for in other words.
+    """The label of the emoji that a prompt asks for in other words; None if there is none.
 
-    All words of the prompt must be words of the emoji, or the colour of its picture in `style`.
-    Small words such as "a" and "of" do not count. One of them must be the noun of its label or of a
-    thing that it shows. If several emoji fit, it is the one with the name most like the prompt.
-    None if none fits, or if the prompt is a label already.
+    The prompt must have all words of one of its names. Each further word must be one of its tags,
+    or the colour of its picture in `style`. Small words such as "a" and "of" do not count. If
+    several emoji fit, it is the one with the longest name. A prompt that is a label already, in the
+    singular or the plural, has no other.
     """
     wanted = content_words(prompt)
-    known = all_names()
-    if any(wanted == one.names[0][1] for one in known):
+    if wanted in all_labels():
         return None
-    things = wanted - set(COLOUR_WORDS)
-    candidates = []
-    for one in known:
-        similarities = [overlap(words, things) for noun, words in one.names if noun in things]
-        if similarities and things <= one.words and has_colours(one, wanted, style):
-            # Of equal ones, the one that is spelt most alike.
-            spelling = SequenceMatcher(None, one.label, prompt.lower()).ratio()
-            candidates.append((max(similarities), spelling, one.label))
-    return max(candidates)[-1] if candidates else None
+    fitting: dict[int, set[str]] = {}  # labels, by how many words of their name the prompt has
+    for one in all_names():
+        lengths = [len(name) for name in one.names if name <= wanted]
+        if lengths and has_all_words(one, wanted, style):
+            fitting.setdefault(max(lengths), set()).add(one.label)
+    longest = fitting[max(fitting)] if fitting else set()
+    # Which of two is meant cannot be told.
+    return longest.pop() if len(longest) == 1 else None
 
 
-def has_colours(one: Names, wanted: Set[str], style: str) -> bool:
-    """Does an emoji have the colours that a prompt names, and its label no other one?"""
-    colours = wanted & set(COLOUR_WORDS)
-    in_label = one.names[0][1] & set(COLOUR_WORDS)
-    return in_label <= colours and (colours <= one.words or colours == {one.colours.get(style)})
+def has_all_words(one: Names, wanted: Set[str], style: str) -> bool:
+    """Does an emoji have these words as names, as tags, or as the colour of its picture?"""
+    missing = wanted - one.words
+    return not missing or (missing <= set(COLOUR_WORDS) and missing == {one.colours.get(style)})
 
 
 def content_words(text: str) -> frozenset[str]:
@@ -83,29 +77,29 @@ def singular(word: str) -> str:
     return word
 
 
-def overlap(a: Set[str], b: Set[str]) -> float:
-    """The fraction of the words of two sets that are in both."""
-    return len(a & b) / len(a | b)
+@cache
+def all_labels() -> frozenset[frozenset[str]]:
+    """The words of the label of each emoji, also of those that training never sees."""
+    captions, _ = emoji.read_words_and_index(Path(ASSETS))
+    return frozenset(content_words(entry["label"]) for entry in captions.values())
 
 
 @cache
 def all_names() -> tuple[Names, ...]:
     """The names of all emoji that training has seen in some style."""
     captions, index = emoji.read_words_and_index(Path(ASSETS))
+    other_names = json.loads((ASSETS / "emoji" / "other-names.json").read_text(encoding="utf-8"))
     all_of_them = []
     for concept, entry in captions.items():
         if emoji.split_of(concept, emoji.STYLES[0]) == "heldout-concept":
             continue
         label = entry["label"].lower()
-        names = [
-            (singular(head_of(name)), content_words(name)) for name in (label, *entry["things"])
-        ]
+        names = [content_words(name) for name in (label, *other_names.get(label, []))]
         tags = content_words(" ".join(entry["tags"]))
-        words_of_all = tags.union(*(words for _, words in names))
         colours = {
             style: index[style]["blobs"][concept][2]
             for style in emoji.STYLES
             if concept in index[style]["blobs"]
         }
-        all_of_them.append(Names(label, tuple(names), words_of_all, colours))
+        all_of_them.append(Names(label, tuple(names), tags.union(*names), colours))
     return tuple(all_of_them)

@@ -64,7 +64,9 @@ STAND_INS = {"AND": "\ud800", ":": "\ud801", "\\": "\ud802"}
 STYLE_NAMES = tuple(style.replace("-", " ") for style in STYLES)
 DEFAULT_STYLE = "twemoji"
 # What comes before a style at the end of a prompt, and the style.
-ENDS_IN_STYLE = re.compile(rf"([^,]*), ({'|'.join(STYLE_NAMES)}) style", re.IGNORECASE)
+ENDS_IN_STYLE = re.compile(
+    r"([^,]*),\s*(openmoji|twemoji|noto|fluent[ -]flat|fluent[ -]3d)(?:\s+style)?\.?", re.IGNORECASE
+)
 # One of these words names a style.
 STYLE_WORDS = re.compile(r"\b(openmoji|twemoji|noto|fluent|flat|3d)\b", re.IGNORECASE)
 
@@ -181,7 +183,7 @@ def in_words_of_captions(pairs: list[tuple[str, float]], data: str) -> list[tupl
     """For a model of emoji, say each part as its captions do: "bicycle" for "a bike". Warn of it.
 
     Only parts that are words and a style, without other commas, and whose words all belong to one
-    emoji (see `label_for`). `data` is as for `with_style`.
+    emoji (see `label_for`). `data` is as for `with_style`. A part of negative weight stays.
     """
     if data != "emoji":
         return pairs
@@ -191,9 +193,10 @@ def in_words_of_captions(pairs: list[tuple[str, float]], data: str) -> list[tupl
         label = None
         if match is not None and weight > 0:
             thing, style = match.groups()
-            label = label_for(thing, style.lower().replace(" ", "-"))
+            style = style.lower().replace("-", " ")
+            label = label_for(thing, style.replace(" ", "-"))
         if label is not None:
-            warn(f"{shown(thing)!r} is drawn as {label!r}, which is what the captions call it")
+            warn(f"{shown(thing)!r} is drawn as {label!r}, the label of this emoji in the captions")
             words = f"{label}, {style} style"
         said.append((words, weight))
     return said
