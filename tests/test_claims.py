@@ -184,6 +184,23 @@ def test_frontier(tiny_model, tmp_path, monkeypatch, claims):
     assert (tmp_path / "frontier-tiny.png").is_file()
 
 
+def test_typed(lite0, tmp_path, monkeypatch, capsys):
+    table = tmp_path / "prompts.csv"
+    rows = ["a bike,bicycle,,", "a red heart,red-heart,,red", "a lion,lion,,", "pizza,pizza,,"]
+    table.write_text("\n".join(["prompt,concepts,style,colour", *rows]) + "\n")
+    labels = {}
+    for name, options in {"said": (), "typed": ("--as-typed",)}.items():
+        out = tmp_path / name
+        options = ("--prompts", table, "--seeds", 2, "--out", out, *options)
+        run("lessons/claims/typed.py", monkeypatch, *options)
+        report = read_json(out / "typed.json")
+        assert report["all"]["both"]["n"] == 4 and report["tuned"]["both"]["n"] == 2
+        assert report["tuned"]["colour"]["n"] == 0 and report["not tuned"]["colour"]["n"] == 1
+        assert "not tuned concept" in capsys.readouterr().out
+        labels[name] = (out / "typed.png").read_bytes()
+    assert labels["said"] != labels["typed"]  # a bicycle, and what "a bike" is to the model
+
+
 def test_frontier_judges_emoji_by_their_own_captions(lite0, claims):
     """The features of the real images themselves have no distance; those of others have one."""
     frontier = claims("frontier")
