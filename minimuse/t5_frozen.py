@@ -228,7 +228,7 @@ class TextTokenizer:
     def __init__(self, path: str | Path):
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except RuntimeError:
+        except (RuntimeError, OSError):
             raise ValueError(f"{path} is not a SentencePiece model; download it again") from None
         special = (self.pieces.pad_id(), self.pieces.eos_id(), self.pieces.unk_id())
         if special != (PAD, EOS, UNK):

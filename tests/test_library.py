@@ -261,7 +261,7 @@ def test_a_directory_has_a_name(muse, tmp_path, monkeypatch):
     assert (tmp_path / "home" / "model" / "config.json").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"file", "home"}
     assert Muse.load("~/model").about == muse.about
-    with pytest.raises(FileNotFoundError, match="config.json.*; give its directory"):
+    with pytest.raises(FileNotFoundError, match="config.json.*; give the directory of a model"):
         Muse.load("home/model/config.json")
 
 

@@ -3,8 +3,8 @@
     python lessons/claims/pieces.py --out runs/claims        # half an hour of two cores
 
 Super-resolution models as the demo's, on the tokens of toy-shapes' tokenizers. They train for as
-many steps, with as many tokens in each: on whole images (multi-axis attention, as Muse and
-toy-shapes have it), or on a quarter each of four times as many images, in pieces of 4 x 4 tokens.
+many steps, with as many tokens in each: on whole images (multi-axis attention, as Muse has it), or
+on a quarter each of four times as many images, in pieces of 4 x 4 tokens (as toy-shapes has it).
 Pieces with something in them are chosen more often, and a piece does not see the others. Five
 seeds. They are measured on held-out captions: what toy-shapes draws with this super-resolution in
 place of its own.

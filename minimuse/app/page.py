@@ -42,7 +42,7 @@ SETTINGS = {
     "law": ("Schedule", "How many tokens each pass reveals. Lesson 04.", list(LAWS)),
 }
 EXAMPLES = {
-    "toy": ["a red apple, noto style", "a smiling cat face, fluent 3d style"],
+    "toy": ["a red apple, noto style", "a grinning cat, fluent 3d style"],
     "toy-shapes": [
         "a large red circle on a white background",
         "two small blue squares on a grey background",

@@ -263,7 +263,7 @@ def check_gif_size(muse: Muse, args: argparse.Namespace, settings: dict[str, Any
     frames = min(sampling.steps, muse.config.tokenizer.grid**2)
     frames += min(sampling_hi.steps, muse.config.tokenizer_hi.grid**2)
     images = min(args.n, MAX_GIF_IMAGES)
-    remedy = "take fewer steps, or a name that ends in .gif"
+    remedy = "take fewer steps or images, or a name that ends in .gif"
     check_image_size(args.gif, frames * images * STRIP_CELL, 3 * STRIP_CELL, remedy)
 
 

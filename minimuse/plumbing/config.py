@@ -250,7 +250,7 @@ def check_keys(values: dict[str, Any], kind: type, prefix: str) -> None:
         raise ValueError(f"unknown: {names}; choose among {', '.join(fields)}")
     if missing:
         names = ", ".join(repr(f"{prefix}{name}") for name in missing)
-        raise ValueError(f"missing: {names}; without a value there is no default")
+        raise ValueError(f"missing: {names}; give each a value, since it has no default")
 
 
 def convert(value: Any, kind: Any, key: str) -> Any:

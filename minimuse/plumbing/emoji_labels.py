@@ -19,7 +19,6 @@ from pathlib import Path
 
 from minimuse.data import ASSETS
 from minimuse.datasets import emoji
-from minimuse.datasets.colours import COLOUR_WORDS
 from minimuse.plumbing.vocabulary import words_of
 
 # Words of a prompt that do not say what is to be drawn.
@@ -59,8 +58,7 @@ def label_for(prompt: str, style: str) -> str | None:
 
 def has_all_words(one: Names, wanted: Set[str], style: str) -> bool:
     """Does an emoji have these words as names, as tags, or as the colour of its picture?"""
-    missing = wanted - one.words
-    return not missing or (missing <= set(COLOUR_WORDS) and missing == {one.colours.get(style)})
+    return wanted - one.words <= {one.colours.get(style)}
 
 
 def content_words(text: str) -> frozenset[str]:
