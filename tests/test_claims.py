@@ -692,7 +692,7 @@ def test_every_claim_can_be_judged_again(claims):
         if "verdict," in path.read_text() and path.stem != "direct":
             judged.append(path.stem)
             assert callable(claims(path.stem).verdicts), path.stem
-    assert len(judged) == 11, judged
+    assert len(judged) == 12, judged
     for rival in ("autoregression", "diffusion", "pixels"):
         assert claims(rival).RIVAL.name, rival
 
