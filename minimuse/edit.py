@@ -344,5 +344,5 @@ def encode_around(
 
 
 def low_res_unit(muse: Muse) -> int:
-    """The side of a low-res token in pixels of the high-res image, of twice the low-res side."""
+    """The side of a low-res token in pixels of the high-res image: its sides are twice as long."""
     return 2 * muse.config.tokenizer.factor

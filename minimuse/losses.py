@@ -141,7 +141,7 @@ def tokenizer_loss(
     `loss_of` yields once, and moves the codebook. Metrics are those of the images, and the
     perplexity of the codes.
 
-    In a first fraction of the steps, `loss.quantize_from`, it is an autoencoder without codes. Then
+    In the first steps, a fraction `loss.quantize_from`, it is an autoencoder without codes. Then
     k-means places the codes. With codes at random places, the encoder would learn to use those few
     that it can tell apart.
     """

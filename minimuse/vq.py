@@ -261,7 +261,7 @@ class EMAQuantizer(nn.Module):
         ids: torch.Tensor,
         generator: torch.Generator,
     ) -> int:
-        """Put dead codes on latents of this batch, each on another; return how many.
+        """Put dead codes on latents of this batch, each on one of its own; return how many.
 
         A code is dead if its mass is below `restart_below` of what it would have if all codes
         were used alike. The latent is drawn by its squared distance to its own code, like the

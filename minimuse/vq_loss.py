@@ -74,7 +74,7 @@ class ImageLoss(nn.Module):
             parts["perceptual"] = perceptual.detach()
 
         if self.discriminator is not None and adversarial:
-            # Autograd notes in a forward pass which weights need a gradient: here, not these.
+            # In this pass the discriminator's weights need no gradient, only its input does.
             self.discriminator.requires_grad_(False)
             adversarial_loss = generator_loss(self.discriminator(fake))
             scale = adaptive_weight(loss, adversarial_loss, last_layer)

@@ -137,7 +137,7 @@ def make_model(muse: Muse, kind: str, seed: int, captions: list[str]) -> Encoder
     base = MaskGit(BaseConfig(128, 3, 4), config.codes, config.grid, encoder.width)
     with torch.no_grad():
         ids, visible = encoder.tokenize(captions)  # B T, B T
-        words = encoder.network(ids, visible)[visible]  # M E
+        words = encoder.network(ids, visible)[visible]  # L E
         base.start(words, muse.tokenizer.quantizer.lookup(torch.arange(base.mask_id)))
     return EncoderAndBase(base, encoder)
 

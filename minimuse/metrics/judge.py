@@ -50,9 +50,8 @@ def features(net: Lite0, images: torch.Tensor, batch: int = 64) -> torch.Tensor:
 
     C = 40 + 112 + 320 + 1280. H and W must be at least SMALLEST_SIDE.
     """
-    right_shape = images.dim() == 4 and images.shape[1] == 3
-    right_shape = right_shape and min(images.shape[2:]) >= SMALLEST_SIDE
-    if not right_shape or not images.is_floating_point():
+    is_batch = images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point()
+    if not is_batch or min(images.shape[2:]) < SMALLEST_SIDE:
         raise ValueError(
             f"images are {tuple(images.shape)} {images.dtype}; Lite0 needs floats (B, 3, H, W), "
             f"with H and W at least {SMALLEST_SIDE}"

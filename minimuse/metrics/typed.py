@@ -11,14 +11,13 @@ The colour is the word for most of the thing's pixels (`datasets/colours.py`). W
 no colour, any is right.
 """
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from minimuse.datasets.captions import read_text
+from minimuse.datasets.captions import lines_of_table
 from minimuse.datasets.colours import COLOUR_WORDS, dominant_colours
 from minimuse.metrics.intervals import mean_of
 from minimuse.metrics.judge import TOP, Judge, features
@@ -41,14 +40,16 @@ def read_prompts(path: str | Path) -> list[TypedPrompt]:
 
     Raises a ValueError that names the line if it is no such table.
     """
-    reader = csv.DictReader(read_text(Path(path)).splitlines(), strict=True)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    rows = lines_of_table(Path(path))
+    _, header = next(rows, (1, []))
+    if tuple(header) != COLUMNS:
         raise ValueError(f"{path}: its first line must be {','.join(COLUMNS)}")
     prompts = []
-    for row in rows_of(reader, path):
-        fields = [(row[column] or "").strip() for column in COLUMNS]
-        prompt, concepts, style, colour = fields
-        place = f"{path} line {reader.line_num}"
+    for line, fields in rows:
+        # A row may end early: then the last fields are empty.
+        filled = [*fields, "", "", "", ""][: len(COLUMNS)]
+        prompt, concepts, style, colour = (field.strip() for field in filled)
+        place = f"{path} line {line}"
         if not prompt or not concepts:
             raise ValueError(f"{place}: a row needs a prompt and one concept or more")
         if colour and colour not in COLOUR_WORDS:
@@ -57,15 +58,6 @@ def read_prompts(path: str | Path) -> list[TypedPrompt]:
             )
         prompts.append(TypedPrompt(prompt, tuple(concepts.split()), style, colour))
     return prompts
-
-
-def rows_of(reader: csv.DictReader, path: str | Path) -> Iterator[dict[str, str]]:
-    """The rows of a table; a ValueError that names the line if its quotes are wrong."""
-    try:
-        yield from reader
-    except csv.Error as error:
-        line = reader.line_num + 1
-        raise ValueError(f"{path} line {line}: {error}; repair the quotes") from None
 
 
 def typed_report(

@@ -46,14 +46,15 @@ def label_for(prompt: str, style: str) -> str | None:
     wanted = content_words(prompt)
     if wanted in all_labels():
         return None
-    fitting: dict[int, set[str]] = {}  # labels, by how many words of their name the prompt has
+    fitting = []
     for one in all_names():
         lengths = [len(name) for name in one.names if name <= wanted]
         if lengths and has_all_words(one, wanted, style):
-            fitting.setdefault(max(lengths), set()).add(one.label)
-    longest = fitting[max(fitting)] if fitting else set()
-    # Which of two is meant cannot be told.
-    return longest.pop() if len(longest) == 1 else None
+            fitting.append((max(lengths), one.label))
+    longest = max((length for length, _ in fitting), default=0)
+    labels = {label for length, label in fitting if length == longest}
+    # If two emoji fit equally well, it cannot be told which one is meant.
+    return labels.pop() if len(labels) == 1 else None
 
 
 def has_all_words(one: Names, wanted: Set[str], style: str) -> bool:
