@@ -103,16 +103,17 @@ def draw_token_batch(
     micro-batches share the work.
     """
     ids = tokens.ids(resolution, indices).to(device)  # B N
-    low_ids, places = None, None
+    low_ids, places, fully_hidden = None, None, 0.0
     if resolution == "high":
         # Super-resolution trains on some places of each image, but sees all of its low-res tokens.
         low_ids = tokens.ids("low", indices).to(device)
         places = model.sample_places(ids, generator)
         ids = ids.gather(1, places)  # B N, of the sampled tokens alone
+        fully_hidden = config.fully_hidden
     texts = tokens.choose_captions(indices, generator)
     one_column = torch.ones(len(indices), 1, dtype=torch.bool)  # a text mask
     has_caption = drop_captions(one_column, config.caption_dropout, generator)
-    masked_ids, hidden = hide(ids, model.mask_id, generator)
+    masked_ids, hidden = hide(ids, model.mask_id, generator, fully_hidden=fully_hidden)
     return TokenBatch(ids, masked_ids, hidden, texts, has_caption, low_ids, places)
 
 

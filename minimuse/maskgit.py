@@ -14,7 +14,6 @@ Letters: B batch, N image tokens, M hidden tokens of the batch, K codes, D width
 E text width, C width of a code vector, L words of captions.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,14 +79,24 @@ class Corrupted(NamedTuple):
     hidden: Tensor  # (B, N) bool
 
 
-def hide(ids: Tensor, mask_id: int, generator: torch.Generator, law: str = "cosine") -> Corrupted:
+def hide(
+    ids: Tensor,
+    mask_id: int,
+    generator: torch.Generator,
+    law: str = "cosine",
+    fully_hidden: float = 0.0,
+) -> Corrupted:
     """Hide a random fraction of each row of ids (B, N), at random places.
 
     Each row draws a mask ratio of its own from the schedule `law` (Muse, section 2.6), and hides
-    exactly that fraction of its N tokens, rounded up.
+    exactly that fraction of its N tokens, rounded up. About a fraction `fully_hidden` of the rows
+    hide all N tokens instead (not in Muse).
     """
     B, N = ids.shape
     ratios = schedule.sample_ratios(B, generator, law)  # B
+    if fully_hidden:
+        chosen = torch.rand(B, generator=generator, device=generator.device) < fully_hidden  # B
+        ratios[chosen.cpu()] = 1.0
     counts = schedule.mask_counts(ratios, N)  # B
     hidden = schedule.random_masks(counts, N, generator).to(ids.device)  # B N
     return Corrupted(ids.masked_fill(hidden, mask_id), hidden)
@@ -102,18 +111,6 @@ def drop_captions(visible: Tensor, fraction: float, generator: torch.Generator) 
     """
     dropped = torch.rand(len(visible), generator=generator, device=generator.device) < fraction
     return visible & ~dropped.to(visible.device)[:, None]
-
-
-def partly_random(B: int, N: int, K: int, fraction: float, generator: torch.Generator) -> Tensor:
-    """Ids (B, N) that show nothing: exactly ceil(fraction N) of each row hidden, random codes else.
-
-    K is the mask id. A model that draws in one pass starts from such a grid (Di[M]O, 2503.15457).
-    The codes mean nothing, but all positions see them, so all can agree on one image.
-    """
-    codes = torch.randint(K, (B, N), generator=generator, device=generator.device)  # B N
-    counts = torch.full((B,), math.ceil(fraction * N))
-    hidden = schedule.random_masks(counts, N, generator)  # B N
-    return codes.masked_fill(hidden.to(codes.device), K)
 
 
 class TokenLoss(NamedTuple):

@@ -11,10 +11,11 @@ from torch import nn
 from minimuse import Muse, edit
 from minimuse.beyond import distill
 from minimuse.beyond.distill import distillation_loss, kl, matching_gradient
+from minimuse.beyond.random_start import partly_random
 from minimuse.cli import main
 from minimuse.data import Tokens
 from minimuse.decode import Sampling
-from minimuse.maskgit import BaseConfig, MaskGit, hide, partly_random
+from minimuse.maskgit import BaseConfig, MaskGit, hide
 from minimuse.plumbing.optimizers import make_optimizers
 from minimuse.runs import distillation
 

@@ -4,6 +4,7 @@ pytest tests/test_maskgit.py
 """
 
 import copy
+import math
 
 import pytest
 import torch
@@ -194,6 +195,30 @@ def test_broken_hiding(refuses):
         return embedding(corrupted.ids), corrupted.hidden
 
     refuses(masks.hidden_tokens_do_not_matter, predict)
+
+
+def test_fully_hidden_rows():
+    """About that fraction of the rows hides all tokens; the others keep the law of ratios."""
+    B, N = 4000, 16
+    ids = torch.zeros(B, N, dtype=torch.long)
+
+    def counts(fraction, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        corrupted = hide(ids, 1, generator, fully_hidden=fraction)
+        assert corrupted.ids.bool().equal(corrupted.hidden)
+        return corrupted.hidden.sum(dim=1)
+
+    by_law = counts(0.0)
+    # A row of the cosine law hides all 16 with a ratio above 15 / 16.
+    all_by_law = 1 - 2 / torch.pi * math.asin(15 / 16)
+    for fraction in (0.0, 0.25, 0.8):
+        expected = fraction + (1 - fraction) * all_by_law
+        hidden = counts(fraction)
+        assert (hidden == N).double().mean() == pytest.approx(expected, abs=0.03)
+        others = hidden < N
+        # The same ratios as without it, since they are drawn first.
+        assert hidden[others].equal(by_law[others])
+    assert (counts(1.0) == N).all()
 
 
 # --- Dropping captions ---

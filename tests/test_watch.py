@@ -205,6 +205,18 @@ def test_as_many_captions_are_dropped_as_in_training(trained):
     assert int((~heldout.batch.has_caption).sum()) == round(0.25 * PICTURES)
 
 
+@pytest.mark.parametrize("name", ["base", "superres"])
+def test_as_many_images_are_fully_hidden_as_in_training(trained, name):
+    """Of super-resolution alone. The other half keeps the law of ratios."""
+    plain, _ = heldout_tokens(trained, name)
+    heldout, _ = heldout_tokens(trained, name, replace(CONFIG, fully_hidden=0.5))
+    before, after = (tokens.batch.hidden for tokens in (plain, heldout))
+    half = len(after) // 2
+    assert not before[half:].all()
+    assert not after[:half].all()
+    assert after[half:].all() == (name == "superres")
+
+
 def mean_loss_of_crops(fake, real, name):
     """The mean pixel loss over all places where training may crop an image of 32 pixels."""
     if name == "tokenizer":

@@ -1,8 +1,8 @@
 """Distillation: a student draws in one pass what its teacher draws in many (Di[M]O, 2503.15457).
 
 One pass of a masked model draws all tokens independently of each other, so they do not fit. The
-student starts from a grid with random codes at some positions (`maskgit.partly_random`). The codes
-mean nothing, but all positions see them, so all positions can agree on one image.
+student starts from a grid with random codes at some positions (`random_start.py`). The codes mean
+nothing, but all positions see them, so all positions can agree on one image.
 
 No image is needed to train the student, only captions and the teacher:
 
@@ -31,11 +31,12 @@ width.
 import torch
 from torch import Tensor, nn
 
+from minimuse.beyond.random_start import partly_random
 from minimuse.data import Tokens
 from minimuse.decode import draw, gumbel
 from minimuse.guidance import conditions_of, mixed_logits
 from minimuse.losses import Losses, LossOf
-from minimuse.maskgit import MaskGit, hide, masked_token_loss, partly_random
+from minimuse.maskgit import MaskGit, hide, masked_token_loss
 from minimuse.plumbing.device import autocast
 
 # Laws of the mask ratios (`schedule.LAWS`).

@@ -1,11 +1,12 @@
 """What a model distilled into one pass (`distill.py`) sees in place of an empty grid."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from minimuse.maskgit import partly_random
+from minimuse import schedule
 
 
 def random_start(
@@ -22,3 +23,15 @@ def random_start(
         raise ValueError("a model with random_codes above 0 fills no holes; take its teacher")
     rows = [partly_random(1, N, mask_id, 1 - fraction, generator) for generator in generators]
     return torch.cat(rows)
+
+
+def partly_random(B: int, N: int, K: int, fraction: float, generator: torch.Generator) -> Tensor:
+    """Ids (B, N) that show nothing: exactly ceil(fraction N) of each row hidden, random codes else.
+
+    K is the mask id. A model that draws in one pass starts from such a grid (Di[M]O, 2503.15457).
+    The codes mean nothing, but all positions see them, so all can agree on one image.
+    """
+    codes = torch.randint(K, (B, N), generator=generator, device=generator.device)  # B N
+    counts = torch.full((B,), math.ceil(fraction * N))
+    hidden = schedule.random_masks(counts, N, generator)  # B N
+    return codes.masked_fill(hidden.to(codes.device), K)

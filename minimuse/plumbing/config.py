@@ -100,6 +100,9 @@ class Config:
     # Leave out damaged or tiny images of a folder; otherwise they are an error.
     skip_unreadable: bool = False
     caption_dropout: float = 0.1
+    # The fraction of images whose tokens are all hidden when super-resolution trains, as they are
+    # in the first pass of drawing. All other images draw a mask ratio. Muse: 0.
+    fully_hidden: float = 0.0
     scale: Scale = field(default_factory=Scale)
     loss: LossWeights = field(default_factory=LossWeights)
     # Decoding of the base model, and of the super-resolution model.

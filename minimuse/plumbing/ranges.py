@@ -153,6 +153,7 @@ SETTINGS: dict[str, dict[str, Range]] = {
         "scenes": whole(2, 10**7),
         "skip_unreadable": SWITCH,
         "caption_dropout": FRACTION,
+        "fully_hidden": FRACTION,
     },
     "T5Config": {
         "vocab_size": whole(3, 2**24),

@@ -91,6 +91,7 @@ class HeldoutTokens:
         """A batch whose mask ratios are spread evenly over the law that training draws them from.
 
         Ratios that are drawn would be too high or too low on average, and so would the loss.
+        As many images as in training are without a caption, or fully hidden.
         """
         config, name = self.config, self.name
         M = count_for(getattr(config.stages, name), len(self.tokens))
@@ -98,7 +99,10 @@ class HeldoutTokens:
         generator = generator_at("held-out tokens", name)
         arguments = (self.tokens, torch.arange(M), generator, config, resolution, self.device)
         batch = draw_token_batch(self.model, *arguments)
-        hidden = spread_masks(*batch.ids.shape, generator).to(self.device)
+        hidden = spread_masks(*batch.ids.shape, generator)
+        if name == "superres":
+            hidden[M - round(config.fully_hidden * M) :] = True
+        hidden = hidden.to(self.device)
         return batch._replace(
             masked_ids=batch.ids.masked_fill(hidden, self.model.mask_id),
             hidden=hidden,
