@@ -305,7 +305,9 @@ def test_pieces(claims, tmp_path, monkeypatch, capsys):
     run_in_process(pieces, monkeypatch, *options)
     names = {f"{way}/{seed}" for way in pieces.WAYS for seed in (0, 1)}
     assert set(read_json(tmp_path / "pieces.json")) == names
-    assert "pieces are better" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "pieces against whole images, shape" in printed
+    assert "fully hidden against pieces, fewer nats" in printed
 
 
 def test_otherwise(claims, tmp_path, monkeypatch, capsys):

@@ -126,7 +126,7 @@ def loss_of_way(
     way: str, model: nn.Module, tokens: Tokens, resolution: str, quantizer: EMAQuantizer
 ) -> Callable:
     """What `fit` takes as the loss of a model: the masked-token loss, changed in one way."""
-    demo = PRESETS["demo"]
+    demo = replace(PRESETS["demo"], fully_hidden=0.0)  # every image draws a mask ratio, as in Muse
     targets = torch.eye(len(quantizer.codebook))
     if way == "soft targets":
         ids = tokens.ids(resolution).flatten()

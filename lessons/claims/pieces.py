@@ -1,13 +1,18 @@
-"""Not in Muse: super-resolution trained on pieces of images, against one trained on whole images.
+"""Not in Muse: super-resolution trained on pieces of images, most of them fully hidden.
 
-    python lessons/claims/pieces.py --out runs/claims        # half an hour of two cores
+    python lessons/claims/pieces.py --out runs/claims        # an hour of one core
 
 Super-resolution models as the demo's, on the tokens of toy-shapes' tokenizers. They train for as
-many steps, with as many tokens in each: on whole images (multi-axis attention, as Muse has it), or
-on a quarter each of four times as many images, in pieces of 4 x 4 tokens (as toy-shapes has it).
-Pieces with something in them are chosen more often, and a piece does not see the others. Five
-seeds. They are measured on held-out captions: what toy-shapes draws with this super-resolution in
-place of its own.
+many steps, with as many tokens in each, in three ways:
+
+    whole images     multi-axis attention, as Muse has it
+    pieces           a quarter each of four times as many images, in pieces of 4 x 4 tokens; pieces
+                     with something in them are chosen more often, and a piece does not see others
+    fully hidden     the same pieces, and in 80 % of the images all tokens are hidden, as they are
+                     in the only pass of drawing (as toy-shapes has it)
+
+Five seeds. They are measured on held-out captions: what toy-shapes draws with this super-resolution
+in place of its own; and nats per hidden token, if the others are visible.
 """
 
 from dataclasses import replace
@@ -19,9 +24,7 @@ from trial import (
     SEEDS,
     arguments,
     cached_tokens,
-    first_captions,
     fit,
-    fractions_right,
     mean_and_std,
     run_jobs,
     table,
@@ -32,13 +35,17 @@ from trial import (
 
 from minimuse import Muse
 from minimuse.data import Tokens
-from minimuse.datasets import load
+from minimuse.datasets import shapes
 from minimuse.losses import token_loss
+from minimuse.metrics.alignment import alignment
+from minimuse.metrics.likelihood import masked_nll
+from minimuse.metrics.outline import outline
 from minimuse.plumbing.config import PRESETS
 from minimuse.superres import SuperRes, SuperResConfig
 
-WAYS = {"whole images": dict(window=8, piece=0), "pieces": dict(window=0, piece=4)}
-ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "all")
+WAYS = ("whole images", "pieces", "fully hidden")
+ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "all", "outline")
+HIDDEN = (1.0, 0.5, 0.1)  # fractions of tokens, to measure nats at
 
 
 def make_superres(muse: Muse, config: SuperResConfig, tokens: Tokens) -> SuperRes:
@@ -61,28 +68,45 @@ def make_superres(muse: Muse, config: SuperResConfig, tokens: Tokens) -> SuperRe
 
 def work(way: str, seed: int, steps: int, pictures: int, n: int, out: Path) -> dict:
     muse = Muse.load("toy-shapes")
-    demo = PRESETS["demo"]
+    demo = replace(PRESETS["demo"], fully_hidden=0.8 if way == "fully hidden" else 0.0)
     tokens = cached_tokens(muse, "shapes", "train", pictures, out)
-    batch = demo.stages.superres.batch
-    if not WAYS[way]["piece"]:
+    heldout = cached_tokens(muse, "shapes", "heldout", n, out)
+    size, batch = replace(demo.superres, window=0, piece=4), demo.stages.superres.batch
+    if way == "whole images":
+        size = replace(size, window=8, piece=0)
         batch //= 4  # as many tokens as in pieces, which are a quarter of each image
 
     def make():
-        model = make_superres(muse, replace(demo.superres, **WAYS[way]), tokens)
+        model = make_superres(muse, size, tokens)
         return model, token_loss(model, tokens, demo, "high", "cpu")
 
     stage = replace(demo.stages.superres, steps=steps, batch=batch)
     model, steps, seconds = fit(f"{way}-{seed}", make, stage, len(tokens), seed, out)
+    ids, low = heldout.ids("high"), heldout.ids("low")  # M N, M n
+    text, visible = heldout.captions(torch.arange(len(heldout)))  # M T E, M T
+
+    def context(rows: torch.Tensor):
+        return model.context(text[rows], visible[rows], low[rows])
+
+    nll = {ratio: masked_nll(model, ids, context, ratio) for ratio in HIDDEN}
     muse.config = replace(muse.config, sampling_hi=demo.sampling_hi)
-    captions = first_captions(load("shapes", "heldout", muse.config.tokenizer_hi.side, n))
-    drawn = fractions_right(muse, captions, seed, superres=model)
-    return {"steps": steps, "seconds": seconds, "drawn": drawn}
+    muse.superres = model
+    scenes = [shapes.scene(i, "heldout") for i in range(n)]
+    _, images = muse.draw([shapes.caption(scene) for scene in scenes], seed=seed)
+    drawn = {name: cell["value"] for name, cell in alignment(scenes, images).items()}
+    drawn["outline"] = outline(images)["value"]
+    return {"steps": steps, "seconds": seconds, "nll": nll, "drawn": drawn}
 
 
 def verdicts(done: dict) -> list[str]:
-    whole = values(done, "whole images", "drawn", "shape")
-    pieces = values(done, "pieces", "drawn", "shape")
-    return [f"- pieces are better than whole images, right shapes: {verdict(pieces, whole)}"]
+    lines = []
+    for way, other in (("pieces", "whole images"), ("fully hidden", "pieces")):
+        for name in ("shape", "outline"):
+            both = (values(done, each, "drawn", name) for each in (way, other))
+            lines.append(f"- {way} against {other}, {name}: {verdict(*both)}")
+        both = (values(done, each, "nll", 0.1) for each in (other, way))
+        lines.append(f"- {way} against {other}, fewer nats at 10 % hidden: {verdict(*both)}")
+    return lines
 
 
 def main():
@@ -93,13 +117,17 @@ def main():
         for seed in SEEDS
     }
     done = run_jobs(args.out / "pieces.json", jobs, work, args.workers)
-    rows = []
+    drawn, nats = [], []
     for way in WAYS:
         seconds = np.mean(values(done, way, "seconds"))
         right = [mean_and_std(values(done, way, "drawn", a)) for a in ATTRIBUTES]
-        rows.append([way, f"{seconds:.0f}", *right])
-    head = ["drawn, right in", "seconds", *ATTRIBUTES]
-    write_report(args.out, "pieces", done, table(head, rows), "\n".join(verdicts(done)))
+        drawn.append([way, f"{seconds:.0f}", *right])
+        nats.append([way, *(mean_and_std(values(done, way, "nll", r)) for r in HIDDEN)])
+    tables = (
+        table(["drawn, right in", "seconds", *ATTRIBUTES], drawn),
+        table(["nats per hidden token", *(f"{r:.0%} hidden" for r in HIDDEN)], nats),
+    )
+    write_report(args.out, "pieces", done, *tables, "\n".join(verdicts(done)))
 
 
 if __name__ == "__main__":
