@@ -9,7 +9,7 @@ many steps, with as many tokens in each, in three ways:
     pieces           a quarter each of four times as many images, in pieces of 4 x 4 tokens; pieces
                      with something in them are chosen more often, and a piece does not see others
     fully hidden     the same pieces, and in 80 % of the images all tokens are hidden, as they are
-                     in the only pass of drawing (as toy-shapes has it)
+                     in the only pass of drawing (as the demo has it)
 
 Five seeds. They are measured on held-out captions: what toy-shapes draws with this super-resolution
 in place of its own; and nats per hidden token, if the others are visible.

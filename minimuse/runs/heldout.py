@@ -101,7 +101,8 @@ class HeldoutTokens:
         batch = draw_token_batch(self.model, *arguments)
         hidden = spread_masks(*batch.ids.shape, generator)
         if name == "superres":
-            hidden[M - round(config.fully_hidden * M) :] = True
+            order = torch.randperm(M, generator=generator)
+            hidden[order[: round(config.fully_hidden * M)]] = True
         hidden = hidden.to(self.device)
         return batch._replace(
             masked_ids=batch.ids.masked_fill(hidden, self.model.mask_id),
