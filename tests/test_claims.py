@@ -8,6 +8,7 @@ import importlib.util
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -305,9 +306,39 @@ def test_pieces(claims, tmp_path, monkeypatch, capsys):
     run_in_process(pieces, monkeypatch, *options)
     names = {f"{way}/{seed}" for way in pieces.WAYS for seed in (0, 1)}
     assert set(read_json(tmp_path / "pieces.json")) == names
-    printed = capsys.readouterr().out
-    assert "pieces against whole images, shape" in printed
-    assert "fully hidden against pieces, fewer nats" in printed
+    assert "mostly hidden has more right shapes than pieces" in capsys.readouterr().out
+    again = verdicts_again(claims, tmp_path, monkeypatch, capsys)
+    assert again == ["pieces:", *verdict_lines(tmp_path / "pieces.md"), ""]
+
+
+def test_the_ways_of_pieces_hide_what_they_say(claims, tiny_model, monkeypatch):
+    pieces = claims("pieces")
+    muse = pieces.Muse.load(tiny_model)
+    tokens = tokens_of(muse.parts, muse.text, load("shapes", "train", 32, 48), "cpu")
+    fractions = {}
+    for way in pieces.WAYS:
+        size, _ = pieces.size_and_batch(way)
+        assert bool(size.piece) == (way != "whole images") and bool(size.window) != bool(size.piece)
+        model = pieces.make_superres(muse, replace(muse.config.superres, piece=4, window=0), tokens)
+        hidden = []
+        forward = model.forward
+
+        def noting(ids, context, where, forward=forward, hidden=hidden):
+            hidden.append(where)
+            return forward(ids, context, where)
+
+        monkeypatch.setattr(model, "forward", noting)
+        loss_of = pieces.loss_of_way(way, model, tokens)
+        for seed in range(8):
+            generator = torch.Generator().manual_seed(seed)
+            list(loss_of(torch.arange(48), generator, 0))
+        rows = torch.cat(hidden).float().mean(dim=1)
+        fractions[way] = float(rows.mean()), float((rows == 1).float().mean())
+    for way in ("whole images", "pieces"):
+        assert fractions[way][0] == pytest.approx(0.65, abs=0.04)
+        assert fractions[way][1] < 0.2
+    assert fractions["mostly hidden"] == pytest.approx((0.93, 0.0), abs=0.02)
+    assert fractions["fully hidden"] == pytest.approx((0.93, 0.82), abs=0.05)
 
 
 def test_otherwise(claims, tmp_path, monkeypatch, capsys):
@@ -349,7 +380,8 @@ def test_as_muse_is_the_loss_of_the_package(claims, tiny_model, stage, resolutio
     tokens = tokens_of(muse.parts, muse.text, load("shapes", "train", 32, 8), "cpu")
     quantizer = muse.tokenizers[resolution].quantizer
     ours = otherwise.loss_of_way("as Muse", model, tokens, resolution, quantizer)
-    package = token_loss(model, tokens, otherwise.PRESETS["demo"], resolution, "cpu")
+    muse_ratios = replace(otherwise.PRESETS["demo"], fully_hidden=0.0)
+    package = token_loss(model, tokens, muse_ratios, resolution, "cpu")
     losses = []
     for loss_of in (ours, package):
         generator = torch.Generator().manual_seed(3)

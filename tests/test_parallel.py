@@ -389,8 +389,8 @@ def test_the_mean_of_means_is_refused(copy, alone, refuses, monkeypatch):
     token_loss, hide = losses.masked_token_loss, losses.hide
     hidden_in_batch = []
 
-    def noting_hide(*arguments):
-        corrupted = hide(*arguments)
+    def noting_hide(*arguments, **settings):
+        corrupted = hide(*arguments, **settings)
         hidden_in_batch.append(corrupted.hidden.sum())
         return corrupted
 

@@ -588,6 +588,21 @@ def test_token_loss(resolution):
     assert abs(dropped - 80) < 5 * 40**0.5, f"{dropped} of 160 captions dropped, not about half"
 
 
+@pytest.mark.parametrize("resolution", ["low", "high"])
+def test_only_super_resolution_hides_all(resolution):
+    """`fully_hidden` of the settings arrives in its training, and the base model does without."""
+    spy, tokens, indices = Spy(), FakeTokens(), torch.tensor([4, 0, 0, 2])
+    config = replace(CONFIG, fully_hidden=1.0)
+    loss_of = losses.token_loss(spy, tokens, config, resolution, "cpu")
+    for step in range(20):
+        list(loss_of(indices, generator_at(0, "base", step), step))
+    wheres = torch.cat([where for _, _, where in spy.calls])
+    if resolution == "high":
+        assert wheres.all()
+    else:
+        assert 0.5 < wheres.double().mean() < 0.8
+
+
 def tokenizers(out):
     return {name: load_part(out, name, CONFIG, 16).eval() for name in ("tokenizer", "tokenizer_hi")}
 

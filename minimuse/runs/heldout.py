@@ -99,16 +99,21 @@ class HeldoutTokens:
         generator = generator_at("held-out tokens", name)
         arguments = (self.tokens, torch.arange(M), generator, config, resolution, self.device)
         batch = draw_token_batch(self.model, *arguments)
-        hidden = spread_masks(*batch.ids.shape, generator)
-        if name == "superres":
-            order = torch.randperm(M, generator=generator)
-            hidden[order[: round(config.fully_hidden * M)]] = True
-        hidden = hidden.to(self.device)
+        hidden = self.fixed_masks(*batch.ids.shape, generator).to(self.device)
         return batch._replace(
             masked_ids=batch.ids.masked_fill(hidden, self.model.mask_id),
             hidden=hidden,
             has_caption=torch.arange(M)[:, None] >= round(config.caption_dropout * M),
         )
+
+    def fixed_masks(self, M: int, N: int, generator: torch.Generator) -> torch.Tensor:
+        """Masks (M, N) bool; of super-resolution some rows are all True, the others spread."""
+        full = round(self.config.fully_hidden * M) if self.name == "superres" else 0
+        hidden = spread_masks(M - full, N, generator)
+        if full:
+            both = torch.cat([hidden, torch.ones(full, N, dtype=torch.bool)])
+            hidden = both[torch.randperm(M, generator=generator)]
+        return hidden
 
     @torch.no_grad()
     def look(self, step: int) -> Look:
