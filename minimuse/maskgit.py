@@ -89,8 +89,8 @@ def hide(
     """Hide a random fraction of each row of ids (B, N), at random places.
 
     Each row draws a mask ratio of its own from the schedule `law` (Muse, section 2.6), and hides
-    exactly that fraction of its N tokens, rounded up. About a fraction `fully_hidden` of the rows
-    hide all N tokens instead (not in Muse).
+    exactly that fraction of its N tokens, rounded up. With probability `fully_hidden`, a row hides
+    all N tokens instead (not in Muse).
     """
     B, N = ids.shape
     ratios = schedule.sample_ratios(B, generator, law)  # B
