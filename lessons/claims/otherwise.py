@@ -206,7 +206,8 @@ def draw(stage: str, model: nn.Module, seed: int, n: int) -> dict[str, dict[str,
     _, captions = held_out(n)
     results = {}
     for end in ENDS[stage]:
-        one_pass = replace(muse.config.sampling_hi, steps=1, temperature=0.0)
+        # Without guidance, as it was when this was measured.
+        one_pass = replace(muse.config.sampling_hi, steps=1, temperature=0.0, guidance=0.0)
         sampling_hi = replace(one_pass, mean_vectors=end != "likeliest")
         if stage == "superres":
             low = test_tokens(MODEL, n, seed)

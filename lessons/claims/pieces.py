@@ -1,6 +1,6 @@
 """Not in Muse: super-resolution trained on pieces of images, and with most images fully hidden.
 
-    python lessons/claims/pieces.py --out runs/claims        # three quarters of an hour of one core
+    python lessons/claims/pieces.py --out runs/claims        # 36 minutes of one thread
 
 Super-resolution models as the demo's, on the tokens of toy-shapes' tokenizers. They train for as
 many steps, with as many tokens in each, in four ways:
