@@ -4,7 +4,7 @@
     pip install --no-deps muse-maskgit-pytorch memory-efficient-attention-pytorch \\
         vector-quantize-pytorch ema-pytorch beartype accelerate einx frozendict loguru \\
         torch-einops-utils
-    OMP_NUM_THREADS=2 python tests/bench/peer.py                  # speed: ten minutes
+    OMP_NUM_THREADS=2 python tests/bench/peer.py                  # speed: minutes
     OMP_NUM_THREADS=2 python tests/bench/peer.py --seconds 120    # quality after equal time
 
 Speed is that of training and of guided decoding, in alternating rounds of one run, against
