@@ -81,7 +81,7 @@ class Step(NamedTuple):
     ids: Tensor  # (B, N) a code at every position: the known token, or the present guess
     confidence: Tensor  # (B, N) log-probability of the guess; +inf where the token was known before
     hidden: Tensor  # (B, N) bool, hidden again after this step
-    # (B, N, K) of all codes at every position; only with `mean_vectors`
+    # (B, N, K) of all codes, only with `mean_vectors`; those of known tokens do not matter
     probabilities: Tensor | None = None
 
 

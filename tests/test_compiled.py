@@ -56,7 +56,11 @@ def test_a_pass_is_one_program(muse, settings):
     result = decoded(muse, compiled, steps=3, **settings)
     assert len(result) == len(expected)
     for step, other in zip(result, expected, strict=True):
-        torch.testing.assert_close(step, other)
+        torch.testing.assert_close(step[:3], other[:3])
+        if settings.get("mean_vectors"):
+            drawn_now = ~other.confidence.isposinf()  # B N
+            probabilities = [each.probabilities[drawn_now] for each in (step, other)]
+            torch.testing.assert_close(*probabilities)
 
 
 @pytest.mark.slow
